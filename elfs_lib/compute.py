@@ -1,0 +1,67 @@
+"""Device, precision and progress: the only module that asks what the machine can do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+import torch
+from tqdm.auto import tqdm
+
+from elfs_lib.errors import ElfsError, choose
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that exists here.
+
+    Raises:
+        ElfsError: if the device is unknown or this machine does not have it.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    kind = choose("device", name.partition(":")[0], ("cpu", "cuda", "mps"))
+    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
+        raise ElfsError(f"device is {name!r} but torch finds none here: use device: auto or cpu.")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn "auto", "float32" or "bfloat16" into the dtype that autocast uses.
+
+    ``auto`` picks bfloat16 where the hardware multiplies it faster than float32: CUDA with
+    bfloat16 units, and CPUs with AVX512-BF16 or AMX. Elsewhere bfloat16 is emulated and slower.
+    """
+    if name != "auto":
+        return PRECISIONS[choose("precision", name, PRECISIONS)]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to ``dtype`` on ``device``; does nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the hardware for a manifest: GPU model, or CPU with the threads torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def track(iterable: Iterable, desc: str, total: int | None = None) -> Iterable:
+    """A progress bar with an estimate of what is left; silent when ``ELFS_PROGRESS=0``.
+
+    Bars go to stderr and vanish when done, so that executed notebooks do not keep them.
+    """
+    quiet = os.environ.get("ELFS_PROGRESS", "1") == "0"
+    return tqdm(iterable, desc=desc, total=total, disable=quiet, leave=False, file=sys.stderr)
