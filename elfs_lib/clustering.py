@@ -1,0 +1,210 @@
+"""Clusterings: the k-means baseline, agreement with other labels, and clusters gone missing.
+
+Agreement with true labels is analysis only: nothing here feeds the choice of a coreset.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from elfs_lib.errors import ElfsError
+
+# A cluster that holds less than this share of its fair part (N / C) is called nearly empty.
+NEARLY_EMPTY = 0.1
+
+
+def contingency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Count how often two labellings meet.
+
+    Args:
+        first: int [N], labels >= 0.
+        second: int [N], labels >= 0.
+
+    Returns:
+        int64 [A, B] with ``A = first.max() + 1``, ``B = second.max() + 1``; entry (a, b) counts
+        the samples that ``first`` calls a and ``second`` calls b.
+
+    Raises:
+        ElfsError: if the lengths differ, are 0, or a label is negative or no integer.
+    """
+    first, second = _checked_pair(first, second)
+    return _contingency(first, second, int(first.max()) + 1, int(second.max()) + 1)
+
+
+def match_clusters(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """One-to-one map from clusters to classes that makes the most samples agree (Hungarian).
+
+    Returns:
+        int64 [A]: the class of each cluster. Clusters beyond the number of classes, which have
+        no partner, get numbers of their own above the last class.
+
+    Raises:
+        ElfsError: see :func:`contingency`.
+    """
+    counts = contingency(predicted, true)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    mapping = np.full(counts.shape[0], -1, dtype=np.int64)
+    mapping[rows] = columns
+    alone = mapping < 0
+    mapping[alone] = counts.shape[1] + np.arange(alone.sum())
+    return mapping
+
+
+def clustering_accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Share of samples in agreement under the best one-to-one map of clusters to classes.
+
+    In [0, 1], higher is better; unchanged when clusters are renumbered (Yang et al., 2010).
+
+    Raises:
+        ElfsError: see :func:`contingency`.
+    """
+    counts = contingency(predicted, true)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / counts.sum())
+
+
+def clustering_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Accuracy in [0, 1], NMI in [0, 1] and ARI in [-0.5, 1] of a clustering; higher is better.
+
+    Raises:
+        ElfsError: see :func:`contingency`.
+    """
+    return {
+        "accuracy": clustering_accuracy(predicted, true),
+        "nmi": float(normalized_mutual_info_score(true, predicted)),
+        "ari": float(adjusted_rand_score(true, predicted)),
+    }
+
+
+def matched_confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
+    """Confusion matrix after matching clusters to classes.
+
+    Returns:
+        int64 [classes, classes]: rows are true classes, columns the matched clusters. Samples
+        of clusters without a partner class are in no column.
+
+    Raises:
+        ElfsError: see :func:`contingency`; or if ``true`` holds a label >= ``classes``.
+    """
+    mapping = match_clusters(predicted, true)
+    if int(np.max(true)) >= classes:
+        raise ElfsError(f"classes is {classes} but the labels go up to {int(np.max(true))}: raise it.")
+    renamed = mapping[np.asarray(predicted)]
+    kept = renamed < classes
+    return _contingency(np.asarray(true)[kept], renamed[kept], classes, classes)
+
+
+def cluster_sizes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Number of samples in each cluster, int64 [classes].
+
+    Raises:
+        ElfsError: if a label lies outside 0..classes-1.
+    """
+    labels = np.asarray(labels)
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise ElfsError(f"labels must lie in 0..{classes - 1} but span {labels.min()}..{labels.max()}.")
+    return np.bincount(labels, minlength=classes).astype(np.int64)
+
+
+def collapse_notes(labels: np.ndarray, classes: int, *, name: str) -> list[str]:
+    """Say in one sentence each which clusters are empty or nearly so; no sentence if none is.
+
+    Args:
+        labels: int [N] in 0..classes-1.
+        classes: Number of clusters asked for.
+        name: What the labelling is called in the sentence.
+    """
+    sizes = cluster_sizes(labels, classes)
+    empty = np.flatnonzero(sizes == 0)
+    thin = np.flatnonzero((sizes > 0) & (sizes < NEARLY_EMPTY * len(labels) / classes))
+    notes = []
+    if len(empty):
+        notes.append(
+            f"{name}: {len(empty)} of {classes} clusters are empty ({_listed(empty)}); "
+            "fewer classes than asked for were found."
+        )
+    if len(thin):
+        notes.append(
+            f"{name}: {len(thin)} of {classes} clusters hold less than {NEARLY_EMPTY:.0%} of a "
+            f"fair share ({_listed(thin)})."
+        )
+    return notes
+
+
+def kmeans_labels(
+    embeddings: np.ndarray, classes: int, *, seed: int = 0, restarts: int = 4
+) -> np.ndarray:
+    """k-means on L2-normalised rows, so that distance means cosine; the baseline for TEMI.
+
+    Args:
+        embeddings: float32 [N, D], finite, no row all zero.
+        classes: Number of clusters, 2..N.
+        seed: Seeds the k-means++ starts.
+        restarts: Number of starts; the one of lowest inertia wins.
+
+    Returns:
+        int64 [N] in 0..classes-1.
+
+    Raises:
+        ElfsError: if ``classes`` is out of range or the embeddings cannot be normalised.
+    """
+    rows = unit_rows(embeddings)
+    if not 2 <= classes <= len(rows):
+        raise ElfsError(f"classes is {classes}: it must be from 2 to the number of images, {len(rows)}.")
+    model = KMeans(classes, n_init=restarts, random_state=seed, copy_x=False)
+    return model.fit_predict(rows).astype(np.int64)
+
+
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1: float32 [N, D], a new C-ordered array.
+
+    Raises:
+        ElfsError: if the array is not 2-d, is empty, or a row is not finite or has no direction.
+    """
+    array = np.asarray(embeddings)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ElfsError(f"embeddings must be [N, D] with N, D >= 1, not shape {array.shape}.")
+    rows = np.array(array, dtype=np.float32, order="C")
+    # Rows are scaled by their largest entry first, so that no length overflows or underflows.
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    bad = ~np.isfinite(largest[:, 0])
+    if bad.any():
+        raise ElfsError(
+            f"embeddings: {int(bad.sum())} rows hold NaN or infinity (first: row "
+            f"{int(bad.argmax())}); check the images or the encoder."
+        )
+    zero = largest[:, 0] == 0
+    if zero.any():
+        raise ElfsError(
+            f"embeddings: {int(zero.sum())} rows are all zero (first: row {int(zero.argmax())}) "
+            "and have no cosine similarity; leave those images out or use another encoder."
+        )
+    rows /= largest
+    rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    return rows
+
+
+def _checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ElfsError(
+            f"two labellings must be vectors of one length >= 1, not {first.shape} and {second.shape}."
+        )
+    if first.dtype.kind not in "iu" or second.dtype.kind not in "iu":
+        raise ElfsError(f"labellings must be integers, not {first.dtype} and {second.dtype}.")
+    if min(first.min(), second.min()) < 0:
+        raise ElfsError("labellings must not be negative: leave unlabelled samples out first.")
+    return first, second
+
+
+def _contingency(first: np.ndarray, second: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    flat = first.astype(np.int64) * columns + second.astype(np.int64)
+    return np.bincount(flat, minlength=rows * columns).reshape(rows, columns)
+
+
+def _listed(numbers: np.ndarray) -> str:
+    shown = ", ".join(str(n) for n in numbers[:10])
+    return shown + (", ..." if len(numbers) > 10 else "")

@@ -1,0 +1,495 @@
+"""TEMI: clustering of frozen embeddings by teacher-ensemble weighted mutual information.
+
+Adaloglou, Michels, Kalisch and Kollmann, "Exploring the Limits of Deep Image Clustering using
+Pretrained Models" (BMVC 2023), as used by ELFS (Zheng et al., ICLR 2025, Section 3).
+
+H heads, each a student and an EMA teacher, learn side by side as one batched module. Heads
+number their clusters independently, so they are aligned to the head of lowest loss before they
+are averaged. No label is read anywhere: heads are compared by their own loss.
+
+Choices that the papers leave open, as made here: the learning rate stays constant after the
+warm-up; the last layer's weights have length 1 (weight normalisation with a fixed gain), so
+that logits are cosines; weights w carry no gradient; the teacher labels the images; the batch
+that would be incomplete at the end of an epoch is left out, and each epoch shuffles anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from elfs_lib.clustering import collapse_notes, unit_rows
+from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
+from elfs_lib.errors import ElfsError, choose
+
+WEIGHTINGS = ("teacher", "student_teacher")
+CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")
+# Smallest probability whose logarithm is taken.
+TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemiConfig:
+    """What TEMI is told; the defaults are the paper's values.
+
+    Attributes:
+        classes: Number of clusters C per head, at least 2.
+        heads: Number of heads H.
+        epochs: Passes over the images.
+        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
+        batch: Images per step, each with one neighbour; at most N are used.
+        learning_rate: Per 256 images; the optimiser gets ``learning_rate * batch / 256``.
+        weight_decay: AdamW's.
+        hidden: Width of the first layer.
+        bottleneck: Width of the layer before the clusters.
+        student_temperature: Divides the student's logits.
+        teacher_temperature: Divides the teacher's logits.
+        teacher_momentum: Share of the old teacher kept at each step, in [0, 1).
+        marginal_momentum: Share of the old cluster marginal kept at each step, in [0, 1).
+        beta: Exponent in the PMI, in (0, 1]; below 1 spreads the clusters evenly.
+        weighting: "teacher" weighs a pair by sum_c q_t(c|x) q_t(c|x'), as the released code
+            does; "student_teacher" by sum_c q_s(c|x) q_t(c|x'), as the paper prints. The
+            teacher is the default: the published results come from it, and the average of a
+            slow teacher over heads is the steadier judge of whether two images belong together.
+        pca: Project the embeddings on this many principal components first; None keeps all.
+        standardize: Scale each input feature to variance 1 after centring; constant features
+            become 0.
+        loss_epochs: A head's loss is its mean over this many last epochs.
+        keep_heads: Share of the heads, those of lowest loss, that enter the aligned mean.
+    """
+
+    classes: int
+    heads: int = 50
+    epochs: int = 200
+    warmup_epochs: int = 20
+    batch: int = 1024
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    hidden: int = 512
+    bottleneck: int = 256
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.1
+    teacher_momentum: float = 0.996
+    marginal_momentum: float = 0.9
+    beta: float = 0.6
+    weighting: str = "teacher"
+    pca: int | None = None
+    standardize: bool = False
+    loss_epochs: int = 1
+    keep_heads: float = 1.0
+
+    def __post_init__(self) -> None:
+        choose("TEMI weighting", self.weighting, WEIGHTINGS)
+        for name, low in (
+            ("classes", 2),
+            ("heads", 1),
+            ("epochs", 1),
+            ("warmup_epochs", 0),
+            ("batch", 2),
+            ("hidden", 1),
+            ("bottleneck", 1),
+            ("loss_epochs", 1),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ElfsError(f"{name} is {value!r}: it must be a whole number of at least {low}.")
+        if self.classes > np.iinfo(np.int16).max:
+            raise ElfsError(f"classes is {self.classes}: at most {np.iinfo(np.int16).max} are supported.")
+        if self.pca is not None and (not isinstance(self.pca, int) or self.pca < 1):
+            raise ElfsError(f"pca is {self.pca!r}: give a number of components of at least 1, or null.")
+        for name in ("learning_rate", "student_temperature", "teacher_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be a number above 0.")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ElfsError(f"weight_decay is {self.weight_decay!r}: it must be at least 0.")
+        for name in ("teacher_momentum", "marginal_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be in [0, 1).")
+        for name in ("beta", "keep_heads"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be in (0, 1].")
+
+
+@dataclass(frozen=True)
+class TemiResult:
+    """Labels that TEMI found; N images, C clusters, H heads, T epochs.
+
+    Attributes:
+        assignments: int16 [H, N], each head's own cluster numbers (not aligned).
+        head_losses: float64 [H], mean over the last epochs; lower is better.
+        loss_curves: float32 [T, H], mean of each epoch.
+        pseudo: "lowest_loss", "plain_mean" and "aligned_mean", each int64 [N] in 0..C-1, all
+            numbered like the head of lowest loss except for the plain mean.
+        probabilities: float32 [N, C], aligned mean over the heads kept; rows sum to 1.
+        confidence: float32 [N] in (0, 1], the probability of the aligned mean's label.
+        state: The teacher heads that labelled the images and the inputs' preprocessing, on CPU;
+            :func:`predict_heads` reads it.
+        notes: Sentences about empty, nearly empty or merged clusters; empty if all is well.
+    """
+
+    assignments: np.ndarray
+    head_losses: np.ndarray
+    loss_curves: np.ndarray
+    pseudo: dict[str, np.ndarray]
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    state: dict[str, Tensor]
+    notes: list[str]
+
+
+class Heads(NamedTuple):
+    """Weights of H heads: Linear(D, hidden), GELU, Linear(hidden, bottleneck), unit length,
+    Linear(bottleneck, C) with unit-length weights and no bias."""
+
+    weight1: Tensor  # [D, H * hidden]
+    bias1: Tensor  # [H * hidden]
+    weight2: Tensor  # [H, hidden, bottleneck]
+    bias2: Tensor  # [H, 1, bottleneck]
+    weight3: Tensor  # [H, C, bottleneck], used at unit length
+
+
+def fit_temi(
+    embeddings: np.ndarray,
+    neighbors: np.ndarray,
+    config: TemiConfig,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+) -> TemiResult:
+    """Cluster embeddings by TEMI.
+
+    Args:
+        embeddings: float32 [N, D], finite, no row all zero; rows are L2-normalised first.
+        neighbors: int [N, K], nearest neighbours of each row, itself left out.
+        config: Sizes and schedules.
+        seed: Seeds weights, order and the choice of neighbours; the same seed gives the same
+            bits on CPU.
+        device: "auto", "cpu", "cuda", ...
+        precision: "auto", "float32" or "bfloat16" for the matrix products.
+
+    Raises:
+        ElfsError: if the inputs do not fit each other or the configuration, or the loss ceases
+            to be finite.
+    """
+    rows = unit_rows(embeddings)
+    neighbors = _checked_neighbors(neighbors, len(rows))
+    if config.classes > len(rows):
+        raise ElfsError(f"classes is {config.classes} but there are only {len(rows)} images.")
+    if config.pca is not None and config.pca > min(rows.shape):
+        raise ElfsError(
+            f"pca is {config.pca}: at most {min(rows.shape)} components exist here, use fewer or null."
+        )
+    place = resolve_device(device)
+    dtype = resolve_precision(precision, place)
+    preparation = _fit_preparation(torch.from_numpy(rows), config)
+    inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
+    teacher, curves = _train(inputs, torch.from_numpy(neighbors).to(place), config, seed, dtype)
+    head_losses = curves[-config.loss_epochs :].mean(axis=0)
+    state = {f"head.{k}": v.cpu() for k, v in teacher._asdict().items()}
+    state["temperature"] = torch.tensor(config.teacher_temperature)
+    state |= {f"input.{k}": v for k, v in preparation.items()}
+    return _consensus(inputs, teacher, head_losses, curves, state, config, dtype)
+
+
+def predict_heads(
+    state: dict[str, Tensor],
+    embeddings: np.ndarray,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+) -> np.ndarray:
+    """Cluster of each image by each head.
+
+    Args:
+        state: As in :class:`TemiResult`.
+        embeddings: float32 [M, D], of the encoder that TEMI was fitted on.
+
+    Returns:
+        int16 [H, M], each head's own cluster numbers.
+
+    Raises:
+        ElfsError: if the width D is not the one that TEMI was fitted on.
+    """
+    rows = unit_rows(embeddings)
+    heads = Heads(*(state[f"head.{name}"] for name in Heads._fields))
+    preparation = {k[6:]: v for k, v in state.items() if k.startswith("input.")}
+    if rows.shape[1] != len(preparation["mean"]):
+        raise ElfsError(
+            f"embeddings have {rows.shape[1]} features but TEMI was fitted on "
+            f"{len(preparation['mean'])}: use the same encoder."
+        )
+    place = resolve_device(device)
+    dtype = resolve_precision(precision, place)
+    inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
+    heads = Heads(*(w.to(place) for w in heads))
+    parts = [
+        probabilities.argmax(dim=2).to(torch.int16).cpu()
+        for _, probabilities in _stream(inputs, heads, float(state["temperature"]), dtype)
+    ]
+    return torch.cat(parts, dim=1).numpy()
+
+
+def align_heads(assignments: np.ndarray, reference: int, *, classes: int) -> np.ndarray:
+    """Renumber the clusters of each head like those of a reference head.
+
+    Each head's clusters are matched one to one to the reference's so that the most images fall
+    together (Hungarian algorithm on the co-occurrence counts).
+
+    Args:
+        assignments: int [H, N] in 0..classes-1.
+        reference: The head, 0..H-1, whose numbers all get.
+        classes: Number of clusters C.
+
+    Returns:
+        int64 [H, C]: cluster c of head h is called ``result[h, c]``, a permutation of 0..C-1 for
+        each head and the identity for the reference.
+
+    Raises:
+        ElfsError: if the reference or an assignment is out of range.
+    """
+    assignments = np.asarray(assignments)
+    if assignments.ndim != 2 or not assignments.size:
+        raise ElfsError(f"assignments must be [H, N], not shape {assignments.shape}.")
+    if not 0 <= reference < len(assignments):
+        raise ElfsError(f"reference is {reference}: it must be from 0 to {len(assignments) - 1}.")
+    if assignments.min() < 0 or assignments.max() >= classes:
+        raise ElfsError(f"assignments must lie in 0..{classes - 1}.")
+    target = assignments[reference].astype(np.int64)
+    mapping = np.empty((len(assignments), classes), dtype=np.int64)
+    for head, own in enumerate(assignments):
+        together = np.bincount(own.astype(np.int64) * classes + target, minlength=classes**2)
+        clusters, names = linear_sum_assignment(together.reshape(classes, classes), maximize=True)
+        mapping[head, clusters] = names
+    mapping[reference] = np.arange(classes)
+    return mapping
+
+
+def temi_losses(
+    student: Tensor, teacher: Tensor, marginal: Tensor, *, beta: float, weighting: str
+) -> Tensor:
+    """Loss of each head on a batch of pairs (Adaloglou et al., 2023, Eq. 9, symmetrised).
+
+    ``pmi(x, x') = log sum_c (q_s(c|x) q_t(c|x'))^beta / q_t(c)`` and
+    ``loss_h = -1/2 mean_x w(x,x') pmi(x,x') + w(x',x) pmi(x',x)``, where w is averaged over heads.
+
+    Args:
+        student: Log-probabilities log q_s, float [H, 2B, C]: B images x, then their neighbours.
+        teacher: Log-probabilities log q_t, float [H, 2B, C]; no gradient flows into it.
+        marginal: Cluster marginals q_t(c) of the teacher, float [H, C], positive.
+        beta: Exponent in (0, 1].
+        weighting: "teacher" or "student_teacher", see :class:`TemiConfig`.
+
+    Returns:
+        float [H]; lower is better.
+    """
+    teacher = teacher.detach()
+    size = student.shape[1] // 2
+    swapped = teacher.roll(size, dims=1)  # row of x holds the teacher's view of x', and back
+    pmi = torch.logsumexp(beta * (student + swapped) - marginal.log()[:, None], dim=2)
+    judge = teacher if weighting == "teacher" else student.detach()
+    weight = (judge.exp() * swapped.exp()).sum(dim=2).mean(dim=0)
+    return -(weight * pmi).mean(dim=1)
+
+
+def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
+    neighbors = np.asarray(neighbors)
+    if neighbors.ndim != 2 or neighbors.shape[0] != count or neighbors.shape[1] < 1:
+        raise ElfsError(f"neighbors must be [{count}, K] with K >= 1, not {neighbors.shape}.")
+    if neighbors.dtype.kind not in "iu":
+        raise ElfsError(f"neighbors must be integers, not {neighbors.dtype}.")
+    if neighbors.min() < 0 or neighbors.max() >= count:
+        raise ElfsError(f"neighbors must lie in 0..{count - 1}: search them on the same embeddings.")
+    return neighbors.astype(np.int64)
+
+
+def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
+    """Mean [D], and where asked for scale [D] and components [D, P], of the unit rows."""
+    mean = rows.mean(dim=0)
+    preparation = {"mean": mean}
+    if not config.standardize and config.pca is None:
+        preparation["mean"] = torch.zeros_like(mean)
+        return preparation
+    if config.standardize:
+        deviation = (rows - mean).square_().mean(dim=0).sqrt()
+        constant = deviation <= 1e-6 * deviation.max()
+        preparation["scale"] = torch.where(constant, 0.0, 1.0 / deviation)
+    if config.pca is not None:
+        centred = (rows - mean) * preparation.get("scale", 1.0)
+        covariance = (centred.T @ centred).double() / len(rows)
+        _, vectors = torch.linalg.eigh(covariance)
+        vectors = vectors.flip(1)[:, : config.pca]
+        # An eigenvector's sign is arbitrary: its largest entry is made positive.
+        largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+        preparation["components"] = (vectors * largest.sign()).float().contiguous()
+    return preparation
+
+
+def _prepare(rows: Tensor, preparation: dict[str, Tensor]) -> Tensor:
+    inputs = rows - preparation["mean"]
+    if "scale" in preparation:
+        inputs = inputs * preparation["scale"]
+    if "components" in preparation:
+        inputs = inputs @ preparation["components"]
+    return inputs
+
+
+def _new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> Heads:
+    def uniform(*shape: int, fan_in: int) -> Tensor:
+        bound = fan_in**-0.5
+        return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+    heads, hidden, bottleneck = config.heads, config.hidden, config.bottleneck
+    return Heads(
+        weight1=uniform(width, heads * hidden, fan_in=width),
+        bias1=uniform(heads * hidden, fan_in=width),
+        weight2=uniform(heads, hidden, bottleneck, fan_in=hidden),
+        bias2=uniform(heads, 1, bottleneck, fan_in=hidden),
+        weight3=uniform(heads, config.classes, bottleneck, fan_in=bottleneck),
+    )
+
+
+def _logits(inputs: Tensor, heads: Heads) -> Tensor:
+    """Cosines of the heads' features with their clusters, float32 [H, M, C], inputs [M, D]."""
+    count, hidden = heads.weight2.shape[:2]
+    first = F.gelu(torch.addmm(heads.bias1, inputs, heads.weight1))
+    first = first.view(-1, count, hidden).transpose(0, 1)
+    second = torch.baddbmm(heads.bias2, first, heads.weight2)
+    second = F.normalize(second, dim=2)
+    return torch.bmm(second, F.normalize(heads.weight3, dim=2).transpose(1, 2)).float()
+
+
+def _train(
+    inputs: Tensor, neighbors: Tensor, config: TemiConfig, seed: int, dtype: torch.dtype
+) -> tuple[Heads, np.ndarray]:
+    """Train on ``inputs`` [N, P]; returns the teacher and the loss curves float32 [T, H]."""
+    device = inputs.device
+    count = len(inputs)
+    batch = min(config.batch, count)
+    steps = count // batch
+    # Random numbers are drawn on CPU, so that every device trains on the same batches.
+    generator = torch.Generator().manual_seed(seed)
+    fresh = _new_heads(inputs.shape[1], config, generator)
+    student = Heads(*(w.to(device).requires_grad_() for w in fresh))
+    teacher = Heads(*(w.detach().clone() for w in student))
+    rate = config.learning_rate * config.batch / 256
+    optimizer = torch.optim.AdamW(
+        list(student), lr=rate, weight_decay=config.weight_decay, fused=device.type != "mps"
+    )
+    marginal = torch.full((config.heads, config.classes), 1.0 / config.classes, device=device)
+    curves = np.empty((config.epochs, config.heads), dtype=np.float32)
+    progress = track(range(config.epochs), "TEMI")
+    for epoch in progress:
+        order = torch.randperm(count, generator=generator).to(device)
+        picks = torch.randint(neighbors.shape[1], (count,), generator=generator).to(device)
+        partner = neighbors[order, picks[order]]
+        total = torch.zeros(config.heads, device=device)
+        for step in range(steps):
+            done = epoch * steps + step + 1
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, done / max(1, config.warmup_epochs * steps))
+            part = slice(step * batch, (step + 1) * batch)
+            total += _step(
+                inputs[torch.cat((order[part], partner[part]))],
+                student, teacher, marginal, optimizer, config, dtype,
+            )
+        curves[epoch] = (total / steps).cpu().numpy()
+        if not np.isfinite(curves[epoch]).all():
+            raise ElfsError(
+                f"TEMI's loss is not finite in epoch {epoch + 1}: lower the learning_rate."
+            )
+        if hasattr(progress, "set_postfix_str"):
+            progress.set_postfix_str(f"loss {curves[epoch].mean():.4f}", refresh=False)
+    return teacher, curves
+
+
+def _step(
+    inputs: Tensor,
+    student: Heads,
+    teacher: Heads,
+    marginal: Tensor,
+    optimizer: torch.optim.Optimizer,
+    config: TemiConfig,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One step on the pairs ``inputs`` [2B, P]; updates all three in place, returns losses [H]."""
+    with autocast(inputs.device, dtype):
+        with torch.no_grad():
+            taught = F.log_softmax(_logits(inputs, teacher) / config.teacher_temperature, dim=2)
+            marginal.lerp_(taught.exp().mean(dim=1), 1 - config.marginal_momentum)
+        learnt = F.log_softmax(_logits(inputs, student) / config.student_temperature, dim=2)
+        losses = temi_losses(
+            learnt, taught, marginal.clamp(min=TINY), beta=config.beta, weighting=config.weighting
+        )
+    optimizer.zero_grad(set_to_none=True)
+    # Heads share no weights, so each follows the gradient of its own loss.
+    losses.sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch._foreach_lerp_(list(teacher), list(student), 1 - config.teacher_momentum)
+    return losses.detach()
+
+
+@torch.no_grad()
+def _stream(inputs: Tensor, heads: Heads, temperature: float, dtype: torch.dtype):
+    """Yield (slice, probabilities [H, b, C]) block by block: memory does not grow with N."""
+    width = heads.weight1.shape[1] + heads.weight3.shape[0] * heads.weight3.shape[1]
+    block = max(1, (1 << 25) // width)
+    for start in range(0, len(inputs), block):
+        part = slice(start, start + block)
+        with autocast(inputs.device, dtype):
+            logits = _logits(inputs[part], heads)
+        yield part, F.softmax(logits / temperature, dim=2)
+
+
+def _consensus(
+    inputs: Tensor,
+    heads: Heads,
+    head_losses: np.ndarray,
+    curves: np.ndarray,
+    state: dict[str, Tensor],
+    config: TemiConfig,
+    dtype: torch.dtype,
+) -> TemiResult:
+    count, classes = len(inputs), config.classes
+    temperature = config.teacher_temperature
+    assignments = np.empty((config.heads, count), dtype=np.int16)
+    for part, probabilities in _stream(inputs, heads, temperature, dtype):
+        assignments[:, part] = probabilities.argmax(dim=2).to(torch.int16).cpu().numpy()
+    best = int(head_losses.argmin())
+    mapping = align_heads(assignments, best, classes=classes)
+    weights = np.zeros(config.heads)
+    weights[head_losses.argsort(kind="stable")[: max(1, round(config.keep_heads * config.heads))]] = 1
+    weights = torch.from_numpy(weights / weights.sum()).float().to(inputs.device)
+    # inverse[h, c] is the cluster of head h that is called c.
+    inverse = torch.from_numpy(mapping.argsort(axis=1)).to(inputs.device)
+    plain = np.empty(count, dtype=np.int64)
+    aligned = np.empty((count, classes), dtype=np.float32)
+    for part, probabilities in _stream(inputs, heads, temperature, dtype):
+        plain[part] = probabilities.mean(dim=0).argmax(dim=1).cpu().numpy()
+        renamed = probabilities.gather(2, inverse[:, None].expand_as(probabilities))
+        aligned[part] = torch.einsum("h,hnc->nc", weights, renamed).cpu().numpy()
+    aligned /= aligned.sum(axis=1, keepdims=True)
+    pseudo = {
+        "lowest_loss": assignments[best].astype(np.int64),
+        "plain_mean": plain,
+        "aligned_mean": aligned.argmax(axis=1),
+    }
+    notes = collapse_notes(pseudo["lowest_loss"], classes, name="lowest-loss head")
+    notes += collapse_notes(pseudo["aligned_mean"], classes, name="aligned mean")
+    return TemiResult(
+        assignments=assignments,
+        head_losses=head_losses.astype(np.float64),
+        loss_curves=curves,
+        pseudo=pseudo,
+        probabilities=aligned,
+        confidence=aligned.max(axis=1),
+        state=state,
+        notes=notes,
+    )
