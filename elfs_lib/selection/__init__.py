@@ -1,0 +1,35 @@
+"""Selection: which images are worth a label. One registry, one ``select``."""
+
+from elfs_lib.selection.base import (
+    SCORES,
+    Score,
+    Selection,
+    SelectionInputs,
+    budget_count,
+    easiness,
+)
+from elfs_lib.selection.double_end import (
+    RATIOS,
+    SearchResult,
+    double_end_prune,
+    search_hard_prune_ratio,
+)
+from elfs_lib.selection.registry import METHODS, NEEDS, Method, select, validate_options
+
+__all__ = [
+    "METHODS",
+    "NEEDS",
+    "RATIOS",
+    "SCORES",
+    "Method",
+    "Score",
+    "SearchResult",
+    "Selection",
+    "SelectionInputs",
+    "budget_count",
+    "double_end_prune",
+    "easiness",
+    "search_hard_prune_ratio",
+    "select",
+    "validate_options",
+]
