@@ -1,0 +1,391 @@
+"""From image files as people have them to one uint8 array: decoded once, in order, none lost.
+
+Every file ends either in the array or in the report, and the report says why. The kinds it
+uses are the keys of :data:`LEFT_OUT` (not in the array) and :data:`KEPT` (in the array, but
+worth knowing).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from elfs_lib.compute import track
+from elfs_lib.errors import ElfsError
+
+# A named list, because Pillow also knows formats that start other programs (EPS) or that
+# nobody trains on, and each parser is one more thing to attack.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp".split()
+)
+UNSUPPORTED_SUFFIXES = frozenset(
+    ".arw .cr2 .cr3 .dcm .dng .eps .heic .heif .ico .j2k .jp2 .jxl .nef .psd .raw .svg .tga".split()
+)
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
+MAX_BYTES = 256 * 2**20
+TINY = 8
+
+LEFT_OUT = {
+    "damaged": "image files that cannot be decoded",
+    "unsupported": "image formats that are not read here: convert them to JPEG or PNG",
+    "not_an_image": "files that are not images",
+    "too_large": f"images above {MAX_PIXELS:,} pixels or {MAX_BYTES:,} bytes",
+    "unreadable": "files or folders that may not be read",
+    "broken_link": "links to nothing, or to themselves",
+    "repeated_link": "links to a folder that is read already (loops among them)",
+    "bad_name": "file names that are not valid UTF-8: rename them",
+    "hidden": "files and folders whose name begins with a dot",
+    "unused": "files outside of the folders that hold the splits",
+}
+KEPT = {
+    "rotated": "turned upright, as their EXIF orientation says",
+    "animated": "of several frames the first one is used",
+    "cmyk": "converted from CMYK to RGB",
+    "sixteen_bit": "scaled from 16 bits to 8",
+    "transparent": "laid on white",
+    "tiny": f"short side below {TINY} pixels",
+    "duplicates": "the same bytes as another file: (file, first of its kind)",
+}
+
+_CHUNK = 64
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unusable(Exception):
+    """A file that cannot join the array; ``kind`` is a key of :data:`LEFT_OUT`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(LEFT_OUT[kind])
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a sequence of image files.
+
+    Attributes:
+        images: uint8 [K, 3, S, S], the images that could be decoded, in the order given.
+        names: Their K names.
+        rows: int64 [K], their places in the sequence given.
+        grey: True if no image had colour, so that one channel holds everything.
+        report: kind -> names, for the kinds that occurred.
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+    rows: np.ndarray
+    grey: bool
+    report: dict[str, list]
+
+
+def decode_images(
+    items: Iterable[tuple[str, Any]],
+    count: int,
+    *,
+    image_size: int,
+    read: Callable[[Any], bytes],
+    desc: str,
+    first_seen: dict[bytes, str] | None = None,
+) -> Decoded:
+    """Decode image files to squares, in a pool of threads.
+
+    Each image is cropped to its central square and resized (bicubic, antialiased) to
+    ``image_size``: the same as resizing the short side and cropping the middle. Memory is the
+    array of ``count`` images plus a few chunks of files in flight.
+
+    Args:
+        items: ``(name, payload)`` in order; at most ``count`` of them.
+        count: The number of items: the array is allocated once.
+        image_size: Side of the stored squares, in pixels.
+        read: Turns a payload into the file's bytes; may raise :class:`Unusable` or OSError.
+            Runs in the worker threads.
+        desc: Label of the progress bar.
+        first_seen: Digest -> name of files seen before, so that duplicates are found across
+            several calls; extended in place.
+    """
+    first_seen = {} if first_seen is None else first_seen
+    images = np.empty((count, 3, image_size, image_size), np.uint8)
+    names: list[str] = []
+    rows: list[int] = []
+    report: dict[str, list] = {}
+    grey = True
+
+    def work(chunk: list[tuple[str, Any]]) -> list[tuple]:
+        return [(name, *_decode_one(name, payload, read, image_size)) for name, payload in chunk]
+
+    row = 0
+    chunks = (count + _CHUNK - 1) // _CHUNK
+    with warnings.catch_warnings():
+        # Pillow warns of broken EXIF, palettes and large images: the report says all of that.
+        warnings.filterwarnings("ignore", module="PIL")
+        for results in track(_in_order(work, _chunked(items, _CHUNK)), desc, total=chunks):
+            for name, pixels, is_grey, kinds, digest in results:
+                for kind in kinds:
+                    report.setdefault(kind, []).append(name)
+                if pixels is not None:
+                    images[len(names)] = pixels
+                    names.append(name)
+                    rows.append(row)
+                    grey &= is_grey
+                    first = first_seen.setdefault(digest, name)
+                    if first != name:
+                        report.setdefault("duplicates", []).append((name, first))
+                row += 1
+    kept = len(names)
+    return Decoded(images[:kept], tuple(names), np.array(rows, np.int64), grey, report)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file of bounded size."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Unusable("not_an_image")  # a pipe would wait forever
+    if status.st_size > MAX_BYTES:
+        image = path.suffix.lower() in IMAGE_SUFFIXES
+        raise Unusable("too_large" if image else "not_an_image")
+    return path.read_bytes()
+
+
+def image_header(data: Any) -> tuple[int, int] | None:
+    """Width and height from an image's header (bytes or a path), None if it has none."""
+    try:
+        with Image.open(data, formats=_formats()) as image:
+            return image.size
+    except Exception:  # noqa: BLE001 - the same broken file is reported when it is decoded
+        return None
+
+
+def default_size(sizes: Sequence[tuple[int, int]]) -> int:
+    """The stored size for images of these sizes, when the user names none.
+
+    Their own size when all are squares of one size up to 64; otherwise 32 when no side is
+    longer than 40 pixels, and 64 when one is.
+    """
+    if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1] <= 64:
+        return sizes[0][0]
+    return 32 if sizes and max(max(size) for size in sizes) <= 40 else 64
+
+
+def check_memory(count: int, image_size: int) -> None:
+    """Refuse before the first image is decoded what could never fit in memory."""
+    need = count * 3 * image_size**2
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > 0.9 * have:
+        raise ElfsError(
+            f"{count:,} images at image_size {image_size} take {need / 1e9:.0f} GB of memory and "
+            f"this machine has {have / 1e9:.0f} GB: choose a smaller image_size."
+        )
+
+
+def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
+    """All files below a folder that may be images.
+
+    Links to files and folders are followed. A linked folder that is already read under its own
+    name, or by an earlier link, is reported and not read again, so loops end. Names that begin
+    with a dot are the system's clutter (``.DS_Store``, ``._x.jpg``, ``.git``): they are listed
+    as ``hidden`` and not read.
+
+    Returns:
+        Paths relative to ``root``, ``/`` between the parts, sorted; and a report of the rest.
+    """
+    files: list[str] = []
+    report: dict[str, list] = {}
+    links: list[str] = []
+    seen = {_identity(root)}
+
+    def walk(folder: str) -> None:
+        todo = [folder]
+        while todo:
+            folder = todo.pop()
+            try:
+                entries = list(os.scandir(root / folder))
+            except OSError:
+                report.setdefault("unreadable", []).append(folder)
+                continue
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if not _valid_utf8(name):
+                    shown = name.encode("utf-8", "surrogateescape").decode(
+                        "utf-8", "backslashreplace"
+                    )
+                    report.setdefault("bad_name", []).append(shown)
+                elif entry.name.startswith("."):
+                    report.setdefault("hidden", []).append(name)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    report.setdefault("broken_link", []).append(name)
+                elif not entry.is_dir():
+                    files.append(name)
+                elif entry.is_symlink():
+                    links.append(name)
+                elif (identity := _identity(entry.path)) in seen:
+                    report.setdefault("repeated_link", []).append(name)
+                else:
+                    seen.add(identity)
+                    todo.append(name)
+
+    walk("")
+    # Real folders first, then links in sorted order: which of two names a folder is read
+    # under must not depend on the order in which the disk lists them.
+    while links:
+        links.sort(reverse=True)
+        link = links.pop()
+        identity = _identity(root / link)
+        if identity in seen:
+            report.setdefault("repeated_link", []).append(link)
+        else:
+            seen.add(identity)
+            walk(link)
+    return sorted(files), {kind: sorted(names) for kind, names in sorted(report.items())}
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _valid_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _chunked(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _in_order(work: Callable, chunks: Iterable) -> Iterator:
+    """Results in the order of the chunks, with a bounded number of them in flight."""
+    _formats()
+    workers = max(1, min(8, torch.get_num_threads()))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for chunk in chunks:
+            waiting.append(pool.submit(work, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decode_one(
+    name: str, payload: Any, read: Callable[[Any], bytes], size: int
+) -> tuple[np.ndarray | None, bool, list[str], bytes]:
+    suffix = os.path.splitext(name)[1].lower()
+    try:
+        data = read(payload)
+    except Unusable as error:
+        return None, True, [error.kind], b""
+    except OSError:
+        return None, True, ["unreadable"], b""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None, True, ["too_large"], b""
+            pixels, grey, kinds = _square(image, size)
+    except Image.DecompressionBombError:
+        return None, True, ["too_large"], b""
+    except UnidentifiedImageError:
+        if suffix in UNSUPPORTED_SUFFIXES:
+            return None, True, ["unsupported"], b""
+        return None, True, ["damaged" if suffix in IMAGE_SUFFIXES else "not_an_image"], b""
+    except Exception:  # noqa: BLE001 - parsers fail on damaged bytes in any way they like
+        return None, True, ["damaged"], b""
+    return pixels, grey, kinds, hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _square(image: Image.Image, size: int) -> tuple[np.ndarray, bool, list[str]]:
+    """uint8 [3, size, size], whether it has no colour, and what had to be done to it."""
+    kinds: list[str] = []
+    upright = _UPRIGHT.get(_orientation(image))
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        kinds.append("animated")  # an MPO is one photo with its previews
+    if min(image.size) < TINY:
+        kinds.append("tiny")
+    if _is_deep(image):
+        kinds.append("sixteen_bit")
+    if image.mode == "CMYK":
+        kinds.append("cmyk")
+    image.draft(None, (2 * size, 2 * size))  # lets the JPEG decoder skip what is thrown away
+    grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;")
+    image = _eight_bit(image)
+    image = _resized(image, size)
+    if image.mode == "RGBA":
+        if image.getchannel("A").getextrema()[0] < 255:
+            kinds.append("transparent")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if upright is not None:
+        image = image.transpose(upright)
+        kinds.append("rotated")
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1), grey, kinds
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - broken EXIF must not cost the image
+        return 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    # Pillow cuts 16-bit colour to 8 while it reads: only the raw mode still shows it.
+    raw = str(image.tile[0][3]) if image.tile else ""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or ";16" in raw
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The same image as L, RGB or RGBA."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
+        # Cameras and scanners put 12 bits into 16: dividing those by 257 would leave black.
+        top = values.max()
+        scale = next((full for full in (255, 4095, 65535) if top <= full), top)
+        return Image.fromarray(np.rint(values * (255 / scale)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # One call with a box: resizing first would blow a 1 x 10,000 strip up to gigabytes.
+    return image.resize(
+        (size, size),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + side, top + side),
+        reducing_gap=2.0,
+    )
