@@ -1,0 +1,334 @@
+"""From the accuracies of single trainings to statements that the numbers bear out.
+
+A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
+since a seed fixes the selection, the initial weights and the order of training for every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from elfs_lib.errors import ElfsError
+
+#: The columns of a results table and what they hold. The first six are required.
+COLUMNS: dict[str, str] = {
+    "dataset": "name of the dataset",
+    "method": "name of the selection method",
+    "budget": "share of the training set that was labelled, in (0, 1]",
+    "count": "images in the coreset",
+    "seed": "seed of selection and training",
+    "accuracy": "test accuracy of the last epoch, in percent, 0 to 100",
+    "steps": "optimiser steps of the training",
+    "recipe": "name of the training recipe",
+    "hard_prune_ratio": "share dropped at the hard end (beta); empty where a method has none",
+    "seconds": "wall time of the training",
+    "device": "hardware that trained",
+    "train_flops": "floating-point operations of the training",
+}
+REQUIRED = tuple(COLUMNS)[:6]
+CONFIDENCE = 0.95
+
+_SPELLED = {
+    "elfs": "ELFS",
+    "ccs": "CCS",
+    "aum": "AUM",
+    "el2n": "EL2N",
+    "dual": "DUAL",
+    "d2": "D2",
+    "badge": "BADGE",
+    "zcore": "ZCore",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet",
+    "stl10": "STL-10",
+    "svhn": "SVHN",
+}
+
+
+def display_name(name: str) -> str:
+    """Spell a method or dataset name for people: ``ccs_pseudo`` becomes ``CCS pseudo``."""
+    words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
+    words = words.replace("k center", "k-center")
+    return words if any(c.isupper() for c in words.split(" ")[0]) else words[:1].upper() + words[1:]
+
+
+def results_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Check rows of single trainings and put them in one table.
+
+    Args:
+        rows: A frame or mappings with at least the first six of :data:`COLUMNS`. Further columns
+            are kept.
+
+    Returns:
+        Frame sorted by dataset, budget, method and seed; missing optional columns are added empty.
+
+    Raises:
+        ElfsError: if there are no rows, a required column is missing or empty, a value is outside
+            its range, or one training appears twice.
+    """
+    table = pd.DataFrame(rows) if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    if table.empty:
+        raise ElfsError("The results table is empty: run the evaluation first.")
+    missing = [name for name in REQUIRED if name not in table or table[name].isna().any()]
+    if missing:
+        raise ElfsError(f"The results table lacks values for {', '.join(missing)}: fill them in.")
+    # 1 - 0.9 and 0.1 are the same budget, whichever way the caller computed it.
+    table = table.assign(budget=table["budget"].astype(float).round(9))
+    if not ((table["budget"] > 0) & (table["budget"] <= 1)).all():
+        raise ElfsError("A budget in the results is outside (0, 1]: give it as a share.")
+    if not table["accuracy"].between(0, 100).all():
+        raise ElfsError("An accuracy in the results is outside 0 to 100: give it in percent.")
+    key = ["dataset", "budget", "method", "seed"]
+    twice = table[table.duplicated(key)]
+    if len(twice):
+        row = twice.iloc[0]
+        raise ElfsError(
+            f"The results hold {row['method']!r} at budget {row['budget']:g} with seed "
+            f"{row['seed']} twice: keep one recipe and one number of steps."
+        )
+    for name in COLUMNS:
+        if name not in table:
+            table[name] = None
+    rest = [name for name in table if name not in COLUMNS]
+    return table.sort_values(key)[[*COLUMNS, *rest]].reset_index(drop=True)
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread over seeds.
+
+    Args:
+        results: A results table.
+
+    Returns:
+        One row per dataset, method and budget: ``count``, ``n`` (seeds), ``mean``, ``sd`` (sample
+        standard deviation) and ``standard_error``, in points of accuracy; the last two are NaN
+        with one seed.
+
+    Raises:
+        ElfsError: as :func:`results_table`.
+    """
+    groups = results_table(results).groupby(["dataset", "method", "budget"], sort=False)
+    summary = groups.agg(
+        count=("count", "first"),
+        n=("accuracy", "size"),
+        mean=("accuracy", "mean"),
+        sd=("accuracy", "std"),
+    )
+    summary["standard_error"] = summary["sd"] / np.sqrt(summary["n"])
+    return summary.reset_index()
+
+
+def paired_difference(
+    results: pd.DataFrame,
+    method: str,
+    rival: str,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy of one method minus another, seed by seed, with intervals.
+
+    Two intervals are given because each has a weakness with few seeds: the t-interval assumes
+    normal differences, and the bootstrap (percentile) is too narrow below some ten seeds. Verdicts
+    use the t-interval. Where all differences are equal the spread cannot be estimated from them,
+    so the intervals are NaN rather than of width zero.
+
+    Args:
+        results: A results table.
+        method: Name of the method.
+        rival: Name of the method it is compared with.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One row per dataset and budget where both methods share a seed: ``dataset``, ``budget``,
+        ``method``, ``rival``, ``n`` (shared seeds), ``method_mean``, ``rival_mean``,
+        ``difference``, ``sd``, ``low`` and ``high`` (95% t-interval), ``boot_low`` and
+        ``boot_high`` (95% bootstrap interval), ``p_value`` (two-sided paired t-test).
+
+    Raises:
+        ElfsError: if a method is not in the results or they share no seed at any budget.
+    """
+    table = results_table(results)
+    for name in (method, rival):
+        if name not in set(table["method"]):
+            have = ", ".join(sorted(table["method"].unique()))
+            raise ElfsError(f"The results hold no method {name!r}: choose among {have}.")
+    return _paired(table, method, rival, resamples, seed)
+
+
+def best_supervised(results: pd.DataFrame, supervised: Collection[str]) -> pd.DataFrame:
+    """The best mean among methods that see labels, per dataset and budget.
+
+    A maximum over several noisy means is optimistic, which suits its use as a ceiling.
+
+    Args:
+        results: A results table.
+        supervised: Names of the methods that see labels (from the registry); those that are not
+            in the results are ignored.
+
+    Returns:
+        Rows of :func:`summarise`, one per dataset and budget; empty if no method sees labels.
+
+    Raises:
+        ElfsError: as :func:`results_table`.
+    """
+    summary = summarise(results)
+    ceiling = summary[summary["method"].isin(set(supervised))]
+    best = ceiling.loc[ceiling.groupby(["dataset", "budget"], sort=False)["mean"].idxmax()]
+    return best.sort_values(["dataset", "budget"]).reset_index(drop=True)
+
+
+def best_label_free(results: pd.DataFrame, supervised: Collection[str]) -> pd.DataFrame:
+    """The best mean among label-free methods, and whether the numbers support calling it best.
+
+    Args:
+        results: A results table.
+        supervised: Names of the methods that see labels, to be left out.
+
+    Returns:
+        One row per dataset and budget: the columns of :func:`paired_difference` for the best
+        method against the runner-up, and ``supported``: True only if the 95% interval of that
+        difference lies above zero. With a single label-free method, or no shared seed, the rival
+        is empty and ``supported`` is False.
+
+    Raises:
+        ElfsError: as :func:`results_table`, or if every method sees labels.
+    """
+    table = results_table(results)
+    free = table[~table["method"].isin(set(supervised))]
+    if free.empty:
+        raise ElfsError("The results hold no label-free method: nothing can be called best.")
+    rows = []
+    for (dataset, budget), group in summarise(free).groupby(["dataset", "budget"]):
+        ranked = group.sort_values("mean", ascending=False, kind="stable")
+        row: dict[str, Any] = {
+            "dataset": dataset,
+            "budget": budget,
+            "method": ranked["method"].iloc[0],
+            "rival": None,
+            "n": int(ranked["n"].iloc[0]),
+            "method_mean": float(ranked["mean"].iloc[0]),
+        }
+        if len(ranked) > 1:
+            here = free[(free["dataset"] == dataset) & (free["budget"] == budget)]
+            pair = _paired(here, row["method"], ranked["method"].iloc[1], 10_000, 0, strict=False)
+            if len(pair):
+                row |= pair.iloc[0].to_dict()
+        # NaN compares False, so one seed never supports a claim.
+        row["supported"] = bool(row.get("low", np.nan) > 0)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def verdict(row: Mapping[str, Any] | pd.Series) -> str:
+    """Say in words what a row of :func:`paired_difference` shows, and no more.
+
+    Args:
+        row: ``method``, ``rival``, ``budget``, ``n``, ``difference``, ``low``, ``high``.
+
+    Returns:
+        One sentence, for example "ELFS is above Random by 2.1 points at 10% (95% interval 1.0 to
+        3.2, n=3)." An interval that holds zero is called no evidence of a difference.
+    """
+    method, rival = display_name(row["method"]), display_name(row["rival"])
+    where = f"at {100 * row['budget']:.4g}%"
+    difference, low, high, n = row["difference"], row["low"], row["high"], int(row["n"])
+    size = f"{abs(difference):.1f} points"
+    if n < 2:
+        return (
+            f"One seed cannot tell {method} from {rival} {where} "
+            f"(difference {difference:+.1f} points, n=1)."
+        )
+    if np.isnan(low):
+        return (
+            f"{method} minus {rival} {where} is {difference:+.1f} points in each of {n} seeds, "
+            "so its spread cannot be estimated."
+        )
+    interval = f"(95% interval {low:.1f} to {high:.1f}, n={n})"
+    if low > 0:
+        return f"{method} is above {rival} by {size} {where} {interval}."
+    if high < 0:
+        return f"{method} is below {rival} by {size} {where} {interval}."
+    return (
+        f"There is no evidence of a difference between {method} and {rival} {where}: "
+        f"{difference:+.1f} points {interval}."
+    )
+
+
+def verdicts(paired: pd.DataFrame) -> list[str]:
+    """One :func:`verdict` per row of a :func:`paired_difference` frame, in its order."""
+    return [verdict(row) for row in paired.to_dict("records")]
+
+
+def count_verdicts(paired: pd.DataFrame) -> str:
+    """Sum a :func:`paired_difference` frame of one pair up in a sentence.
+
+    Args:
+        paired: Rows of one method and one rival, at least one.
+
+    Raises:
+        ElfsError: if the frame is empty or holds several pairs.
+    """
+    pairs = paired[["method", "rival"]].drop_duplicates() if len(paired) else paired
+    if len(pairs) != 1:
+        raise ElfsError("paired must hold the rows of exactly one method and one rival.")
+    method, rival = display_name(pairs["method"].iloc[0]), display_name(pairs["rival"].iloc[0])
+    above, below = int((paired["low"] > 0).sum()), int((paired["high"] < 0).sum())
+    total = len(paired)
+    return (
+        f"{method} against {rival}: above at {above} of {total} budgets, below at {below}, "
+        f"no evidence of a difference at {total - above - below} (95% paired intervals)."
+    )
+
+
+def _paired(
+    table: pd.DataFrame, method: str, rival: str, resamples: int, seed: int, *, strict: bool = True
+) -> pd.DataFrame:
+    key = ["dataset", "budget", "seed"]
+    left = table.loc[table["method"] == method, [*key, "accuracy"]]
+    right = table.loc[table["method"] == rival, [*key, "accuracy"]]
+    both = left.merge(right, on=key, suffixes=("_method", "_rival"))
+    if strict and both.empty:
+        raise ElfsError(f"{method!r} and {rival!r} share no seed: run both with the same seeds.")
+    generator = np.random.default_rng(seed)
+    rows = []
+    for (dataset, budget), group in both.groupby(["dataset", "budget"]):
+        differences = (group["accuracy_method"] - group["accuracy_rival"]).to_numpy()
+        n = len(differences)
+        mean = float(differences.mean())
+        sd = float(differences.std(ddof=1)) if n > 1 else np.nan
+        low = high = boot_low = boot_high = p_value = np.nan
+        # Equal differences leave rounding noise, not an exact zero, in the deviation.
+        if n > 1 and sd > 1e-9:
+            error = sd / np.sqrt(n)
+            margin = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * error
+            low, high = mean - margin, mean + margin
+            p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+            draws = differences[generator.integers(0, n, (resamples, n))].mean(axis=1)
+            tail = (1 - CONFIDENCE) / 2
+            boot_low, boot_high = (float(q) for q in np.quantile(draws, [tail, 1 - tail]))
+        rows.append(
+            {
+                "dataset": dataset,
+                "budget": budget,
+                "method": method,
+                "rival": rival,
+                "n": n,
+                "method_mean": float(group["accuracy_method"].mean()),
+                "rival_mean": float(group["accuracy_rival"].mean()),
+                "difference": mean,
+                "sd": sd,
+                "low": low,
+                "high": high,
+                "boot_low": boot_low,
+                "boot_high": boot_high,
+                "p_value": p_value,
+            }
+        )
+    return pd.DataFrame(rows)

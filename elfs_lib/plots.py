@@ -1,0 +1,859 @@
+"""The figures of the book: arrays and frames in, matplotlib figures out.
+
+One style for all: the width of a book column, a colour-blind safe palette, one fixed look per
+method. Nothing here goes through pyplot, so no figure leaks, and a figure that ends a notebook
+cell is shown once. Captions and alternative texts belong to the notebooks.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import zlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.evaluation import display_name
+from elfs_lib.published import SOURCE
+
+WIDTH = 7.0  # inches: the text column of the book
+DPI = 110  # sharp enough in a column, small enough to keep in a notebook
+HARD, MIDDLE, EASY = "#D55E00", "#0072B2", "#009E73"  # Okabe and Ito's colour-blind safe set
+NEUTRAL = "#767676"  # 4.5:1 on white
+SHADE = "#E8EFF5"
+
+P = ParamSpec("P")
+
+# ELFS and random are in every comparison and get a look of their own.
+_FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s")}
+_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B")
+_MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+_GROUP_COLOURS = {"hard": HARD, "middle": MIDDLE, "easy": EASY}
+
+
+class PageFigure(Figure):
+    """A figure that shows itself as PNG in a notebook without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        # Without the software tag the same figure gives the same bytes.
+        self.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with sns.axes_style("whitegrid"), sns.plotting_context("notebook"), mpl.rc_context(_RC):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+_RC = {
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.linewidth": 0.8,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "patch.edgecolor": "white",
+    "patch.linewidth": 0.5,
+    "xtick.bottom": True,
+    "ytick.left": True,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+}
+
+
+@_styled
+def image_grid(
+    images: np.ndarray,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 10,
+    title: str | None = None,
+) -> Figure:
+    """Show images row by row; one channel is shown in grey.
+
+    Args:
+        images: uint8 [n, C, H, W], C = 1 or 3.
+        titles: A short line above each image.
+        columns: Images in a row.
+        title: A line above the grid.
+
+    Raises:
+        ElfsError: if there are no images, the shape is wrong, or the titles do not match.
+    """
+    pixels = np.asarray(images)
+    if pixels.ndim != 4 or len(pixels) == 0 or pixels.shape[1] not in (1, 3):
+        raise ElfsError(f"images has shape {pixels.shape}: pass at least one as [n, 1 or 3, H, W].")
+    if titles is not None and len(titles) != len(pixels):
+        raise ElfsError(f"titles has {len(titles)} entries for {len(pixels)} images.")
+    if columns < 1:
+        raise ElfsError(f"columns is {columns}: choose at least 1.")
+    rows = -(-len(pixels) // columns)
+    cell = WIDTH / columns
+    lines = max((text.count("\n") + 1 for text in titles), default=0) if titles else 0
+    size = min(8.0, 72 * cell / 6)
+    height = rows * (cell * pixels.shape[2] / pixels.shape[3] + lines * size / 60 + 0.04)
+    figure = PageFigure(
+        figsize=(WIDTH, height + (0.3 if title else 0)), dpi=DPI, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if number >= len(pixels):
+            continue
+        image = pixels[number]
+        if len(image) == 1:
+            axes.imshow(image[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        else:
+            axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        if titles is not None:
+            axes.set_title(titles[number], fontsize=size, fontweight="normal", loc="center", pad=2)
+    if title:
+        figure.suptitle(title, fontsize=10.5, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+@_styled
+def loss_curves(
+    curves: np.ndarray,
+    *,
+    chosen: int | None = None,
+    label: str = "TEMI loss",
+    title: str | None = None,
+) -> Figure:
+    """One thin line per head over the epochs, with one head drawn thick.
+
+    Args:
+        curves: float [T, H], loss per epoch and head.
+        chosen: The head to mark; default is the one of lowest final loss.
+        label: What the vertical axis shows.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if ``curves`` is empty or not two-dimensional, or ``chosen`` is not a head.
+    """
+    values = _matrix("curves", curves)
+    best = int(np.argmin(values[-1])) if chosen is None else chosen
+    if not 0 <= best < values.shape[1]:
+        raise ElfsError(f"chosen is {chosen}: choose a head from 0 to {values.shape[1] - 1}.")
+    figure, axes = _page(3.2)
+    epochs = np.arange(1, len(values) + 1)
+    others = np.delete(values, best, axis=1)
+    marker = "o" if len(values) == 1 else None
+    for number, curve in enumerate(others.T):
+        name = f"the other {others.shape[1]} heads" if number == 0 else None
+        axes.plot(epochs, curve, color=NEUTRAL, lw=0.8, alpha=0.6, marker=marker, label=name)
+    axes.plot(epochs, values[:, best], color=MIDDLE, marker=marker, label=f"head {best}, marked")
+    _label(axes, "Epoch", label, title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+@_styled
+def confusion(
+    matrix: np.ndarray,
+    names: Sequence[str] | None = None,
+    *,
+    xlabel: str = "Pseudo-label, matched to a class",
+    ylabel: str = "True class",
+    title: str | None = None,
+) -> Figure:
+    """Confusion matrix as percent of each row, with numbers for up to 20 classes.
+
+    Args:
+        matrix: Counts [rows, columns], >= 0, rows are true classes. Empty rows are left at 0.
+        names: Names of the rows, which also name the columns if as many.
+        xlabel: What a column is.
+        ylabel: What a row is.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the matrix is empty, negative, or the names do not match.
+    """
+    counts = _matrix("matrix", matrix)
+    if counts.min() < 0:
+        raise ElfsError("matrix holds negative numbers: pass counts.")
+    if names is not None and len(names) != len(counts):
+        raise ElfsError(f"names has {len(names)} entries for {len(counts)} rows.")
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    few = max(counts.shape) <= 20
+    labels = [str(name) for name in (names if names is not None else range(len(counts)))]
+    columns = labels if counts.shape[0] == counts.shape[1] else list(range(counts.shape[1]))
+    figure, axes = _page(min(6.4, max(2.6, 1.4 + 0.42 * len(counts))))
+    _heatmap(
+        axes,
+        percent,
+        rows=labels if len(labels) <= 40 else None,
+        columns=columns if len(columns) <= 40 else None,
+        annotate=few,
+        digits=0,
+        top=100,
+        unit="Percent of the row",
+    )
+    _label(axes, xlabel, ylabel, title)
+    return figure
+
+
+@_styled
+def cluster_sizes(
+    sizes: np.ndarray, *, expected: float | None = None, title: str | None = None
+) -> Figure:
+    """Images per cluster, largest first, with the size that balance would give as a line.
+
+    Args:
+        sizes: int [C], images per cluster.
+        expected: Size under perfect balance; default is the mean of ``sizes``.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if ``sizes`` is empty.
+    """
+    counts = _vector("sizes", sizes)
+    level = counts.mean() if expected is None else expected
+    order = np.argsort(-counts, kind="stable")
+    figure, axes = _page(2.9)
+    axes.bar(np.arange(len(counts)), counts[order], width=0.85, color=MIDDLE, linewidth=0)
+    for place in np.flatnonzero(counts[order] == 0):
+        axes.text(place, 0, "empty", rotation=90, ha="center", va="bottom", color=HARD, fontsize=8)
+    axes.axhline(level, color=HARD, ls="--", lw=1.2, label=f"all equal: {level:,.0f}")
+    if len(counts) <= 30:
+        axes.set_xticks(np.arange(len(counts)), [str(number) for number in order])
+        _label(axes, "Cluster, largest first", "Images", title)
+    else:
+        _label(axes, "Clusters, largest first", "Images", title)
+    axes.grid(False, axis="x")
+    axes.legend(loc="upper right")
+    axes.set_ylim(0, 1.18 * max(counts.max(), level))
+    return figure
+
+
+@_styled
+def aum_histogram(
+    scores: np.ndarray,
+    *,
+    cuts: tuple[float, float] | None = None,
+    label: str = "AUM (low = hard)",
+    title: str | None = None,
+) -> Figure:
+    """Histogram of a score, with the part that double-end pruning keeps shaded.
+
+    Args:
+        scores: float [N], ascending = hardest first.
+        cuts: (low, high) scores of the hardest and easiest image kept.
+        label: What the horizontal axis shows.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if ``scores`` is empty or not finite, or the cuts are out of order.
+    """
+    values = _vector("scores", scores)
+    if cuts is not None and cuts[0] > cuts[1]:
+        raise ElfsError(f"cuts are {cuts}: pass the lower score first.")
+    figure, axes = _page(3.0)
+    heights, edges, bars = axes.hist(values, bins=_bins(values), color=MIDDLE, linewidth=0.3)
+    if cuts is not None:
+        low, high = cuts
+        axes.axvspan(low, high, color=SHADE, zorder=0)
+        for cut in cuts:
+            axes.axvline(cut, color="#444444", lw=1)
+        for bar, left, right in zip(bars, edges[:-1], edges[1:], strict=True):
+            middle = (left + right) / 2
+            bar.set_facecolor(HARD if middle < low else EASY if middle > high else MIDDLE)
+        parts = (
+            (values < low, "too hard", HARD),
+            ((values >= low) & (values <= high), "kept", MIDDLE),
+            (values > high, "too easy", EASY),
+        )
+        for inside, name, colour in parts:
+            if inside.any():
+                axes.plot([], [], "s", color=colour, label=f"{name}: {inside.sum():,}")
+        axes.set_ylim(0, 1.22 * heights.max())
+        axes.legend(loc="upper center", ncols=3, handletextpad=0.1)
+    _label(axes, label, "Images", title)
+    axes.grid(False, axis="x")
+    return figure
+
+
+@_styled
+def aum_overlay(
+    pseudo: np.ndarray,
+    true: np.ndarray,
+    *,
+    label: str = "AUM (low = hard)",
+    title: str | None = None,
+) -> Figure:
+    """Distribution of one score under pseudo-labels and under true labels, on the same bins.
+
+    Args:
+        pseudo: float [N], scores from pseudo-labels.
+        true: float [M], scores from true labels.
+        label: What the horizontal axis shows.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if an array is empty or not finite.
+    """
+    parts = (
+        (_vector("pseudo", pseudo), "from pseudo-labels", HARD, "-"),
+        (_vector("true", true), "from true labels", MIDDLE, "--"),
+    )
+    figure, axes = _page(3.0)
+    bins = _bins(np.concatenate([values for values, *_ in parts]))
+    for values, name, colour, line in parts:
+        weights = np.full(len(values), 100 / len(values))
+        axes.hist(values, bins=bins, weights=weights, color=colour, alpha=0.25, linewidth=0)
+        axes.hist(
+            values,
+            bins=bins,
+            weights=weights,
+            histtype="step",
+            edgecolor=colour,
+            ls=line,
+            lw=1.6,
+            label=name,
+        )
+    _label(axes, label, "Percent of images", title)
+    axes.grid(False, axis="x")
+    axes.legend(*_line_handles(axes), loc="best")
+    return figure
+
+
+@_styled
+def learning_curves(
+    curves: np.ndarray,
+    groups: Sequence[str],
+    *,
+    label: str = "Margin: p(label) minus best other",
+    title: str | None = None,
+) -> Figure:
+    """Per-epoch margins of watched images, with the mean of each group drawn thick.
+
+    Args:
+        curves: float [T, W], margin in [-1, 1] per epoch and watched image.
+        groups: Name of the group of each watched image, for example hard, middle, easy.
+        label: What the vertical axis shows.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if ``curves`` is empty or ``groups`` has another length than W.
+    """
+    values = _matrix("curves", curves)
+    names = np.asarray([str(name) for name in groups])
+    if len(names) != values.shape[1]:
+        raise ElfsError(f"groups has {len(names)} entries for {values.shape[1]} images.")
+    figure, axes = _page(3.3)
+    epochs = np.arange(1, len(values) + 1)
+    marker = "o" if len(values) == 1 else None
+    for place, name in enumerate(dict.fromkeys(names)):
+        colour = _GROUP_COLOURS.get(name, _COLOURS[place % len(_COLOURS)])
+        members = values[:, names == name]
+        axes.plot(epochs, members, color=colour, lw=0.6, alpha=0.3)
+        axes.plot(
+            epochs,
+            members.mean(axis=1),
+            color=colour,
+            lw=2.4,
+            marker=marker,
+            label=f"{name} (mean of {members.shape[1]})",
+        )
+    axes.axhline(0, color="#444444", lw=0.8)
+    _label(axes, "Epoch", label, title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend_right(figure, axes)
+    return figure
+
+
+@_styled
+def error_by_decile(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Wrong pseudo-labels from the hardest to the easiest tenth.
+
+    Args:
+        frame: As :func:`elfs_lib.shift.pseudo_label_error_by_decile` returns it.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the frame is empty.
+    """
+    _filled("frame", frame)
+    figure, axes = _page(2.9)
+    places = np.arange(len(frame))
+    percent = 100 * frame["error"].to_numpy()
+    axes.bar(places, percent, width=0.85, color=HARD, linewidth=0)
+    axes.errorbar(
+        places, percent, 100 * frame["standard_error"], fmt="none", ecolor="#222222", elinewidth=1
+    )
+    overall = 100 * np.average(frame["error"], weights=frame["count"])
+    axes.axhline(overall, color="#444444", ls="--", lw=1.2, label=f"all images: {overall:.0f}%")
+    axes.set_xticks(places, [str(number + 1) for number in frame["decile"]])
+    axes.set_ylim(0, min(118, max(1.25 * percent.max() + 3, 10)))
+    _label(
+        axes,
+        f"{'Tenth' if len(frame) == 10 else 'Group'} of the images, hardest first",
+        "Wrong pseudo-labels (%)",
+        title,
+    )
+    axes.grid(False, axis="x")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@_styled
+def easy_counts(
+    frame: pd.DataFrame, *, expected: float | None = None, title: str | None = None
+) -> Figure:
+    """Share of easy images that each method keeps at each budget.
+
+    Args:
+        frame: Shares in [0, 1]; index = budgets as shares, columns = methods.
+        expected: The share of a random coreset, drawn as a line.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the frame is empty.
+    """
+    _filled("frame", frame)
+    figure, axes = _page(3.2)
+    width = 0.85 / frame.shape[1]
+    places = np.arange(len(frame))
+    styles = method_styles(frame.columns)
+    for number, method in enumerate(frame.columns):
+        offset = (number - (frame.shape[1] - 1) / 2) * width
+        axes.bar(
+            places + offset,
+            100 * frame[method],
+            width=width,
+            color=styles[method]["color"],
+            label=display_name(str(method)),
+        )
+    if expected is not None:
+        name = f"random: {100 * expected:.0f}%"
+        axes.axhline(100 * expected, color="#222222", ls="--", lw=1.2, label=name)
+    axes.set_xticks(places, [f"{100 * budget:.4g}%" for budget in frame.index])
+    _label(axes, "Budget (share of the training set)", "Easy images in the coreset (%)", title)
+    axes.grid(False, axis="x")
+    _legend_right(figure, axes)
+    return figure
+
+
+@_styled
+def beta_curve(
+    ratios: Sequence[float],
+    scores: np.ndarray,
+    best: float,
+    *,
+    label: str = "Accuracy on held-out pseudo-labels (%)",
+    title: str | None = None,
+) -> Figure:
+    """The search for the share to drop at the hard end.
+
+    Args:
+        ratios: The R values of beta that were tried, in [0, 1).
+        scores: float [R] or [R, S], percent, S seeds. NaN where a run is missing.
+        best: The value chosen, one of ``ratios``.
+        label: What the vertical axis shows.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the shapes differ or ``best`` was not tried.
+    """
+    tried = _vector("ratios", ratios)
+    values = np.asarray(scores, dtype=float).reshape(len(tried), -1)
+    if not np.isclose(tried, best).any():
+        raise ElfsError(f"best is {best}: choose one of the ratios that were tried.")
+    figure, axes = _page(3.0)
+    mean = np.nanmean(values, axis=1)
+    if values.shape[1] > 1:
+        axes.plot(100 * tried, values, "o", color=NEUTRAL, ms=3.5, alpha=0.7)
+        axes.plot([], [], "o", color=NEUTRAL, ms=3.5, label="single seeds")
+    name = f"mean of {values.shape[1]} seeds" if values.shape[1] > 1 else "one seed"
+    axes.plot(100 * tried, mean, "-o", color=MIDDLE, label=name)
+    at = int(np.argmin(np.abs(tried - best)))
+    axes.plot(
+        100 * best,
+        mean[at],
+        "*",
+        color=HARD,
+        ms=15,
+        mec="white",
+        zorder=5,
+        label=f"chosen: {100 * best:.4g}%",
+    )
+    _label(axes, "Dropped at the hard end (% of the training set)", label, title)
+    _legend_right(figure, axes)
+    return figure
+
+
+@_styled
+def accuracy_vs_pruning(
+    summary: pd.DataFrame,
+    *,
+    published: pd.DataFrame | None = None,
+    supervised: Collection[str] = (),
+    title: str | None = None,
+) -> Figure:
+    """Test accuracy against pruning rate, one line per method, bands of one standard deviation.
+
+    Args:
+        summary: As :func:`elfs_lib.evaluation.summarise` returns it, for one dataset. A method
+            with one seed has no band.
+        published: As :func:`elfs_lib.published.published_accuracy` returns it; drawn as thin
+            dashed lines.
+        supervised: Methods that see labels, drawn dotted and named so.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the summary is empty or holds several datasets.
+    """
+    _filled("summary", summary)
+    if summary["dataset"].nunique() > 1:
+        raise ElfsError("summary holds several datasets: pass the rows of one.")
+    figure, axes = _page(4.2)
+    methods = _ordered(summary["method"].unique())
+    styles = method_styles(methods)
+    for method in methods:
+        rows = summary[summary["method"] == method].sort_values("budget", ascending=False)
+        pruned = 100 * (1 - rows["budget"].to_numpy())
+        mean, sd = rows["mean"].to_numpy(), rows["sd"].to_numpy(dtype=float)
+        style = styles[method]
+        ceiling = method in supervised
+        axes.plot(
+            pruned,
+            mean,
+            marker=style["marker"],
+            color=style["color"],
+            ls=":" if ceiling else "-",
+            lw=2.6 if method == "elfs" else 1.5,
+            zorder=4 if method == "elfs" else 3,
+            label=display_name(method) + (" (sees labels)" if ceiling else ""),
+        )
+        if np.isfinite(sd).any():
+            axes.fill_between(pruned, mean - sd, mean + sd, color=style["color"], alpha=0.13, lw=0)
+    if published is not None and len(published):
+        looks = method_styles(published["method"].unique())
+        axes.plot([], [], " ", label=f"\n{SOURCE}:")
+        for method in _ordered(published["method"].unique()):
+            rows = published[published["method"] == method].sort_values("pruning_rate")
+            axes.plot(
+                100 * rows["pruning_rate"],
+                rows["accuracy"],
+                ls="--",
+                lw=0.9,
+                color=looks[method]["color"],
+                alpha=0.8,
+                zorder=2,
+                label=display_name(method),
+            )
+    rates = sorted({round(100 * (1 - budget), 4) for budget in summary["budget"]})
+    if len(rates) <= 10:
+        axes.set_xticks(rates, [f"{rate:.4g}" for rate in rates])
+    _label(axes, "Pruned (% of the training set)", "Test accuracy (%)", title)
+    _legend_right(figure, axes)
+    return figure
+
+
+@_styled
+def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Differences between methods with their 95% intervals, one row per budget and pair.
+
+    Args:
+        paired: Rows of :func:`elfs_lib.evaluation.paired_difference`, possibly of several pairs.
+            Rows without an interval are drawn as an open mark.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the frame is empty.
+    """
+    _filled("paired", paired)
+    pairs = list(dict.fromkeys(zip(paired["method"], paired["rival"], strict=True)))
+    budgets = sorted(paired["budget"].unique())
+    figure, axes = _page(1.1 + 0.32 * len(budgets) * max(1, 0.6 * len(pairs)))
+    axes.axvline(0, color="#222222", lw=1)
+    rivals = {rival for _, rival in pairs}
+    for number, (method, rival) in enumerate(pairs):
+        # Of several rivals the rival tells pairs apart, of several methods the method.
+        look = method_styles([rival if len(rivals) > 1 else method])
+        colour = next(iter(look.values()))["color"]
+        marker = next(iter(look.values()))["marker"]
+        rows = paired[(paired["method"] == method) & (paired["rival"] == rival)]
+        height = [budgets.index(budget) for budget in rows["budget"]]
+        shift = (number - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
+        places = np.asarray(height) + shift
+        low, high = rows["low"].to_numpy(float), rows["high"].to_numpy(float)
+        axes.hlines(places, low, high, color=colour, lw=1.8)
+        sure = np.isfinite(low)
+        values = rows["difference"].to_numpy(float)
+        name = f"{display_name(method)} minus {display_name(rival)}"
+        axes.plot(values[sure], places[sure], marker, color=colour, ls="none", label=name)
+        if not sure.all():
+            axes.plot(
+                values[~sure],
+                places[~sure],
+                marker,
+                mec=colour,
+                mfc="white",
+                ls="none",
+                label=f"{name}, no interval",
+            )
+    axes.set_yticks(range(len(budgets)), [f"{100 * budget:.4g}%" for budget in budgets])
+    axes.set_ylim(len(budgets) - 0.5, -0.5)
+    _label(axes, "Difference in test accuracy (points), 95% interval", "Budget", title)
+    axes.grid(False, axis="y")
+    _legend_below(figure, axes)
+    return figure
+
+
+@_styled
+def jaccard_heatmap(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Overlap between coresets.
+
+    Args:
+        frame: As :func:`elfs_lib.shift.jaccard_overlap` returns it.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the frame is empty.
+    """
+    _filled("frame", frame)
+    names = [display_name(str(name)) for name in frame.columns]
+    figure, axes = _page(min(6.5, max(2.6, 1.6 + 0.38 * len(names))))
+    _heatmap(
+        axes,
+        frame.to_numpy(),
+        rows=names,
+        columns=names,
+        annotate=len(names) <= 12,
+        digits=2,
+        top=1,
+        unit="Jaccard overlap",
+    )
+    _label(axes, "", "", title)
+    return figure
+
+
+@_styled
+def class_balance(
+    counts: pd.DataFrame, names: Sequence[str] | None = None, *, title: str | None = None
+) -> Figure:
+    """Share of each class in each coreset.
+
+    Args:
+        counts: int, index = methods, columns = classes.
+        names: Names of the classes; default is the column labels.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the frame is empty or the names do not match.
+    """
+    _filled("counts", counts)
+    if names is not None and len(names) != counts.shape[1]:
+        raise ElfsError(f"names has {len(names)} entries for {counts.shape[1]} classes.")
+    values = counts.to_numpy(dtype=float)
+    percent = 100 * values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    classes = [str(name) for name in (names if names is not None else counts.columns)]
+    figure, axes = _page(max(2.2, 1.5 + 0.34 * len(counts)))
+    _heatmap(
+        axes,
+        percent,
+        rows=[display_name(str(method)) for method in counts.index],
+        columns=classes if len(classes) <= 40 else None,
+        annotate=len(classes) <= 12,
+        digits=1 if len(classes) <= 10 else 0,
+        top=max(percent.max(), 1e-9),
+        unit="Percent of the coreset",
+    )
+    balanced = f"Class (all equal would be {100 / len(classes):.3g}%)"
+    _label(axes, balanced, "", title)
+    return figure
+
+
+@_styled
+def embedding_map(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    *,
+    sample: int = 3000,
+    seed: int = 0,
+    title: str | None = None,
+) -> Figure:
+    """First two principal components of the embeddings, coloured by cluster or class.
+
+    Args:
+        embeddings: float [N, D], D >= 2.
+        labels: int [N], clusters or classes.
+        sample: At most this many images are drawn.
+        seed: Seed of the sample.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the shapes do not fit.
+    """
+    values = _matrix("embeddings", embeddings)
+    groups = np.asarray(labels)
+    if len(groups) != len(values) or values.shape[1] < 2 or len(values) < 2:
+        raise ElfsError("embeddings must be [N, D] with N, D >= 2 and one label per image.")
+    if len(values) > sample:
+        chosen = np.random.default_rng(seed).choice(len(values), sample, replace=False)
+        values, groups = values[np.sort(chosen)], groups[np.sort(chosen)]
+    centred = values - values.mean(axis=0)
+    left, strength, _ = np.linalg.svd(centred, full_matrices=False)
+    points = left[:, :2] * strength[:2]
+    shares = 100 * strength[:2] ** 2 / max((strength**2).sum(), 1e-30)
+    figure, axes = _page(4.2)
+    kinds = np.unique(groups)
+    colours = sns.color_palette("husl", len(kinds)) if len(kinds) > 10 else sns.color_palette("tab10")
+    for number, kind in enumerate(kinds):
+        inside = groups == kind
+        axes.scatter(*points[inside].T, s=7, color=colours[number], label=str(kind), linewidth=0)
+    _label(
+        axes,
+        f"First component ({shares[0]:.0f}% of the variance)",
+        f"Second component ({shares[1]:.0f}%)",
+        title,
+    )
+    if len(kinds) <= 24:
+        _legend_right(figure, axes, markerscale=2)
+    return figure
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each method: the same on every page, by its place in the registry.
+
+    Args:
+        methods: Names of methods; unknown ones (from other tables) come after the registry's.
+
+    Returns:
+        name -> {"color": ..., "marker": ...}.
+    """
+    styles = {}
+    for name in methods:
+        if name in _FIXED:
+            colour, marker = _FIXED[name]
+        else:
+            place = _place(name)
+            colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        styles[name] = {"color": colour, "marker": marker}
+    return styles
+
+
+def _place(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _ordered(methods: Iterable[str]) -> list[str]:
+    known = list(_FIXED)
+    rank = {name: place for place, name in enumerate(known)}
+    return sorted(methods, key=lambda name: (rank.get(name, len(known)), name))
+
+
+def _page(height: float) -> tuple[Figure, Axes]:
+    figure = PageFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _label(axes: Axes, x: str, y: str, title: str | None) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if title:
+        axes.set_title(title)
+
+
+def _legend_right(figure: Figure, axes: Axes, **options: Any) -> None:
+    # Outside the axes: a legend there can hide no curve.
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **options)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, names)) > 20 else 3
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
+def _line_handles(axes: Axes) -> tuple[list[Any], list[str]]:
+    patches, names = axes.get_legend_handles_labels()
+    lines = [
+        mpl.lines.Line2D([], [], color=patch.get_edgecolor(), ls=patch.get_linestyle())
+        for patch in patches
+    ]
+    return lines, names
+
+
+def _heatmap(
+    axes: Axes,
+    values: np.ndarray,
+    *,
+    rows: Sequence[str] | None,
+    columns: Sequence[str] | None,
+    annotate: bool,
+    digits: int,
+    top: float,
+    unit: str,
+) -> None:
+    sns.heatmap(
+        values,
+        ax=axes,
+        vmin=0,
+        vmax=top,
+        cmap="Blues",
+        annot=annotate,
+        fmt=f".{digits}f",
+        annot_kws={"fontsize": 8},
+        linewidths=0.4 if annotate else 0,
+        xticklabels=list(columns) if columns is not None else False,
+        yticklabels=list(rows) if rows is not None else False,
+        cbar_kws={"label": unit},
+    )
+    if columns is not None and max(len(str(name)) for name in columns) * len(columns) > 60:
+        axes.set_xticks(axes.get_xticks(), columns, rotation=40, ha="right", rotation_mode="anchor")
+    axes.tick_params(axis="y", rotation=0)
+    axes.tick_params(length=0)
+
+
+def _bins(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, 51)
+
+
+def _vector(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ElfsError(f"{name} must be a list of finite numbers with at least one entry.")
+    return array
+
+
+def _matrix(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 2 or array.size == 0:
+        raise ElfsError(f"{name} has shape {array.shape}: pass a filled two-dimensional array.")
+    return array
+
+
+def _filled(name: str, frame: pd.DataFrame) -> None:
+    if frame.empty:
+        raise ElfsError(f"{name} is empty: there is nothing to draw.")
