@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from elfs_lib.errors import ElfsError, choose
 
@@ -59,9 +59,13 @@ def describe_device(device: torch.device) -> str:
 
 
 def track(iterable: Iterable, desc: str, total: int | None = None) -> Iterable:
-    """A progress bar with an estimate of what is left; silent when ``ELFS_PROGRESS=0``.
+    """A progress bar with an estimate of what is left, on a terminal or in a notebook.
 
-    Bars go to stderr and vanish when done, so that executed notebooks do not keep them.
+    It appears after a second, vanishes when done, and is silent in log files and when
+    ``ELFS_PROGRESS=0``, so that executed notebooks and logs do not keep it.
     """
-    quiet = os.environ.get("ELFS_PROGRESS", "1") == "0"
-    return tqdm(iterable, desc=desc, total=total, disable=quiet, leave=False, file=sys.stderr)
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    quiet = os.environ.get("ELFS_PROGRESS", "1") == "0" or not watched
+    return tqdm(
+        iterable, desc=desc, total=total, disable=quiet, leave=False, delay=1, dynamic_ncols=True
+    )

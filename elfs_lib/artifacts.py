@@ -1,0 +1,263 @@
+"""Content-keyed stage folders: written once, atomically, checked when read, shared by everyone.
+
+A stage's folder is ``<root>/<stage>/<key>``, where ``key`` is a hash of the stage's name, its
+version, its parameters and the keys of its inputs. Whoever asks for the same stage again, in
+this process or another, gets the folder that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.labels import stage_lock
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("elfs", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "pandas")
+
+
+class NotBuilt(ElfsError):
+    """The store was opened only to look, and this stage has not been run."""
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise ``value`` to the one JSON text that its hash is taken from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def stage_key(stage: str, version: int, params: Mapping, inputs: Mapping[str, str]) -> str:
+    """Hash what determines a stage's output to 16 hexadecimal digits."""
+    text = canonical_json([stage, version, dict(params), dict(inputs)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old text or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    _fsync(temporary)
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage folder. Arrays are memory-mapped read-only; tables are data frames."""
+
+    stage: str
+    key: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    def array(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / f"{name}.parquet")
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / f"{name}.json").read_text())
+
+
+@dataclass
+class Draft:
+    """A stage folder that is being written; it becomes an :class:`Artifact` when complete."""
+
+    folder: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def array(self, name: str, value: np.ndarray) -> None:
+        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(value), allow_pickle=False)
+
+    def table(self, name: str, value: pd.DataFrame) -> None:
+        value.to_parquet(self.folder / f"{name}.parquet", index=False)
+
+    def json(self, name: str, value: Any) -> None:
+        (self.folder / f"{name}.json").write_text(json.dumps(value, indent=1, allow_nan=False))
+
+    def fact(self, **facts: Any) -> None:
+        """Record facts (device, FLOPs, warnings...) for the manifest."""
+        self.facts.update(facts)
+
+
+class Store:
+    """The folder of all artifacts.
+
+    Args:
+        root: Where the stage folders live; made when the first stage is written.
+        repair: Recompute a damaged artifact instead of raising.
+        look: Never build: a stage that is not there raises :class:`NotBuilt`.
+    """
+
+    def __init__(self, root: str | Path, *, repair: bool = False, look: bool = False):
+        self.root = Path(root)
+        self.repair = repair
+        self.look = look
+        self._verified: dict[str, Artifact] = {}
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """Return the finished artifact, or None if this stage has not been run.
+
+        Raises:
+            ElfsError: if the folder is there but damaged (missing or changed files).
+        """
+        if key in self._verified and (self._verified[key].folder / MANIFEST).exists():
+            return self._verified[key]
+        folder = self.root / stage / key
+        if not folder.exists():
+            return None
+        artifact = Artifact(stage, key, folder, self._verify(folder))
+        self._verified[key] = artifact
+        return artifact
+
+    def run(
+        self,
+        stage: str,
+        build: Callable[[Draft], None],
+        *,
+        version: int,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Artifact] | None = None,
+        seed: int | None = None,
+        labels: str = "never",
+    ) -> Artifact:
+        """Return the stage's artifact, building it first if nobody has.
+
+        Args:
+            stage: Name of the stage; also the name of its folder.
+            build: Writes the output through the :class:`Draft` it is given.
+            version: Raised by whoever changes what ``build`` computes.
+            params: Everything outside the inputs that the output depends on, the seed included.
+            inputs: Artifacts that ``build`` reads.
+            seed: Repeated in the manifest for readers.
+            labels: Label policy while ``build`` runs: "never", "analysis", "evaluation" or
+                "ceiling" (see :mod:`elfs_lib.labels`).
+
+        Raises:
+            ElfsError: if the folder is damaged, or cannot be written.
+        """
+        inputs = inputs or {}
+        input_keys = {name: artifact.key for name, artifact in inputs.items()}
+        key = stage_key(stage, version, params, input_keys)
+        found = self._find_or_remove(stage, key)
+        if found:
+            return found
+        if self.look:
+            raise NotBuilt(f"Stage {stage!r} has not been run for these parameters: run it first.")
+        parent = self.root / stage
+        draft_folder = parent / f".{key}.draft"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(parent / f".{key}.lock"):
+                found = self._find_or_remove(stage, key)  # another process may have built it
+                if found:
+                    return found
+                shutil.rmtree(draft_folder, ignore_errors=True)  # left by a killed run
+                draft_folder.mkdir()
+                draft, start = Draft(draft_folder), time.perf_counter()
+                with stage_lock(labels, stage=stage) as opened:
+                    build(draft)
+                manifest = {
+                    "stage": stage,
+                    "key": key,
+                    "version": version,
+                    "params": dict(params),
+                    "inputs": input_keys,
+                    "seed": seed,
+                    "labels": {"policy": labels, "opened": list(opened)},
+                    **draft.facts,
+                    "packages": package_versions(),
+                    "wall_s": round(time.perf_counter() - start, 3),
+                    "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "sha256": {f.name: _sha256(f) for f in sorted(draft_folder.iterdir())},
+                }
+                (draft_folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                for file in draft_folder.iterdir():
+                    _fsync(file)
+                os.replace(draft_folder, parent / key)
+                _fsync(parent)
+        except OSError as error:
+            shutil.rmtree(draft_folder, ignore_errors=True)
+            raise ElfsError(
+                f"Cannot write stage {stage!r} under {self.root}: {error.strerror or error}; free "
+                "some space or name another folder with ELFS_ARTIFACTS_DIR."
+            ) from error
+        except BaseException:
+            shutil.rmtree(draft_folder, ignore_errors=True)
+            raise
+        return Artifact(stage, key, parent / key, manifest)
+
+    def _find_or_remove(self, stage: str, key: str) -> Artifact | None:
+        try:
+            return self.find(stage, key)
+        except ElfsError:
+            if not self.repair:
+                raise
+            shutil.rmtree(self.root / stage / key)
+            return None
+
+    def artifacts(self) -> list[Artifact]:
+        """Every finished artifact, oldest first, without verifying checksums."""
+        manifests = sorted(self.root.glob(f"*/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+        return [
+            Artifact(folder.parent.name, folder.name, folder, json.loads(path.read_text()))
+            for path in manifests
+            if not (folder := path.parent).name.startswith(".")
+        ]
+
+    def damaged(self) -> list[str]:
+        """One sentence for each damaged artifact of the store."""
+        problems = []
+        for folder in sorted(self.root.glob("*/*/")):
+            if folder.name.startswith("."):
+                continue
+            try:
+                self._verify(folder)
+            except ElfsError as error:
+                problems.append(str(error))
+        return problems
+
+    def _verify(self, folder: Path) -> dict[str, Any]:
+        remedy = "run the command again with --repair to recompute it."
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            checksums = manifest["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ElfsError(f"Artifact {folder} has no readable {MANIFEST}: {remedy}") from error
+        for name, expected in checksums.items():
+            path = folder / name
+            if not path.exists():
+                raise ElfsError(f"Artifact file {path} is missing: {remedy}")
+            if _sha256(path) != expected:
+                raise ElfsError(f"Artifact file {path} is damaged (its checksum changed): {remedy}")
+        return manifest

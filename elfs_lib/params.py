@@ -1,0 +1,173 @@
+"""The parameters of a run: flat, typed, validated before any work starts.
+
+Defaults are the paper's protocol where it states one. ``params/*.yaml`` hold one set a dataset;
+papermill passes the same flat keys.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from elfs_lib.datasets import DATASETS
+from elfs_lib.encoders import check_encoder
+from elfs_lib.errors import ElfsError, choose
+from elfs_lib.selection import METHODS, SCORES
+from elfs_lib.training.recipes import find_recipe
+
+Share = float | int
+
+
+class Params(BaseModel):
+    """One run's parameters. Field descriptions are the documentation of the YAML keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # data
+    dataset: str = Field("digits", description="name of the dataset")
+    data_path: str | None = Field(None, description="file or folder of parquet and image_folder")
+    image_size: int | None = Field(None, ge=4, le=1024, description="stored side in pixels")
+    classes: int | None = Field(None, ge=2, description="number of classes; null: the dataset's")
+    flip: bool = Field(True, description="whether a mirrored image keeps its class")
+    crop_pad: int = Field(4, ge=0, le=64, description="random shift in pixels when training")
+    # how to compute
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of clustering, proxy and search")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matmuls")
+    # embeddings
+    encoder: str = Field("dino_vitb16", description="name, or names joined by +")
+    encoder_checkpoint: str | None = Field(None, description="local weights file")
+    encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
+    neighbors: int = Field(50, ge=1, description="K, nearest neighbours of each image")
+    # TEMI clustering
+    temi_heads: int = Field(50, ge=1, description="H, clustering heads")
+    temi_epochs: int = Field(200, ge=1)
+    temi_batch: int = Field(1024, ge=2)
+    temi_lr: float = Field(1e-4, gt=0, description="for a batch of 256, scaled with the batch")
+    temi_warmup_epochs: int = Field(20, ge=0)
+    temi_weight_decay: float = Field(1e-4, ge=0)
+    temi_momentum: float = Field(0.996, ge=0, lt=1, description="EMA of the teacher's weights")
+    temi_beta: float = Field(0.6, gt=0, le=1, description="exponent of the PMI")
+    temi_weighting: Literal["teacher", "student_teacher"] = Field("teacher")
+    temi_hidden: int = Field(512, ge=8)
+    temi_bottleneck: int = Field(256, ge=8)
+    temi_pca: int | None = Field(None, ge=2, description="reduce embeddings to this many numbers")
+    pseudo_labels: Literal["aligned_mean", "lowest_loss", "plain_mean"] = Field("aligned_mean")
+    relabel_rounds: int = Field(0, ge=0, le=10, description="self-labelling rounds after TEMI")
+    relabel_keep: float = Field(0.5, gt=0, le=1, description="confident share a round trains on")
+    # proxy training
+    proxy_recipe: str = Field("resnet18")
+    proxy_epochs: int = Field(200, ge=1)
+    proxy_seeds: int = Field(1, ge=1, le=20, description="proxies whose scores are averaged")
+    # double-end pruning
+    score: str = Field("aum", description="training-dynamics score that ELFS sorts by")
+    budget: Share = Field(0.1, description="share of the images, or a count, to be labelled")
+    hard_prune_ratio: float | None = Field(None, ge=0, lt=1, description="beta; null: search")
+    hard_prune_ratios: tuple[float, ...] = Field(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="betas that are tried"
+    )
+    search_steps: int = Field(40_000, ge=1, description="steps of each model of the search")
+    search_seeds: int = Field(1, ge=1, le=20, description="splits that the search averages")
+    # evaluation
+    methods: tuple[str, ...] = ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest")
+    budgets: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.5, 0.7)
+    eval_recipe: str = Field("resnet18")
+    eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
+    eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
+    eval_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    @pydantic.model_validator(mode="after")
+    def _check_names(self) -> Params:
+        choose("dataset", self.dataset, DATASETS)
+        check_encoder(self.encoder, self.encoder_checkpoint)
+        for recipe in (self.proxy_recipe, self.eval_recipe):
+            find_recipe(recipe)
+        choose("score", self.score, SCORES)
+        for method in self.methods:
+            choose("method", method, METHODS)
+        for name in ("methods", "budgets", "eval_seeds", "hard_prune_ratios"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ElfsError(f"Parameter {name!r} must list at least one value, none twice.")
+        for budget in (self.budget, *self.budgets):
+            if budget <= 0 or (isinstance(budget, float) and budget > 1):
+                raise ElfsError(
+                    f"Parameter 'budget' is {budget}: give a share above 0 and at most 1, "
+                    "or a whole number of images."
+                )
+        for ratio in self.hard_prune_ratios:
+            if not 0 <= ratio < 1:
+                raise ElfsError(
+                    f"Parameter 'hard_prune_ratios' holds {ratio}: each must be in [0, 1)."
+                )
+        return self
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Params:
+        """Validate a mapping of parameters.
+
+        Raises:
+            ElfsError: one sentence on the first parameter that is wrong.
+        """
+        for name in values:
+            choose("parameter", name, cls.model_fields)
+        try:
+            return cls(**values)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"][:1]) or "?"
+            reason = first["msg"].lower().removeprefix("input ")
+            raise ElfsError(
+                f"Parameter {name!r} is {first['input']!r} but {reason}."
+                if reason.startswith("should")
+                else f"Parameter {name!r} is {first['input']!r}: {reason}."
+            ) from None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
+        """Read a YAML file of flat keys; ``overrides`` win over the file.
+
+        Raises:
+            ElfsError: if the file is missing, is not YAML, or a parameter is wrong.
+        """
+        return cls.make({**read_yaml(path), **(overrides or {})})
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Params:
+        """Collect parameters from a notebook's variables, as papermill sets them.
+
+        Names that papermill injected but that are no parameter are refused: they are recognised
+        by the cell that papermill writes, which starts with ``# Parameters``.
+        """
+        injected = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
+        for node in ast.walk(ast.parse("\n".join(injected))):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                choose("parameter", node.id, cls.model_fields)
+        return cls.make({k: namespace[k] for k in cls.model_fields if k in namespace})
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping safely.
+
+    Raises:
+        ElfsError: one sentence if the file is missing, is not YAML or is not a mapping.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ElfsError(f"Cannot read {path}: {error.strerror}; check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or "not text"
+        raise ElfsError(f"{path} is not valid YAML{where}: {problem}.") from None
+    if not isinstance(content, dict):
+        raise ElfsError(f"{path} must hold 'name: value' lines, one parameter each.")
+    return content

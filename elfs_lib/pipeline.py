@@ -1,0 +1,182 @@
+"""Running a whole run: the stages with progress, the notebooks through papermill, the book."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.params import read_yaml
+from elfs_lib.stages import Run, project_root
+
+NOTEBOOKS = (
+    "01_embeddings",
+    "02_temi_clustering",
+    "03_aum_dynamics",
+    "04_distribution_shift",
+    "05_double_end_pruning",
+    "06_coreset_evaluation",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a run: a name to print, and what makes (or finds) its artifact."""
+
+    name: str
+    work: Callable[[], object]
+
+
+def steps(run: Run) -> Iterator[Step]:
+    """Every stage that the six notebooks read, in an order where inputs come first."""
+    p = run.params
+    yield Step("images", lambda: run.images)
+    yield Step("embeddings", lambda: run.embeddings)
+    yield Step("neighbours", lambda: run.neighbors)
+    yield Step("TEMI clustering", lambda: run.temi)
+    yield Step("pseudo-labels", lambda: run.pseudo)
+    yield Step("proxy dynamics", lambda: run.proxies)
+    if "train" in run.labels.has:
+        yield Step("proxy on true labels (analysis)", lambda: run.true_proxy)
+    wanted = list(dict.fromkeys((p.budget, *p.budgets)))
+    if p.hard_prune_ratio is None:
+        for budget in wanted:
+            yield Step(f"beta search, budget {budget:g}", lambda b=budget: run.search(b))
+    yield Step(f"coreset, budget {p.budget:g}", lambda: run.coreset("elfs", p.budget))
+    if not {"train", "test"} <= set(run.labels.has):
+        return
+    for method, budget, seed in run.cells():
+        yield Step(
+            f"{method}, budget {budget:g}, seed {seed}",
+            lambda m=method, b=budget, s=seed: run.evaluate(m, b, s),
+        )
+
+
+def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
+    """Run every stage, saying before each what is running and what is likely left.
+
+    The estimate grows from what has been measured: it is given once like stages (searches,
+    evaluations) have been timed, since those are most of the work.
+    """
+    plan = list(steps(run))
+    start, spent = time.perf_counter(), []
+    for number, step in enumerate(plan, 1):
+        say(f"[{number}/{len(plan)}] {step.name}{_left(spent, len(plan) - number + 1)}")
+        began = time.perf_counter()
+        step.work()
+        spent.append(time.perf_counter() - began)
+    say(f"Stages done in {_clock(time.perf_counter() - start)}; artifacts are in {run.store.root}.")
+
+
+def _left(spent: list[float], remaining: int) -> str:
+    recent = [s for s in spent[-5:] if s > 0.1]  # stages found ready say nothing about the rest
+    if len(spent) < 8 or not recent:
+        return ""
+    return f"  (about {_clock(sum(recent) / len(recent) * remaining)} left)"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def run_notebooks(
+    params_file: Path,
+    target: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    kernel: str | None = None,
+    workers: int = 2,
+) -> list[Path]:
+    """Execute the six notebooks through papermill into ``target``.
+
+    Args:
+        params_file: YAML of parameters, as for ``papermill -f``.
+        target: Folder of the executed copies.
+        overrides: Parameters that win over the file, as ``papermill -p``.
+        kernel: Name of a Jupyter kernel; None for the one the notebooks name.
+        workers: Notebooks at a time. They only show what the stages left, one thread each.
+
+    Raises:
+        ElfsError: naming the notebook, its cell and the message, if one fails. The failed copy is
+            kept in ``target`` with its error, as papermill leaves it.
+    """
+    root = project_root()
+    target.mkdir(parents=True, exist_ok=True)
+    parameters = {**read_yaml(params_file), **(overrides or {})}
+    environment = {"ELFS_PROGRESS": "0", "OMP_NUM_THREADS": str(_threads(workers))}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+
+    def execute(name: str) -> Path:
+        output = target / f"{name}.ipynb"
+        try:
+            papermill.execute_notebook(
+                str(root / "notebooks" / f"{name}.ipynb"),
+                str(output),
+                parameters=parameters,
+                kernel_name=kernel,
+                cwd=str(root),
+                progress_bar=False,
+                log_output=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise ElfsError(
+                f"Notebook {name} failed in cell {error.cell_index}: {error.ename}: {error.evalue} "
+                f"(kept as {output})."
+            ) from error
+        tidy(output)
+        return output
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(execute, NOTEBOOKS))
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _threads(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def tidy(path: Path) -> None:
+    """Drop what differs between two equal runs: papermill's times and paths, cell timings."""
+    notebook = nbformat.read(path, as_version=4)
+    kept = notebook.metadata.get("papermill", {}).get("parameters", {})
+    notebook.metadata["papermill"] = {"parameters": kept}
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        cell.metadata.pop("execution", None)
+        cell.metadata.pop("papermill", None)
+    nbformat.write(notebook, path)
+
+
+def build_book(*, strict: bool = True) -> Path:
+    """Render the book to ``_build/html`` and return its first page.
+
+    Raises:
+        ElfsError: if Sphinx finds an error or, when ``strict``, a warning.
+    """
+    root = project_root()
+    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(root), "--quiet"]
+    command += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []
+    if subprocess.run(command, cwd=root).returncode:
+        raise ElfsError("The book did not build: mend what Sphinx names above.")
+    return root / "_build" / "html" / "index.html"
+
+
+def runs_folder(params_file: Path) -> Path:
+    """Where the executed notebooks of a params file go: ``book/runs/<its name>``."""
+    return project_root() / "book" / "runs" / params_file.stem

@@ -1,0 +1,649 @@
+"""The stages of a run: each reads artifacts, calls a concept module, and writes an artifact.
+
+Which stage may see labels is decided here, by the ``labels=`` of each stage, and enforced by
+:mod:`elfs_lib.labels`: everything up to the coreset runs under "never".
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from elfs_lib import datasets, encoders
+from elfs_lib.artifacts import Artifact, Draft, Store
+from elfs_lib.compute import describe_device, resolve_device, track
+from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.errors import ElfsError
+from elfs_lib.labels import LabelOracle, label_oracle
+from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.params import Params
+from elfs_lib.selection import (
+    METHODS,
+    Method,
+    Selection,
+    SelectionInputs,
+    budget_count,
+    easiness,
+    search_hard_prune_ratio,
+    select,
+)
+from elfs_lib.self_training import relabel
+from elfs_lib.temi import TemiConfig, fit_temi
+from elfs_lib.training.loop import Length, Seeds, train
+from elfs_lib.training.recipes import find_recipe
+
+
+def data_dir() -> Path | None:
+    """The data root that ``ELFS_DATA_DIR`` names, or None for the default places."""
+    value = os.environ.get("ELFS_DATA_DIR")
+    return Path(value) if value else None
+
+
+def project_root() -> Path:
+    """The nearest folder upwards that holds a book (``_toc.yml``), else the current folder."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "_toc.yml").exists()), here)
+
+
+def default_store(*, repair: bool = False, look: bool = False) -> Store:
+    """The artifacts folder: ``ELFS_ARTIFACTS_DIR``, else ``_artifacts`` in the project."""
+    root = os.environ.get("ELFS_ARTIFACTS_DIR") or project_root() / "_artifacts"
+    return Store(root, repair=repair, look=look)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One set of parameters over one store. Attributes and methods run their stage on first use.
+
+    Example:
+        >>> run = Run(Params.load("params/digits.yaml"), default_store())   # doctest: +SKIP
+        >>> run.coreset("elfs", 0.1).table("coreset")                       # doctest: +SKIP
+    """
+
+    params: Params
+    store: Store
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Run:
+        """Open a run from a notebook's variables and check it before any work starts."""
+        run = cls(Params.from_notebook(namespace), default_store())
+        run.check()
+        return run
+
+    # ------------------------------------------------------------------ checks before work
+
+    def check(self) -> None:
+        """Check everything that can be checked without computing.
+
+        Raises:
+            ElfsError: one sentence on the first thing that would fail later.
+        """
+        p = self.params
+        datasets.check_dataset(p.dataset, data_dir(), path=p.data_path)
+        resolve_device(p.device)
+        n = len(self.train_images)
+        if p.neighbors >= n:
+            raise ElfsError(
+                f"Parameter 'neighbors' is {p.neighbors} but there are only {n} images: "
+                f"choose at most {n - 1}."
+            )
+        classes = self.classes
+        if classes > n:
+            raise ElfsError(f"Parameter 'classes' is {classes} but there are only {n} images.")
+        for budget in (p.budget, *p.budgets):
+            budget_count(budget, n)
+        if p.hard_prune_ratio is not None:
+            share = budget_count(p.budget, n) / n
+            if p.hard_prune_ratio + share > 1 + 1e-9:
+                raise ElfsError(
+                    f"hard_prune_ratio {p.hard_prune_ratio} and budget {share:.3g} add up to more "
+                    "than 1: lower one of them."
+                )
+
+    # ------------------------------------------------------------------ images and labels
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        p = self.params
+        return {
+            "name": p.dataset,
+            "data_dir": data_dir(),
+            "image_size": p.image_size,
+            "path": p.data_path,
+        }
+
+    @cached_property
+    def images(self) -> Artifact:
+        """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
+        fingerprint = datasets.source_fingerprint(**self._source)
+
+        def build(draft: Draft) -> None:
+            images = datasets.load_images(**self._source)
+            draft.array("train", images.train)
+            if images.test is not None:
+                draft.array("test", images.test)
+            about = {
+                "class_names": images.class_names,
+                "num_classes": images.num_classes,
+                "paths": images.paths,
+                "report": images.report,
+            }
+            draft.json("about", about)
+
+        params = {"dataset": self.params.dataset, "source": fingerprint}
+        return self.store.run("images", build, version=1, params=params)
+
+    @cached_property
+    def train_images(self) -> np.ndarray:
+        """uint8 [N, C, H, W], resident."""
+        return np.array(self.images.array("train"))
+
+    @cached_property
+    def test_images(self) -> np.ndarray:
+        """uint8 [M, C, H, W], resident.
+
+        Raises:
+            ElfsError: if the dataset has no test split.
+        """
+        if not (self.images.folder / "test.npy").exists():
+            raise ElfsError(f"Dataset {self.params.dataset!r} has no test split to evaluate on.")
+        return np.array(self.images.array("test"))
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Class names, number of classes, paths and the report on damaged files."""
+        return self.images.json("about")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, or their numbers where the dataset has no names."""
+        return list(self.about["class_names"] or [str(c) for c in range(self.classes)])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: the parameter, else the dataset's.
+
+        Raises:
+            ElfsError: if neither says.
+        """
+        classes = self.params.classes or self.about["num_classes"]
+        if not classes:
+            raise ElfsError("Give the parameter 'classes': this dataset does not say how many.")
+        return int(classes)
+
+    @cached_property
+    def labels(self) -> LabelOracle:
+        """The locked ground-truth labels; see :mod:`elfs_lib.labels`."""
+        return label_oracle(**self._source)
+
+    # ------------------------------------------------------------------ embeddings, clusters
+
+    @cached_property
+    def embeddings(self) -> Artifact:
+        """Array ``embeddings`` float32 [N, D] of the training images."""
+        p = self.params
+
+        def build(draft: Draft) -> None:
+            embeddings = encoders.embed(
+                self.train_images,
+                p.encoder,
+                checkpoint=p.encoder_checkpoint,
+                input_size=p.encoder_size,
+                device=p.device,
+                precision=p.precision,
+                seed=p.seed,
+            )
+            draft.array("embeddings", embeddings)
+            draft.fact(device=self._device, encoder=encoders.describe(p.encoder))
+
+        params = self._some("encoder", "encoder_size", "precision")
+        params["checkpoint"] = encoders.checkpoint_fingerprint(p.encoder_checkpoint)
+        return self.store.run(
+            "embeddings", build, version=1, params=params, inputs={"images": self.images}
+        )
+
+    @cached_property
+    def neighbors(self) -> Artifact:
+        """Arrays ``indices`` int32 [N, K] and ``similarities`` float32 [N, K], nearest first."""
+
+        def build(draft: Draft) -> None:
+            found = nearest_neighbors(
+                np.asarray(self.embeddings.array("embeddings")), self.params.neighbors
+            )
+            draft.array("indices", found.indices)
+            draft.array("similarities", found.similarities)
+
+        return self.store.run(
+            "neighbors",
+            build,
+            version=1,
+            params=self._some("neighbors"),
+            inputs={"embeddings": self.embeddings},
+        )
+
+    @property
+    def temi_config(self) -> TemiConfig:
+        p = self.params
+        return TemiConfig(
+            classes=self.classes,
+            heads=p.temi_heads,
+            epochs=p.temi_epochs,
+            batch=min(p.temi_batch, len(self.train_images)),
+            lr=p.temi_lr,
+            warmup_epochs=p.temi_warmup_epochs,
+            weight_decay=p.temi_weight_decay,
+            momentum=p.temi_momentum,
+            beta=p.temi_beta,
+            weighting=p.temi_weighting,
+            hidden=p.temi_hidden,
+            bottleneck=p.temi_bottleneck,
+            pca=p.temi_pca,
+            seed=p.seed,
+            device=p.device,
+            precision=p.precision,
+        )
+
+    @cached_property
+    def temi(self) -> Artifact:
+        """Table ``labels`` (index, one column a consensus, confidence), arrays of the heads."""
+
+        def build(draft: Draft) -> None:
+            result = fit_temi(
+                np.asarray(self.embeddings.array("embeddings")),
+                np.asarray(self.neighbors.array("indices")),
+                self.temi_config,
+            )
+            table = pd.DataFrame({"index": np.arange(len(result.confidence)), **result.pseudo})
+            table["confidence"] = result.confidence
+            draft.table("labels", table)
+            draft.array("assignments", result.assignments)
+            draft.array("head_losses", result.head_losses)
+            draft.array("loss_curves", result.loss_curves)
+            draft.array("probabilities", result.probabilities)
+            save_file(result.state, draft.folder / "heads.safetensors")
+            draft.json("notes", list(result.notes))
+            draft.fact(device=self._device, notes=list(result.notes))
+
+        names = [n for n in Params.model_fields if n.startswith("temi_")]
+        params = self._some(*names, "seed", "precision") | {"classes": self.classes}
+        return self.store.run(
+            "temi",
+            build,
+            version=1,
+            params=params,
+            inputs={"embeddings": self.embeddings, "neighbors": self.neighbors},
+            seed=self.params.seed,
+        )
+
+    @cached_property
+    def pseudo(self) -> Artifact:
+        """Table ``pseudo`` (index, label, confidence): TEMI's, after any self-labelling rounds."""
+        p = self.params
+
+        def build(draft: Draft) -> None:
+            table = self.temi.table("labels")
+            labels = table[p.pseudo_labels].to_numpy()
+            confidence = table["confidence"].to_numpy()
+            changed = []
+            for number in range(p.relabel_rounds):
+                found = relabel(
+                    self.train_images,
+                    labels,
+                    confidence,
+                    self.classes,
+                    find_recipe(p.proxy_recipe),
+                    Length(epochs=p.proxy_epochs),
+                    keep=p.relabel_keep,
+                    seed=p.seed + number,
+                    **self._training,
+                )
+                labels, confidence = found.labels, found.confidence
+                changed.append(found.changed)
+            frame = pd.DataFrame({"index": table["index"], "label": labels})
+            frame["confidence"] = confidence
+            draft.table("pseudo", frame)
+            draft.fact(device=self._device, changed_by_round=changed)
+
+        params = self._some("pseudo_labels", "relabel_rounds")
+        if p.relabel_rounds:
+            params |= self._proxy_params | self._some("relabel_keep")
+        return self.store.run(
+            "pseudo",
+            build,
+            version=1,
+            params=params,
+            inputs={"images": self.images, "temi": self.temi},
+            seed=p.seed,
+        )
+
+    @cached_property
+    def pseudo_labels(self) -> np.ndarray:
+        """int64 [N]."""
+        return self.pseudo.table("pseudo")["label"].to_numpy()
+
+    # ------------------------------------------------------------------ proxy and dynamics
+
+    @property
+    def _training(self) -> dict[str, Any]:
+        return self._some("flip", "crop_pad", "device", "precision")
+
+    @property
+    def _proxy_params(self) -> dict[str, Any]:
+        names = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "seed", "precision")
+        return self._some(*names) | {"classes": self.classes}
+
+    def _dynamics(self, draft: Draft, targets: np.ndarray, seed: int) -> None:
+        p = self.params
+        recorder = DynamicsRecorder(
+            torch.as_tensor(targets), resolve_device(p.device), seed=p.seed
+        )
+        trained = train(
+            self.train_images,
+            targets,
+            self.classes,
+            find_recipe(p.proxy_recipe),
+            Length(epochs=p.proxy_epochs),
+            seeds=Seeds.all(seed),
+            recorder=recorder,
+            desc="proxy",
+            **self._training,
+        )
+        draft.table("scores", recorder.table())
+        draft.array("curves", recorder.curves())
+        draft.array("watched", recorder.watched.cpu().numpy())
+        draft.array("mean_margins", recorder.mean_margins())
+        draft.array("losses", trained.losses)
+        draft.array("probabilities", trained.logits(self.train_images).softmax(1).numpy())
+        draft.fact(
+            device=self._device,
+            train_flops=trained.flops,
+            train_s=round(trained.seconds, 3),
+            bytes_per_image=recorder.bytes_per_image,
+        )
+
+    @cached_property
+    def proxies(self) -> list[Artifact]:
+        """Dynamics of each proxy trained on pseudo-labels (``proxy_seeds`` of them)."""
+        return [
+            self.store.run(
+                "proxy",
+                lambda draft, seed=seed: self._dynamics(draft, self.pseudo_labels, seed),
+                version=1,
+                params=self._proxy_params | {"seed": seed},
+                inputs={"images": self.images, "pseudo": self.pseudo},
+                seed=seed,
+            )
+            for seed in range(self.params.seed, self.params.seed + self.params.proxy_seeds)
+        ]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores under pseudo-labels, averaged over proxies: one row an image."""
+        return _mean_tables([proxy.table("scores") for proxy in self.proxies])
+
+    @cached_property
+    def true_proxy(self) -> Artifact:
+        """The same proxy trained on ground truth: for analysis and for the supervised ceiling."""
+        return self.store.run(
+            "true_proxy",
+            lambda draft: self._dynamics(
+                draft, self.labels.open("train", purpose="ceiling"), self.params.seed
+            ),
+            version=1,
+            params=self._proxy_params,
+            inputs={"images": self.images},
+            seed=self.params.seed,
+            labels="ceiling",
+        )
+
+    @cached_property
+    def true_scores(self) -> pd.DataFrame:
+        """Scores under ground-truth labels: one row an image."""
+        return self.true_proxy.table("scores")
+
+    # ------------------------------------------------------------------ search and selection
+
+    def search(self, budget: float | int, score: str | None = None) -> Artifact:
+        """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``."""
+        p = self.params
+        score = score or p.score
+        n = len(self.train_images)
+
+        def build(draft: Draft) -> None:
+            recipe, steps = find_recipe(p.eval_recipe), Length(steps=p.search_steps)
+
+            def fit_and_score(kept: np.ndarray, held_out: np.ndarray) -> float:
+                trained = train(
+                    self.train_images,
+                    self.pseudo_labels[kept],
+                    self.classes,
+                    recipe,
+                    steps,
+                    seeds=Seeds.all(p.seed),
+                    subset=kept,
+                    desc="search",
+                    **self._training,
+                )
+                return 100 * trained.accuracy(
+                    self.train_images[held_out], self.pseudo_labels[held_out]
+                )
+
+            found = search_hard_prune_ratio(
+                easiness(self.scores, score),
+                budget_count(budget, n),
+                ratios=p.hard_prune_ratios,
+                fit_and_score=fit_and_score,
+                seed=range(p.seed, p.seed + p.search_seeds),
+            )
+            draft.array("scores", found.scores)
+            draft.json("search", {"ratios": found.ratios.tolist(), "best": found.best})
+            draft.fact(device=self._device)
+
+        names = ("hard_prune_ratios", "search_steps", "search_seeds", "eval_recipe", "flip")
+        params = self._some(*names, "crop_pad", "seed", "precision")
+        params |= {"score": score, "count": budget_count(budget, n), "classes": self.classes}
+        inputs = {"images": self.images, "pseudo": self.pseudo}
+        inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
+        return self.store.run(
+            "search", build, version=1, params=params, inputs=inputs, seed=p.seed
+        )
+
+    def hard_prune_ratio(self, budget: float | int, score: str | None = None) -> float:
+        """Beta for a budget: the parameter if given, else the search's choice."""
+        if self.params.hard_prune_ratio is not None:
+            return self.params.hard_prune_ratio
+        return float(self.search(budget, score).json("search")["best"])
+
+    def coreset(self, method: str, budget: float | int, seed: int | None = None) -> Artifact:
+        """Select. Table ``coreset``: rank, index, path, score, in the order to label.
+
+        Args:
+            method: Key of :data:`elfs_lib.selection.METHODS`.
+            budget: Share in (0, 1] or count.
+            seed: Of methods that draw; defaults to the run's seed.
+        """
+        entry = METHODS[method]
+        seed = (self.params.seed if seed is None else seed) if entry.seeded else 0
+        count = budget_count(budget, len(self.train_images))
+        options = self._options(method, budget)
+
+        def build(draft: Draft) -> None:
+            inputs = self._selection_inputs(entry)
+            chosen = select(method, inputs, count, seed=seed, **options)
+            draft.table("coreset", self._coreset_table(chosen))
+            draft.json("info", chosen.info)
+
+        return self.store.run(
+            "coreset",
+            build,
+            version=1,
+            params={"method": method, "count": count, "seed": seed, "options": options},
+            inputs=self._selection_artifacts(entry),
+            seed=seed,
+            labels="ceiling" if entry.supervised else "never",
+        )
+
+    def _options(self, method: str, budget: float | int) -> dict[str, Any]:
+        """The options that the run decides: the score of plain ELFS, and the searched beta."""
+        entry = METHODS[method]
+        options: dict[str, Any] = {"score": self.params.score} if method == "elfs" else {}
+        if "hard_prune_ratio" in entry.required:
+            score = options.get("score", entry.score)
+            options["hard_prune_ratio"] = self.hard_prune_ratio(budget, score)
+        return options
+
+    def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:
+        """The artifacts that a method reads, by what it needs."""
+        inputs = {"images": self.images}
+        if "embeddings" in entry.needs:
+            inputs["embeddings"] = self.embeddings
+        if "neighbors" in entry.needs:
+            inputs["neighbors"] = self.neighbors
+        if entry.supervised:
+            inputs["proxy_0"] = self.true_proxy
+        elif entry.needs & {"scores", "probabilities"}:
+            inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
+        if "pseudo_labels" in entry.needs and not entry.supervised:
+            inputs["pseudo"] = self.pseudo
+        return inputs
+
+    def _selection_inputs(self, entry: Method) -> SelectionInputs:
+        read = self._selection_artifacts(entry)
+        proxies = [read[name] for name in sorted(read) if name.startswith("proxy_")]
+        fields: dict[str, Any] = {}
+        if "embeddings" in read:
+            fields["embeddings"] = read["embeddings"].array("embeddings")
+        if "neighbors" in read:
+            fields["neighbors"] = read["neighbors"].array("indices")
+            fields["similarities"] = read["neighbors"].array("similarities")
+        if "pseudo_labels" in entry.needs:
+            fields["pseudo_labels"] = (
+                self.labels.open("train", purpose="ceiling")
+                if entry.supervised
+                else self.pseudo_labels
+            )
+        if "scores" in entry.needs:
+            table = _mean_tables([proxy.table("scores") for proxy in proxies])
+            fields["scores"] = {c: table[c].to_numpy() for c in table if c != "index"}
+        if "probabilities" in entry.needs:
+            fields["probabilities"] = np.mean([x.array("probabilities") for x in proxies], axis=0)
+        return SelectionInputs(n=len(self.train_images), classes=self.classes, **fields)
+
+    def _coreset_table(self, chosen: Selection) -> pd.DataFrame:
+        paths = self.about["paths"]
+        return pd.DataFrame(
+            {
+                "rank": np.arange(1, len(chosen.indices) + 1),
+                "index": chosen.indices,
+                "path": [paths[i] for i in chosen.indices] if paths else "",
+                "score": chosen.scores,
+            }
+        )
+
+    # ------------------------------------------------------------------ evaluation
+
+    @property
+    def _eval_length(self) -> Length:
+        p = self.params
+        return Length(epochs=p.eval_epochs) if p.eval_epochs else Length(steps=p.eval_steps)
+
+    def evaluate(self, method: str, budget: float | int, seed: int) -> Artifact:
+        """Train on the labelled coreset; json ``result`` (last step), array ``predictions`` [M]."""
+        p, coreset = self.params, self.coreset(method, budget, seed)
+
+        def build(draft: Draft) -> None:
+            subset = coreset.table("coreset")["index"].to_numpy()
+            trained = train(
+                self.train_images,
+                self.labels.open("train", purpose="evaluation")[subset],
+                self.classes,
+                find_recipe(p.eval_recipe),
+                self._eval_length,
+                seeds=Seeds.all(seed),
+                subset=subset,
+                desc=f"{method}, {len(subset)} images, seed {seed}",
+                **self._training,
+            )
+            predictions = trained.logits(self.test_images).argmax(1).numpy()
+            right = predictions == self.labels.open("test", purpose="evaluation")
+            draft.array("predictions", predictions.astype(np.int16))
+            draft.json(
+                "result",
+                {
+                    "accuracy": 100 * float(right.mean()),
+                    "steps": trained.steps,
+                    "train_flops": trained.flops,
+                    "seconds": round(trained.seconds, 3),
+                    "device": self._device,
+                },
+            )
+            draft.fact(device=self._device, train_flops=trained.flops)
+
+        names = ("eval_recipe", "eval_epochs", "flip", "crop_pad", "precision")
+        params = self._some(*names) | {"seed": seed, "classes": self.classes}
+        if not p.eval_epochs:
+            params["eval_steps"] = p.eval_steps
+        return self.store.run(
+            "evaluation",
+            build,
+            version=1,
+            params=params,
+            inputs={"images": self.images, "coreset": coreset},
+            seed=seed,
+            labels="evaluation",
+        )
+
+    def cells(self) -> Iterator[tuple[str, float | int, int]]:
+        """Every (method, budget, seed) of the evaluation, budgets first, seeds last."""
+        p = self.params
+        yield from itertools.product(p.methods, p.budgets, p.eval_seeds)
+
+    def result_row(self, method: str, budget: float | int, seed: int) -> dict[str, Any]:
+        """One row of the results table; see :mod:`elfs_lib.evaluation` for its columns."""
+        p, entry = self.params, METHODS[method]
+        n = len(self.train_images)
+        count = budget_count(budget, n)
+        result = self.evaluate(method, budget, seed).json("result")
+        info = self.coreset(method, budget, seed).json("info")
+        return {
+            "dataset": p.dataset,
+            "method": method,
+            "supervised": entry.supervised,
+            "budget": count / n,
+            "count": count,
+            "seed": seed,
+            "recipe": p.eval_recipe,
+            "hard_prune_ratio": info.get("hard_prune_ratio"),
+            **result,
+        }
+
+    def results(self) -> pd.DataFrame:
+        """The results table: trains whatever is missing, one row a (method, budget, seed)."""
+        cells = list(self.cells())
+        return pd.DataFrame([self.result_row(*cell) for cell in track(cells, "evaluation")])
+
+    # ------------------------------------------------------------------ helpers
+
+    def _some(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self.params, name) for name in names}
+
+    @property
+    def _device(self) -> str:
+        return describe_device(resolve_device(self.params.device))
+
+
+def _mean_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Average tables of scores row by row."""
+    mean = sum(table.drop(columns="index").astype(np.float64) for table in tables) / len(tables)
+    mean.insert(0, "index", tables[0]["index"])
+    return mean

@@ -1,0 +1,110 @@
+"""Resident, index-aware loader: uint8 images on the device, cropped and flipped there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+class ResidentLoader:
+    """Yields batches of a subset of images that stay on the device as uint8.
+
+    Crop, flip and padding are one gather: each output pixel looks up its source row and column,
+    so no padded copy exists and the batch comes out channels-last.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        subset: int64 [n], rows of ``images`` to train on; None for all.
+        batch: Images a batch. An epoch is cut into equal batches of at most this many, none dropped.
+        device: Where the images stay.
+        crop_pad: Shift by up to this many pixels; 0 for none.
+        crop: "zero" or "reflect", what lies outside the image.
+        flip: Mirror images left to right.
+        alternate_flip: Mirror each image every other epoch (first time by a coin) rather than
+            by a coin each epoch.
+        order_seed: Seed of the order of images.
+        augment_seed: Seed of crops and flips.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        subset: np.ndarray | None,
+        *,
+        batch: int,
+        device: torch.device,
+        crop_pad: int = 0,
+        crop: str = "zero",
+        flip: bool = False,
+        alternate_flip: bool = False,
+        order_seed: int = 0,
+        augment_seed: int = 0,
+    ):
+        chosen = images if subset is None else images[subset]
+        resident = torch.from_numpy(np.array(chosen.transpose(0, 2, 3, 1))).to(device)
+        self.images = resident  # [n, H, W, C]: the gather below then writes channels-last
+        self.device = device
+        self.batches_per_epoch = -(-len(resident) // batch)
+        self.crop_pad, self.crop = crop_pad, crop
+        self.flip, self.alternate_flip = flip, alternate_flip
+        self._order = torch.Generator().manual_seed(order_seed)
+        self._augment = torch.Generator().manual_seed(augment_seed)
+        self._first_flip = self._coin(len(resident))
+        sample = resident[:: max(1, len(resident) // 5000)].float()
+        self.mean = sample.mean((0, 1, 2))
+        self.std = sample.std((0, 1, 2)).clamp_min(1.0)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _coin(self, count: int) -> torch.Tensor:
+        return torch.rand(count, generator=self._augment) < 0.5
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, H, W, C] to float32 [B, C, H, W], channels-last, zero mean, unit deviation."""
+        return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def sample(self, count: int) -> torch.Tensor:
+        """A fixed spread of normalised, unaugmented images: float32 [<= count, C, H, W]."""
+        return self.normalise(self.images[:: max(1, len(self) // count)][:count])
+
+    def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (positions int64 [B] in the subset, images float32 [B, C, H, W]) once over all."""
+        order = torch.randperm(len(self), generator=self._order)
+        if self.alternate_flip:
+            mirrored = self._first_flip ^ bool(number % 2)
+        else:
+            mirrored = self._coin(len(self))
+        pad = self.crop_pad
+        shifts = torch.randint(-pad, pad + 1, (len(self), 2), generator=self._augment)
+        mirrored, shifts = mirrored.to(self.device), shifts.to(self.device)
+        for positions in order.to(self.device).tensor_split(self.batches_per_epoch):
+            yield positions, self.normalise(
+                self._views(positions, mirrored[positions], shifts[positions])
+            )
+
+    def _views(
+        self, positions: torch.Tensor, mirrored: torch.Tensor, shifts: torch.Tensor
+    ) -> torch.Tensor:
+        height, width = self.images.shape[1:3]
+        rows = torch.arange(height, device=self.device) + shifts[:, :1]
+        columns = torch.arange(width, device=self.device) + shifts[:, 1:]
+        if self.flip:
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        inside = None
+        if self.crop_pad and self.crop == "zero":
+            inside = ((rows >= 0) & (rows < height))[:, :, None] & (
+                (columns >= 0) & (columns < width)
+            )[:, None, :]
+            rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        else:
+            rows, columns = _reflect(rows, height), _reflect(columns, width)
+        views = self.images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return views if inside is None else views * inside[..., None]
+
+
+def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
+    index = index.abs()
+    return (size - 1) - ((size - 1) - index).abs()

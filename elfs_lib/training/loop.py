@@ -1,0 +1,236 @@
+"""The one training loop: proxies, beta search and coreset models all go through it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
+from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.errors import ElfsError
+from elfs_lib.training.loader import ResidentLoader
+from elfs_lib.training.models import build_network
+from elfs_lib.training.recipes import Recipe, build_optimizer, set_learning_rate
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train: a number of epochs, or a number of steps whatever the subset's size."""
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        if (self.epochs is None) == (self.steps is None):
+            raise ElfsError("Give the length of training as epochs or as steps, one of the two.")
+        return self.steps if self.epochs is None else self.epochs * batches_per_epoch
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Separate seeds for initial weights, order of images, and augmentation."""
+
+    weights: int
+    order: int
+    augment: int
+
+    @classmethod
+    def all(cls, seed: int) -> Seeds:
+        """Three different streams from one seed."""
+        weights, order, augment = np.random.SeedSequence(seed).generate_state(3)
+        return cls(int(weights), int(order), int(augment))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with what it took.
+
+    Attributes:
+        model: In eval mode, on its device.
+        losses: float32 [epochs], mean training loss of each (possibly partial) epoch.
+        steps: Optimiser steps taken.
+        flops: Multiplications and additions of training (forward and backward), counted by
+            torch's FlopCounterMode on one batch and scaled by images.
+        seconds: Wall time of the loop.
+    """
+
+    model: nn.Module
+    losses: np.ndarray
+    steps: int
+    flops: float
+    seconds: float
+    loader: ResidentLoader
+    mirror_test: bool
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray, batch: int = 1000) -> torch.Tensor:
+        """Logits of images, normalised as the training images were.
+
+        Args:
+            images: uint8 [M, C, H, W].
+            batch: Images at a time.
+
+        Returns:
+            float32 [M, classes], on the CPU.
+        """
+        device = self.loader.device
+        parts = []
+        for start in range(0, len(images), batch):
+            block = np.array(images[start : start + batch].transpose(0, 2, 3, 1))
+            block = self.loader.normalise(torch.from_numpy(block).to(device))
+            with autocast(device, self.dtype):
+                logits = self.model(block).float()
+                if self.mirror_test:
+                    logits = (logits + self.model(block.flip(3)).float()) / 2
+            parts.append(logits.cpu())
+        return torch.cat(parts)
+
+    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
+        """Share of images classified right, in [0, 1]."""
+        return float((self.logits(images).argmax(1).numpy() == labels).mean())
+
+
+def train(
+    images: np.ndarray,
+    targets: np.ndarray,
+    classes: int,
+    recipe: Recipe,
+    length: Length,
+    *,
+    seeds: Seeds,
+    subset: np.ndarray | None = None,
+    flip: bool = True,
+    crop_pad: int = 4,
+    device: str = "auto",
+    precision: str = "auto",
+    recorder: DynamicsRecorder | None = None,
+    desc: str = "training",
+) -> Trained:
+    """Train a recipe on (a subset of) images and keep the last step's model.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        targets: int64 [n], labels of the images trained on, in the order of ``subset``.
+        classes: Number of classes.
+        recipe: What to train, and how.
+        length: Epochs or steps.
+        seeds: Seeds of weights, order and augmentation.
+        subset: int64 [n], rows of ``images`` to train on; None for all N.
+        flip: Whether mirrored images keep their class (not so for digits).
+        crop_pad: Largest shift in pixels.
+        device: See :func:`elfs_lib.compute.resolve_device`.
+        precision: See :func:`elfs_lib.compute.resolve_precision`.
+        recorder: Gets the logits of each training step; needs a length in epochs.
+        desc: Text of the progress bar.
+
+    Raises:
+        ElfsError: if targets and images differ in number, or the loss stops being finite.
+    """
+    count = len(images) if subset is None else len(subset)
+    if count != len(targets):
+        raise ElfsError(f"{count} images but {len(targets)} targets: give one target an image.")
+    place = resolve_device(device)
+    dtype = resolve_precision(precision, place)
+    loader = ResidentLoader(
+        images,
+        subset,
+        batch=min(recipe.batch, count),
+        device=place,
+        crop_pad=crop_pad,
+        crop=recipe.crop,
+        flip=flip,
+        alternate_flip=recipe.alternate_flip,
+        order_seed=seeds.order,
+        augment_seed=seeds.augment,
+    )
+    labels = torch.as_tensor(targets, dtype=torch.int64, device=place)
+    model = build_network(recipe.network, loader.sample(2000), classes, seed=seeds.weights)
+    model = model.to(place, memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(model, recipe)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    steps = length.total_steps(loader.batches_per_epoch)
+    average = _WeightAverage(model, steps) if recipe.average_every else None
+
+    def forward_backward(batch: torch.Tensor, positions: torch.Tensor) -> tuple:
+        with autocast(place, dtype):
+            logits = model(batch)
+        loss = criterion(logits.float(), labels[positions])
+        loss.backward()
+        return loss.detach(), logits.detach()
+
+    start = time.perf_counter()
+    flops_per_image, step, epoch, epoch_losses = 0.0, 0, 0, []
+    bar = track(range(steps), desc)
+    ticks = iter(bar)
+    while step < steps:
+        losses = []
+        for positions, batch in loader.epoch(epoch):
+            if step == steps:
+                break
+            set_learning_rate(optimizer, recipe.learning_rate(step, steps))
+            if step == 0:
+                with FlopCounterMode(display=False) as counter:
+                    loss, logits = forward_backward(batch, positions)
+                flops_per_image = counter.get_total_flops() / len(batch)
+            else:
+                loss, logits = forward_backward(batch, positions)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if recorder is not None:
+                recorder.update(positions, logits)
+            losses.append(loss)
+            step += 1
+            next(ticks)
+            if average and step % recipe.average_every == 0:
+                average.update(step)
+        epoch_losses.append(float(torch.stack(losses).mean()))
+        if not np.isfinite(epoch_losses[-1]):
+            raise ElfsError(
+                f"Training diverged in epoch {epoch + 1} (the loss is not finite): "
+                "use another recipe or precision: float32."
+            )
+        if recorder is not None:
+            recorder.end_epoch()
+        epoch += 1
+    next(ticks, None)  # lets the bar close itself
+    if average:
+        average.load()
+    return Trained(
+        model=model.eval(),
+        losses=np.asarray(epoch_losses, dtype=np.float32),
+        steps=steps,
+        flops=flops_per_image * count * steps / loader.batches_per_epoch,
+        seconds=time.perf_counter() - start,
+        loader=loader,
+        mirror_test=recipe.mirror_test and flip,
+        dtype=dtype,
+    )
+
+
+class _WeightAverage:
+    """Lookahead-style averaging: slow weights drift towards the fast ones, which restart there.
+
+    The share of the slow weights grows with the cube of the time done, so that early weights are
+    forgotten and the end of the run is averaged.
+    """
+
+    def __init__(self, model: nn.Module, steps: int):
+        self._fast = [v for v in model.state_dict().values() if v.is_floating_point()]
+        self._slow = [v.clone() for v in self._fast]
+        self._steps = steps
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        keep = 0.95**5 * (step / self._steps) ** 3
+        torch._foreach_lerp_(self._slow, self._fast, 1 - keep)
+        torch._foreach_copy_(self._fast, self._slow)
+
+    @torch.no_grad()
+    def load(self) -> None:
+        torch._foreach_copy_(self._fast, self._slow)

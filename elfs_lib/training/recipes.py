@@ -1,0 +1,158 @@
+"""Recipes by name: network, optimiser, schedule and augmentation of one way to train."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from elfs_lib.errors import choose
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a training run except data, length and seeds.
+
+    Attributes:
+        network: Key of :data:`elfs_lib.training.models.NETWORKS`.
+        batch: Images a step.
+        lr: Peak learning rate, for the mean loss.
+        bias_lr_factor: Multiplies ``lr`` for normalisation biases.
+        momentum: Of SGD with Nesterov.
+        weight_decay: L2 coefficient; its product with ``lr`` is the same for biases.
+        label_smoothing: Mass spread over all classes, in [0, 1).
+        schedule: "cosine" from ``lr`` to ``lr_end``, or "one_cycle": linear up over the first
+            quarter of the run, linear down to ``lr_end``.
+        lr_end: Final learning rate, as a share of ``lr``.
+        crop: How pixels outside the image are filled: "zero" or "reflect".
+        alternate_flip: Each image is mirrored every other epoch instead of at random.
+        mirror_test: Average the logits of the image and its mirror image at test time.
+        average_every: Steps between updates of the averaged weights; 0 keeps no average.
+        source: Where the recipe comes from.
+    """
+
+    network: str
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    lr_end: float
+    source: str
+    bias_lr_factor: float = 1.0
+    label_smoothing: float = 0.0
+    crop: str = "zero"
+    alternate_flip: bool = False
+    mirror_test: bool = False
+    average_every: int = 0
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Learning rate of step ``step`` (from 0) of ``steps``, as a share of the peak."""
+        done = (step + 0.5) / steps
+        if self.schedule == "cosine":
+            return self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
+        rise = 0.25
+        if done < rise:
+            return 0.2 + 0.8 * done / rise
+        return 1 + (self.lr_end - 1) * (done - rise) / (1 - rise)
+
+
+_SPEEDRUN = dict(
+    batch=512,
+    lr=1.5,
+    bias_lr_factor=64.0,
+    momentum=0.85,
+    weight_decay=1.33e-3,
+    label_smoothing=0.2,
+    schedule="one_cycle",
+    lr_end=0.07,
+    crop="reflect",
+    alternate_flip=True,
+    mirror_test=True,
+    average_every=5,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "resnet18": Recipe(
+        network="resnet18",
+        batch=256,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",
+        lr_end=1e-3,
+        source="ELFS, Zheng et al. (2025), CIFAR protocol",
+    ),
+    "resnet34": Recipe(
+        network="resnet34",
+        batch=256,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="cosine",
+        lr_end=1e-3,
+        source="ELFS, Zheng et al. (2025), ImageNet protocol",
+    ),
+    "speedrun": Recipe(
+        network="convnet",
+        source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498",
+        **_SPEEDRUN,
+    ),
+    "speedrun_small": Recipe(
+        network="convnet_small",
+        source="speedrun with a sixth of its multiplications, for CPUs",
+        **_SPEEDRUN,
+    ),
+    "speedrun_tiny": Recipe(
+        network="convnet_tiny",
+        source="speedrun narrowed and cut to small batches, for a few thousand small images",
+        **{**_SPEEDRUN, "batch": 128},
+    ),
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Look a recipe up by name.
+
+    Raises:
+        ElfsError: if there is none of that name.
+    """
+    return RECIPES[choose("recipe", name, RECIPES)]
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; normalisation biases get ``bias_lr_factor`` x the rate."""
+    norm_types = (nn.BatchNorm2d,)
+    biases = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, norm_types)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias"
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    factor = recipe.bias_lr_factor
+    groups = [
+        {"params": [p for p in trained if p not in biases], "peak": recipe.lr},
+        {
+            "params": [p for p in trained if p in biases],
+            "peak": recipe.lr * factor,
+            # the decay of a step is lr x weight_decay: keep it the same for both groups
+            "weight_decay": recipe.weight_decay / factor,
+        },
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set every group to ``share`` of its peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
