@@ -20,10 +20,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name
 from elfs_lib.published import SOURCE
+from elfs_lib.selection.registry import METHODS
 
 WIDTH = 7.0  # inches: the text column of the book
 DPI = 110  # sharp enough in a column, small enough to keep in a notebook
@@ -43,11 +45,17 @@ _GROUP_COLOURS = {"hard": HARD, "middle": MIDDLE, "easy": EASY}
 class PageFigure(Figure):
     """A figure that shows itself as PNG in a notebook without pyplot's global state."""
 
+    full_colour = False
+
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        # Without the software tag the same figure gives the same bytes.
-        self.savefig(buffer, format="png", metadata={"Software": None})
-        return buffer.getvalue()
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png")
+        picture = Image.open(drawn).convert("RGB")
+        if not self.full_colour:
+            # 256 colours are enough for a plot, and a third of the bytes in the notebook.
+            picture = picture.quantize(256, dither=Image.Dither.NONE)
+        picture.save(packed, format="png", optimize=True)
+        return packed.getvalue()
 
 
 def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -68,6 +76,7 @@ _RC = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -120,6 +129,7 @@ def image_grid(
     figure = PageFigure(
         figsize=(WIDTH, height + (0.3 if title else 0)), dpi=DPI, layout="constrained"
     )
+    figure.full_colour = pixels.shape[1] == 3
     figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
@@ -158,6 +168,7 @@ def loss_curves(
     """
     values = _matrix("curves", curves)
     best = int(np.argmin(values[-1])) if chosen is None else chosen
+    why = "lowest at the end" if chosen is None else "chosen"
     if not 0 <= best < values.shape[1]:
         raise ElfsError(f"chosen is {chosen}: choose a head from 0 to {values.shape[1] - 1}.")
     figure, axes = _page(3.2)
@@ -167,7 +178,7 @@ def loss_curves(
     for number, curve in enumerate(others.T):
         name = f"the other {others.shape[1]} heads" if number == 0 else None
         axes.plot(epochs, curve, color=NEUTRAL, lw=0.8, alpha=0.6, marker=marker, label=name)
-    axes.plot(epochs, values[:, best], color=MIDDLE, marker=marker, label=f"head {best}, marked")
+    axes.plot(epochs, values[:, best], color=MIDDLE, marker=marker, label=f"head {best}, {why}")
     _label(axes, "Epoch", label, title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
@@ -348,7 +359,7 @@ def learning_curves(
     curves: np.ndarray,
     groups: Sequence[str],
     *,
-    label: str = "Margin: p(label) minus best other",
+    label: str = "Margin: p(label) minus\nthe best other class",
     title: str | None = None,
 ) -> Figure:
     """Per-epoch margins of watched images, with the mean of each group drawn thick.
@@ -466,7 +477,7 @@ def beta_curve(
     scores: np.ndarray,
     best: float,
     *,
-    label: str = "Accuracy on held-out pseudo-labels (%)",
+    label: str = "Accuracy on held-out\npseudo-labels (%)",
     title: str | None = None,
 ) -> Figure:
     """The search for the share to drop at the hard end.
@@ -659,7 +670,7 @@ def jaccard_heatmap(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 def class_balance(
     counts: pd.DataFrame, names: Sequence[str] | None = None, *, title: str | None = None
 ) -> Figure:
-    """Share of each class in each coreset.
+    """Share of each class in each coreset; colours diverge from perfect balance.
 
     Args:
         counts: int, index = methods, columns = classes.
@@ -683,10 +694,11 @@ def class_balance(
         columns=classes if len(classes) <= 40 else None,
         annotate=len(classes) <= 12,
         digits=1 if len(classes) <= 10 else 0,
-        top=max(percent.max(), 1e-9),
+        top=200 / len(classes),
         unit="Percent of the coreset",
+        colours="PuOr_r",
     )
-    balanced = f"Class (all equal would be {100 / len(classes):.3g}%)"
+    balanced = f"Class (white: all equal, {100 / len(classes):.3g}%)"
     _label(axes, balanced, "", title)
     return figure
 
@@ -698,6 +710,7 @@ def embedding_map(
     *,
     sample: int = 3000,
     seed: int = 0,
+    kind: str = "cluster",
     title: str | None = None,
 ) -> Figure:
     """First two principal components of the embeddings, coloured by cluster or class.
@@ -707,6 +720,7 @@ def embedding_map(
         labels: int [N], clusters or classes.
         sample: At most this many images are drawn.
         seed: Seed of the sample.
+        kind: What a label is, the heading of the legend.
         title: A line above the plot.
 
     Raises:
@@ -725,10 +739,9 @@ def embedding_map(
     shares = 100 * strength[:2] ** 2 / max((strength**2).sum(), 1e-30)
     figure, axes = _page(4.2)
     kinds = np.unique(groups)
-    colours = sns.color_palette("husl", len(kinds)) if len(kinds) > 10 else sns.color_palette("tab10")
-    for number, kind in enumerate(kinds):
-        inside = groups == kind
-        axes.scatter(*points[inside].T, s=7, color=colours[number], label=str(kind), linewidth=0)
+    colours = sns.color_palette("husl" if len(kinds) > 10 else "colorblind", len(kinds))
+    for colour, group in zip(colours, kinds, strict=True):
+        axes.scatter(*points[groups == group].T, s=7, color=colour, label=str(group), linewidth=0)
     _label(
         axes,
         f"First component ({shares[0]:.0f}% of the variance)",
@@ -736,7 +749,7 @@ def embedding_map(
         title,
     )
     if len(kinds) <= 24:
-        _legend_right(figure, axes, markerscale=2)
+        _legend_right(figure, axes, markerscale=2, title=kind)
     return figure
 
 
@@ -761,11 +774,13 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _place(name: str) -> int:
-    return zlib.crc32(name.encode())
+    # The first two of the registry have a fixed look; names from other tables follow by checksum.
+    return list(METHODS).index(name) if name in METHODS else zlib.crc32(name.encode())
 
 
 def _ordered(methods: Iterable[str]) -> list[str]:
-    known = list(_FIXED)
+    """ELFS and random first, then the order of the registry, then other names by alphabet."""
+    known = list(dict.fromkeys([*_FIXED, *METHODS]))
     rank = {name: place for place, name in enumerate(known)}
     return sorted(methods, key=lambda name: (rank.get(name, len(known)), name))
 
@@ -812,13 +827,14 @@ def _heatmap(
     digits: int,
     top: float,
     unit: str,
+    colours: str = "Blues",
 ) -> None:
     sns.heatmap(
         values,
         ax=axes,
         vmin=0,
         vmax=top,
-        cmap="Blues",
+        cmap=colours,
         annot=annotate,
         fmt=f".{digits}f",
         annot_kws={"fontsize": 8},
