@@ -81,6 +81,12 @@ class Params(BaseModel):
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
     eval_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    # what the closing cells of the notebooks insist on; null: nothing
+    floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")
+    floor_clustering: float | None = Field(None, description="least accuracy of pseudo-labels")
+    floor_over_kmeans: float | None = Field(None, description="least gain of TEMI over k-means")
+    floor_spearman: float | None = Field(None, description="least rank agreement with true AUM")
+    floor_accuracy: float | None = Field(None, description="least accuracy of ELFS, percent")
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> Params:
@@ -150,6 +156,16 @@ class Params(BaseModel):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 choose("parameter", node.id, cls.model_fields)
         return cls.make({k: namespace[k] for k in cls.model_fields if k in namespace})
+
+
+def check_floor(name: str, value: float, floor: float | None) -> None:
+    """Fail a notebook whose result fell below what its parameters insist on.
+
+    Raises:
+        ElfsError: naming the result, its value and the floor.
+    """
+    if floor is not None and not value >= floor:
+        raise ElfsError(f"{name} is {value:.4g}, below the floor of {floor:.4g}: it got worse.")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""The line under a page of results: which command, seed, device and versions made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from elfs_lib.artifacts import Artifact, package_versions
+from elfs_lib.params import Params, read_yaml
+from elfs_lib.stages import Run, project_root
+
+
+def command(params: Params) -> str:
+    """The command that repeats a run: its dataset's params file, and what differs from it."""
+    file = project_root() / "params" / f"{params.dataset}.yaml"
+    base = Params.make(read_yaml(file)) if file.exists() else Params()
+    changed = {
+        name: value
+        for name, value in params.model_dump().items()
+        if value != getattr(base, name) and not name.startswith("floor_")
+    }
+    words = [f"-p {name}={value!r}".replace("'", "") for name, value in changed.items()]
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *words])
+
+
+def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
+    """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    lines = [
+        f"Made by `{command(run.params)}` with seed {run.params.seed}, on "
+        f"{len(run.train_images):,} training images; {versions}.",
+        "",
+        "| stage | key | device | seconds | labels opened |",
+        "| --- | --- | --- | ---: | --- |",
+    ]
+    for artifact in artifacts:
+        facts = artifact.manifest
+        opened = ", ".join(facts["labels"]["opened"]) or "none"
+        lines.append(
+            f"| {artifact.stage} | `{artifact.key}` | {facts.get('device', 'cpu')} "
+            f"| {facts['wall_s']:.1f} | {opened} |"
+        )
+    return "\n".join(lines)
