@@ -237,7 +237,7 @@ def verdict(row: Mapping[str, Any] | pd.Series) -> str:
         3.2, n=3)." An interval that holds zero is called no evidence of a difference.
     """
     method, rival = display_name(row["method"]), display_name(row["rival"])
-    where = f"at {100 * row['budget']:.4g}%"
+    where = f"at {100 * row['budget']:.3g}%"
     difference, low, high, n = row["difference"], row["low"], row["high"], int(row["n"])
     size = f"{abs(difference):.1f} points"
     if n < 2:

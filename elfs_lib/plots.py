@@ -464,7 +464,7 @@ def easy_counts(
     if expected is not None:
         name = f"random: {100 * expected:.0f}%"
         axes.axhline(100 * expected, color="#222222", ls="--", lw=1.2, label=name)
-    axes.set_xticks(places, [f"{100 * budget:.4g}%" for budget in frame.index])
+    axes.set_xticks(places, [f"{100 * budget:.3g}%" for budget in frame.index])
     _label(axes, "Budget (share of the training set)", "Easy images in the coreset (%)", title)
     axes.grid(False, axis="x")
     _legend_right(figure, axes)
@@ -512,7 +512,7 @@ def beta_curve(
         ms=15,
         mec="white",
         zorder=5,
-        label=f"chosen: {100 * best:.4g}%",
+        label=f"chosen: {100 * best:.3g}%",
     )
     _label(axes, "Dropped at the hard end (% of the training set)", label, title)
     _legend_right(figure, axes)
@@ -581,7 +581,7 @@ def accuracy_vs_pruning(
             )
     rates = sorted({round(100 * (1 - budget), 4) for budget in summary["budget"]})
     if len(rates) <= 10:
-        axes.set_xticks(rates, [f"{rate:.4g}" for rate in rates])
+        axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
     _label(axes, "Pruned (% of the training set)", "Test accuracy (%)", title)
     _legend_right(figure, axes)
     return figure
@@ -630,7 +630,7 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
                 ls="none",
                 label=f"{name}, no interval",
             )
-    axes.set_yticks(range(len(budgets)), [f"{100 * budget:.4g}%" for budget in budgets])
+    axes.set_yticks(range(len(budgets)), [f"{100 * budget:.3g}%" for budget in budgets])
     axes.set_ylim(len(budgets) - 0.5, -0.5)
     _label(axes, "Difference in test accuracy (points), 95% interval", "Budget", title)
     axes.grid(False, axis="y")

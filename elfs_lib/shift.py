@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.optimize import linear_sum_assignment
 
+from elfs_lib.clustering import match_clusters
 from elfs_lib.errors import ElfsError
 
 EASY_SHARE = 0.2
@@ -83,29 +83,6 @@ def compare_scores(pseudo_scores: np.ndarray, true_scores: np.ndarray) -> ScoreS
     )
 
 
-def match_clusters(pseudo_labels: np.ndarray, true_labels: np.ndarray) -> np.ndarray:
-    """Give each cluster the class that makes most images right, one cluster per class.
-
-    Pseudo-labels are numbered arbitrarily. The assignment is the optimal one (Hungarian method on
-    the co-occurrence counts), so it cannot be improved by renumbering.
-
-    Args:
-        pseudo_labels: int [N], clusters >= 0.
-        true_labels: int [N], classes >= 0.
-
-    Returns:
-        int64 [clusters], class of each cluster; -1 for clusters beyond the number of classes,
-        which count as wrong.
-
-    Raises:
-        ElfsError: if the arrays are empty, negative, or differ in length.
-    """
-    pseudo = _labels("pseudo_labels", pseudo_labels)
-    true = _labels("true_labels", true_labels)
-    _same_length("pseudo_labels", pseudo, "true_labels", true)
-    return _match(pseudo, true)
-
-
 def pseudo_label_error_by_decile(
     scores: np.ndarray,
     pseudo_labels: np.ndarray,
@@ -118,7 +95,7 @@ def pseudo_label_error_by_decile(
     Args:
         scores: float [N], ascending = hardest first (AUM as it is, other scores through
             ``easiness``). Ties break by index.
-        pseudo_labels: int [N]; matched to classes by :func:`match_clusters` first.
+        pseudo_labels: int [N], numbered arbitrarily: clusters are matched to classes first.
         true_labels: int [N].
         bins: Number of equal groups; 10 gives deciles.
 
@@ -136,7 +113,7 @@ def pseudo_label_error_by_decile(
     _same_length("scores", score, "true_labels", true)
     if not 1 <= bins <= len(score):
         raise ElfsError(f"bins is {bins}: choose a number from 1 to the {len(score)} images.")
-    wrong = _match(pseudo, true)[pseudo] != true
+    wrong = match_clusters(pseudo, true)[pseudo] != true
     rows = []
     for number, members in enumerate(np.array_split(np.argsort(score, kind="stable"), bins)):
         error = float(wrong[members].mean())
@@ -248,15 +225,6 @@ def chance_overlap(budget: float) -> float:
     if not 0 < budget <= 1:
         raise ElfsError(f"budget is {budget}: choose a share above 0 and at most 1.")
     return budget / (2 - budget)
-
-
-def _match(pseudo: np.ndarray, true: np.ndarray) -> np.ndarray:
-    clusters, classes = int(pseudo.max()) + 1, int(true.max()) + 1
-    together = np.bincount(pseudo * classes + true, minlength=clusters * classes)
-    rows, columns = linear_sum_assignment(together.reshape(clusters, classes), maximize=True)
-    mapping = np.full(clusters, -1, dtype=np.int64)
-    mapping[rows] = columns
-    return mapping
 
 
 def _floats(name: str, values: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +14,6 @@ from elfs_lib.shift import (
     compare_scores,
     easy_share,
     jaccard_overlap,
-    match_clusters,
     pseudo_label_error_by_decile,
 )
 
@@ -53,20 +50,6 @@ def test_ks_statistic_is_the_largest_gap_of_the_distribution_functions():
 
 def test_constant_score_has_no_rank_correlation():
     assert np.isnan(compare_scores(np.ones(5), np.arange(5.0)).spearman)
-
-
-def test_clusters_are_matched_as_an_exhaustive_search_would():
-    generator = np.random.default_rng(3)
-    pseudo, true = generator.integers(0, 4, 80), generator.integers(0, 4, 80)
-    mapping = match_clusters(pseudo, true)
-    best = max((np.array(p)[pseudo] == true).sum() for p in itertools.permutations(range(4)))
-    assert (mapping[pseudo] == true).sum() == best
-    assert sorted(mapping) == [0, 1, 2, 3]
-
-
-def test_surplus_clusters_match_no_class():
-    pseudo, true = np.array([0, 0, 0, 1, 2, 2]), np.array([1, 1, 1, 1, 0, 0])
-    assert match_clusters(pseudo, true).tolist() == [1, -1, 0]
 
 
 def test_error_by_decile_finds_the_wrong_end_whatever_the_numbering():
@@ -134,8 +117,8 @@ def test_chance_overlap_is_what_random_coresets_share():
         (lambda: compare_scores([], []), "pseudo_scores"),
         (lambda: compare_scores([1.0, np.nan], [1.0, 2.0]), "NaN"),
         (lambda: compare_scores([1.0], [1.0, 2.0]), "same images"),
-        (lambda: match_clusters([0.5], [1]), "whole numbers"),
-        (lambda: match_clusters([0, -1], [0, 1]), "from 0"),
+        (lambda: pseudo_label_error_by_decile([1.0], [0.5], [1]), "whole numbers"),
+        (lambda: pseudo_label_error_by_decile([1.0], [0], [-1]), "from 0"),
         (lambda: pseudo_label_error_by_decile([1.0], [0], [0]), "bins"),
         (lambda: easy_share([0, 0], [1.0, 2.0]), "twice"),
         (lambda: easy_share([5], [1.0, 2.0]), "only 2 images"),
