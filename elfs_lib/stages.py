@@ -6,6 +6,7 @@ Which stage may see labels is decided here, by the ``labels=`` of each stage, an
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping
@@ -233,25 +234,11 @@ class Run:
 
     @property
     def temi_config(self) -> TemiConfig:
-        p = self.params
-        return TemiConfig(
-            classes=self.classes,
-            heads=p.temi_heads,
-            epochs=p.temi_epochs,
-            batch=min(p.temi_batch, len(self.train_images)),
-            lr=p.temi_lr,
-            warmup_epochs=p.temi_warmup_epochs,
-            weight_decay=p.temi_weight_decay,
-            momentum=p.temi_momentum,
-            beta=p.temi_beta,
-            weighting=p.temi_weighting,
-            hidden=p.temi_hidden,
-            bottleneck=p.temi_bottleneck,
-            pca=p.temi_pca,
-            seed=p.seed,
-            device=p.device,
-            precision=p.precision,
-        )
+        """The ``temi_*`` parameters, which are named as the fields of :class:`TemiConfig`."""
+        values = self.params.model_dump()
+        fields = (field.name for field in dataclasses.fields(TemiConfig))
+        named = {f: values[f"temi_{f}"] for f in fields if f"temi_{f}" in values}
+        return TemiConfig(classes=self.classes, **named)
 
     @cached_property
     def temi(self) -> Artifact:
@@ -262,6 +249,9 @@ class Run:
                 np.asarray(self.embeddings.array("embeddings")),
                 np.asarray(self.neighbors.array("indices")),
                 self.temi_config,
+                seed=self.params.seed,
+                device=self.params.device,
+                precision=self.params.precision,
             )
             table = pd.DataFrame({"index": np.arange(len(result.confidence)), **result.pseudo})
             table["confidence"] = result.confidence
