@@ -15,6 +15,7 @@ that would be incomplete at the end of an epoch is left out, and each epoch shuf
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,13 +26,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elfs_lib.clustering import collapse_notes, unit_rows
-from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
+from elfs_lib.compute import resolve_device, resolve_precision, track
 from elfs_lib.errors import ElfsError, choose
 
 WEIGHTINGS = ("teacher", "student_teacher")
 CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")
 # Smallest probability whose logarithm is taken.
 TINY = 1e-12
+# Floats of one layer that a group of heads may fill on CPU: about the cache of a core.
+GROUP_FLOATS = 1 << 20
+# Floats of one layer when all heads label a block of images.
+BLOCK_FLOATS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +152,8 @@ class Heads(NamedTuple):
     """Weights of H heads: Linear(D, hidden), GELU, Linear(hidden, bottleneck), unit length,
     Linear(bottleneck, C) with unit-length weights and no bias."""
 
-    weight1: Tensor  # [D, H * hidden]
-    bias1: Tensor  # [H * hidden]
+    weight1: Tensor  # [H, D, hidden]
+    bias1: Tensor  # [H, 1, hidden]
     weight2: Tensor  # [H, hidden, bottleneck]
     bias2: Tensor  # [H, 1, bottleneck]
     weight3: Tensor  # [H, C, bottleneck], used at unit length
@@ -230,7 +235,7 @@ def predict_heads(
     inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
     heads = Heads(*(w.to(place) for w in heads))
     parts = [
-        probabilities.argmax(dim=2).to(torch.int16).cpu()
+        probabilities.argmax(dim=1).to(torch.int16).cpu()
         for _, probabilities in _stream(inputs, heads, float(state["temperature"]), dtype)
     ]
     return torch.cat(parts, dim=1).numpy()
@@ -273,29 +278,38 @@ def align_heads(assignments: np.ndarray, reference: int, *, classes: int) -> np.
 
 def temi_losses(
     student: Tensor, teacher: Tensor, marginal: Tensor, *, beta: float, weighting: str
-) -> Tensor:
-    """Loss of each head on a batch of pairs (Adaloglou et al., 2023, Eq. 9, symmetrised).
+) -> tuple[Tensor, Tensor]:
+    """Loss of each head on a batch of pairs, with its gradient (Adaloglou et al., 2023, Eq. 9).
 
     ``pmi(x, x') = log sum_c (q_s(c|x) q_t(c|x'))^beta / q_t(c)`` and
-    ``loss_h = -1/2 mean_x w(x,x') pmi(x,x') + w(x',x) pmi(x',x)``, where w is averaged over heads.
+    ``loss_h = -1/2 mean_x [w(x,x') pmi(x,x') + w(x',x) pmi(x',x)]``, w averaged over the heads
+    and constant for the gradient.
 
     Args:
-        student: Log-probabilities log q_s, float [H, 2B, C]: B images x, then their neighbours.
-        teacher: Log-probabilities log q_t, float [H, 2B, C]; no gradient flows into it.
+        student: Logits over temperature, whose softmax is q_s, float [H, C, 2B]: B images x,
+            then the neighbour x' of each.
+        teacher: The same of the teacher, float [H, C, 2B].
         marginal: Cluster marginals q_t(c) of the teacher, float [H, C], positive.
         beta: Exponent in (0, 1].
         weighting: "teacher" or "student_teacher", see :class:`TemiConfig`.
 
     Returns:
-        float [H]; lower is better.
+        Losses [H], lower is better, and the gradient of their sum by ``student``, [H, C, 2B].
+        With p_c the share of cluster c in the sum inside the pmi's logarithm, the gradient is
+        ``w beta / 2B (q_s - p)``.
     """
-    teacher = teacher.detach()
-    size = student.shape[1] // 2
-    swapped = teacher.roll(size, dims=1)  # row of x holds the teacher's view of x', and back
-    pmi = torch.logsumexp(beta * (student + swapped) - marginal.log()[:, None], dim=2)
-    judge = teacher if weighting == "teacher" else student.detach()
-    weight = (judge.exp() * swapped.exp()).sum(dim=2).mean(dim=0)
-    return -(weight * pmi).mean(dim=1)
+    size = student.shape[2]
+    own = F.log_softmax(student, dim=1)
+    taught = F.log_softmax(teacher, dim=1)
+    other = taught.roll(size // 2, dims=2)  # where x stands, what the teacher says of x'
+    terms = torch.add(own, other).mul_(beta).sub_(marginal.log()[:, :, None])
+    pmi = torch.logsumexp(terms, dim=1)
+    own = own.exp_()
+    judge = own if weighting == "student_teacher" else taught.exp_()
+    weight = torch.mul(judge, other.exp_()).sum(dim=1).mean(dim=0)
+    losses = -(pmi @ weight) / size
+    gradient = own.sub_(torch.exp(terms.sub_(pmi[:, None]))).mul_(weight * (beta / size))
+    return losses, gradient
 
 
 def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
@@ -347,22 +361,140 @@ def _new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> He
 
     heads, hidden, bottleneck = config.heads, config.hidden, config.bottleneck
     return Heads(
-        weight1=uniform(width, heads * hidden, fan_in=width),
-        bias1=uniform(heads * hidden, fan_in=width),
+        weight1=uniform(heads, width, hidden, fan_in=width),
+        bias1=uniform(heads, 1, hidden, fan_in=width),
         weight2=uniform(heads, hidden, bottleneck, fan_in=hidden),
         bias2=uniform(heads, 1, bottleneck, fan_in=hidden),
         weight3=uniform(heads, config.classes, bottleneck, fan_in=bottleneck),
     )
 
 
-def _logits(inputs: Tensor, heads: Heads) -> Tensor:
-    """Cosines of the heads' features with their clusters, float32 [H, M, C], inputs [M, D]."""
-    count, hidden = heads.weight2.shape[:2]
-    first = F.gelu(torch.addmm(heads.bias1, inputs, heads.weight1))
-    first = first.view(-1, count, hidden).transpose(0, 1)
-    second = torch.baddbmm(heads.bias2, first, heads.weight2)
-    second = F.normalize(second, dim=2)
-    return torch.bmm(second, F.normalize(heads.weight3, dim=2).transpose(1, 2)).float()
+class Activations(NamedTuple):
+    """What the backward pass of G heads on M inputs needs."""
+
+    before: Tensor  # [G, M, hidden], before the GELU
+    after: Tensor  # [G, M, hidden], after the GELU
+    feature: Tensor  # [G, M, bottleneck], not yet of unit length
+    scale: Tensor  # float32 [G, 1, M], 1 / (length of the feature * temperature)
+    logits: Tensor  # float32 [G, C, M], cosine / temperature
+
+
+def _forward(inputs: Tensor, heads: Heads, temperature: float) -> Activations:
+    """Run G heads on inputs [M, P]; all of one dtype."""
+    count = len(heads.weight1)
+    before = torch.baddbmm(heads.bias1, inputs.expand(count, *inputs.shape), heads.weight1)
+    after = F.gelu(before)
+    feature = torch.baddbmm(heads.bias2, after, heads.weight2)
+    wide = torch.promote_types(feature.dtype, torch.float32)
+    length = torch.linalg.vector_norm(feature, dim=2, dtype=wide).clamp_(min=TINY)
+    scale = length.mul_(temperature).reciprocal_()[:, None]
+    # Cluster before sample: a softmax over the middle dimension runs along whole vectors.
+    logits = torch.bmm(F.normalize(heads.weight3, dim=2), feature.transpose(1, 2)) * scale
+    return Activations(before, after, feature, scale, logits)
+
+
+def _backward(
+    inputs: Tensor, heads: Heads, seen: Activations, gradient: Tensor, temperature: float
+) -> Heads:
+    """Gradients of the weights from the gradient by the logits, float32 [G, C, M]."""
+    dtype = inputs.dtype
+    unit = F.normalize(heads.weight3, dim=2)
+    scaled = (gradient * seen.scale).to(dtype)
+    by_unit = torch.bmm(scaled, seen.feature)
+    # The logits do not change with the feature's length: that part of the gradient goes.
+    along = (gradient * seen.logits).sum(dim=1) * (seen.scale[:, 0] * temperature).square_()
+    by_feature = torch.bmm(scaled.transpose(1, 2), unit)
+    by_feature.addcmul_(seen.feature, along.to(dtype)[:, :, None], value=-1)
+    by_before = torch.ops.aten.gelu_backward(
+        torch.bmm(by_feature, heads.weight2.transpose(1, 2)), seen.before
+    )
+    by_unit, unit, weight3 = (w.to(gradient.dtype) for w in (by_unit, unit, heads.weight3))
+    by_weight3 = by_unit - unit * (by_unit * unit).sum(dim=2, keepdim=True)
+    by_weight3 /= torch.linalg.vector_norm(weight3, dim=2, keepdim=True).clamp_(min=TINY)
+    return Heads(
+        weight1=torch.bmm(inputs.T.expand(len(unit), *inputs.T.shape), by_before),
+        bias1=by_before.sum(dim=1, keepdim=True),
+        weight2=torch.bmm(seen.after.transpose(1, 2), by_feature),
+        bias2=by_feature.sum(dim=1, keepdim=True),
+        weight3=by_weight3,
+    )
+
+
+class _Trainer:
+    """Student, teacher, optimiser and marginals of H heads, on one device.
+
+    The matrix products run in ``dtype``; weights, teacher, marginals and losses are float32.
+    Heads pass through the network in groups: on CPU so that a group's activations stay in the
+    cache, on a GPU all at once.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        config: TemiConfig,
+        generator: torch.Generator,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        fresh = _new_heads(width, config, generator)
+        self.student = Heads(*(w.to(device).requires_grad_() for w in fresh))
+        self.teacher = Heads(*(w.detach().clone() for w in self.student))
+        shape = (config.heads, config.classes)
+        self.marginal = torch.full(shape, 1.0 / config.classes, device=device)
+        self.rate = config.learning_rate * config.batch / 256
+        self.optimizer = torch.optim.AdamW(
+            list(self.student), lr=self.rate, weight_decay=config.weight_decay, fused=True
+        )
+        size = config.heads
+        if device.type == "cpu":
+            size = max(1, GROUP_FLOATS // (2 * config.batch * config.hidden))
+        self.groups = [slice(i, i + size) for i in range(0, config.heads, size)]
+
+    @torch.no_grad()
+    def step(self, inputs: Tensor, warmth: float) -> Tensor:
+        """Learn from the pairs ``inputs`` [2B, P]; returns the loss of each head, float32 [H].
+
+        Args:
+            inputs: B images, then the neighbour of each, of the trainer's dtype.
+            warmth: Share of the learning rate to use, in (0, 1].
+        """
+        config = self.config
+        teacher = Heads(*(w.to(self.dtype) for w in self.teacher))
+        student = Heads(*(w.detach().to(self.dtype) for w in self.student))
+        taught, seen = [], []
+        for group in self.groups:
+            part = Heads(*(w[group] for w in teacher))
+            taught.append(_forward(inputs, part, config.teacher_temperature).logits)
+            part = Heads(*(w[group] for w in student))
+            seen.append(_forward(inputs, part, config.student_temperature))
+        taught = _joined(taught)
+        share = F.softmax(taught, dim=1).mean(dim=2)
+        self.marginal.lerp_(share, 1 - config.marginal_momentum)
+        losses, gradient = temi_losses(
+            _joined([s.logits for s in seen]), taught, self.marginal.clamp(min=TINY),
+            beta=config.beta, weighting=config.weighting,
+        )
+        # Heads share no weights, so each follows the gradient of its own loss.
+        grads = []
+        for group, activations in zip(self.groups, seen, strict=True):
+            part = Heads(*(w[group] for w in student))
+            grads.append(
+                _backward(inputs, part, activations, gradient[group], config.student_temperature)
+            )
+        for i, weight in enumerate(self.student):
+            weight.grad = _joined([g[i] for g in grads]).float()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * warmth
+        self.optimizer.step()
+        torch._foreach_lerp_(
+            list(self.teacher), list(self.student), 1 - config.teacher_momentum
+        )
+        return losses
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _train(
@@ -373,32 +505,22 @@ def _train(
     count = len(inputs)
     batch = min(config.batch, count)
     steps = count // batch
+    warm = max(1, config.warmup_epochs * steps)
     # Random numbers are drawn on CPU, so that every device trains on the same batches.
     generator = torch.Generator().manual_seed(seed)
-    fresh = _new_heads(inputs.shape[1], config, generator)
-    student = Heads(*(w.to(device).requires_grad_() for w in fresh))
-    teacher = Heads(*(w.detach().clone() for w in student))
-    rate = config.learning_rate * config.batch / 256
-    optimizer = torch.optim.AdamW(
-        list(student), lr=rate, weight_decay=config.weight_decay, fused=device.type != "mps"
-    )
-    marginal = torch.full((config.heads, config.classes), 1.0 / config.classes, device=device)
+    trainer = _Trainer(inputs.shape[1], config, generator, device, dtype)
+    inputs = inputs.to(dtype)
     curves = np.empty((config.epochs, config.heads), dtype=np.float32)
     progress = track(range(config.epochs), "TEMI")
     for epoch in progress:
         order = torch.randperm(count, generator=generator).to(device)
         picks = torch.randint(neighbors.shape[1], (count,), generator=generator).to(device)
-        partner = neighbors[order, picks[order]]
+        partner = neighbors[order, picks]
         total = torch.zeros(config.heads, device=device)
         for step in range(steps):
-            done = epoch * steps + step + 1
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, done / max(1, config.warmup_epochs * steps))
             part = slice(step * batch, (step + 1) * batch)
-            total += _step(
-                inputs[torch.cat((order[part], partner[part]))],
-                student, teacher, marginal, optimizer, config, dtype,
-            )
+            pairs = inputs[torch.cat((order[part], partner[part]))]
+            total += trainer.step(pairs, min(1.0, (epoch * steps + step + 1) / warm))
         curves[epoch] = (total / steps).cpu().numpy()
         if not np.isfinite(curves[epoch]).all():
             raise ElfsError(
@@ -406,46 +528,21 @@ def _train(
             )
         if hasattr(progress, "set_postfix_str"):
             progress.set_postfix_str(f"loss {curves[epoch].mean():.4f}", refresh=False)
-    return teacher, curves
-
-
-def _step(
-    inputs: Tensor,
-    student: Heads,
-    teacher: Heads,
-    marginal: Tensor,
-    optimizer: torch.optim.Optimizer,
-    config: TemiConfig,
-    dtype: torch.dtype,
-) -> Tensor:
-    """One step on the pairs ``inputs`` [2B, P]; updates all three in place, returns losses [H]."""
-    with autocast(inputs.device, dtype):
-        with torch.no_grad():
-            taught = F.log_softmax(_logits(inputs, teacher) / config.teacher_temperature, dim=2)
-            marginal.lerp_(taught.exp().mean(dim=1), 1 - config.marginal_momentum)
-        learnt = F.log_softmax(_logits(inputs, student) / config.student_temperature, dim=2)
-        losses = temi_losses(
-            learnt, taught, marginal.clamp(min=TINY), beta=config.beta, weighting=config.weighting
-        )
-    optimizer.zero_grad(set_to_none=True)
-    # Heads share no weights, so each follows the gradient of its own loss.
-    losses.sum().backward()
-    optimizer.step()
-    with torch.no_grad():
-        torch._foreach_lerp_(list(teacher), list(student), 1 - config.teacher_momentum)
-    return losses.detach()
+    return trainer.teacher, curves
 
 
 @torch.no_grad()
-def _stream(inputs: Tensor, heads: Heads, temperature: float, dtype: torch.dtype):
-    """Yield (slice, probabilities [H, b, C]) block by block: memory does not grow with N."""
-    width = heads.weight1.shape[1] + heads.weight3.shape[0] * heads.weight3.shape[1]
-    block = max(1, (1 << 25) // width)
+def _stream(
+    inputs: Tensor, heads: Heads, temperature: float, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (slice, probabilities [H, C, b]) block by block: memory does not grow with N."""
+    heads = Heads(*(w.to(dtype) for w in heads))
+    count, classes, bottleneck = heads.weight3.shape
+    block = max(1, BLOCK_FLOATS // (count * (heads.weight2.shape[1] + bottleneck + classes)))
     for start in range(0, len(inputs), block):
         part = slice(start, start + block)
-        with autocast(inputs.device, dtype):
-            logits = _logits(inputs[part], heads)
-        yield part, F.softmax(logits / temperature, dim=2)
+        logits = _forward(inputs[part].to(dtype), heads, temperature).logits
+        yield part, F.softmax(logits, dim=1)
 
 
 def _consensus(
@@ -461,7 +558,7 @@ def _consensus(
     temperature = config.teacher_temperature
     assignments = np.empty((config.heads, count), dtype=np.int16)
     for part, probabilities in _stream(inputs, heads, temperature, dtype):
-        assignments[:, part] = probabilities.argmax(dim=2).to(torch.int16).cpu().numpy()
+        assignments[:, part] = probabilities.argmax(dim=1).to(torch.int16).cpu().numpy()
     best = int(head_losses.argmin())
     mapping = align_heads(assignments, best, classes=classes)
     weights = np.zeros(config.heads)
@@ -472,9 +569,9 @@ def _consensus(
     plain = np.empty(count, dtype=np.int64)
     aligned = np.empty((count, classes), dtype=np.float32)
     for part, probabilities in _stream(inputs, heads, temperature, dtype):
-        plain[part] = probabilities.mean(dim=0).argmax(dim=1).cpu().numpy()
-        renamed = probabilities.gather(2, inverse[:, None].expand_as(probabilities))
-        aligned[part] = torch.einsum("h,hnc->nc", weights, renamed).cpu().numpy()
+        plain[part] = probabilities.mean(dim=0).argmax(dim=0).cpu().numpy()
+        renamed = probabilities.gather(1, inverse[:, :, None].expand_as(probabilities))
+        aligned[part] = torch.einsum("h,hcn->nc", weights, renamed).cpu().numpy()
     aligned /= aligned.sum(axis=1, keepdims=True)
     pseudo = {
         "lowest_loss": assignments[best].astype(np.int64),
