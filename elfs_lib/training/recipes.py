@@ -62,7 +62,7 @@ class Recipe:
 _SPEEDRUN = dict(
     batch=512,
     lr=1.5,
-    bias_lr_factor=64.0,
+    bias_lr_factor=8.0,  # the speedruns take 64, which diverged in bfloat16 on small coresets
     momentum=0.85,
     weight_decay=1.33e-3,
     label_smoothing=0.2,

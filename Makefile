@@ -1,0 +1,43 @@
+# make book   the whole pipeline on the embedded digits, then the book: _build/html/index.html
+# make test   every test, the notebooks, and a strict build of the book
+# make lab    JupyterLab on the notebooks
+# make sweep  a grid of runs: make sweep SWEEP=params/sweeps/digits.yaml
+# make bench  speed of each stage against a plain baseline
+# Each target first installs what it needs into .venv, from requirements.lock.
+
+PYTHON ?= python3
+SWEEP ?= params/sweeps/digits.yaml
+BIN := .venv/bin
+
+.PHONY: book test test-fast lab sweep bench clean
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+book: .venv/installed
+	$(BIN)/elfs run params/digits.yaml
+	$(BIN)/elfs book
+
+test: .venv/installed
+	$(BIN)/python -m pytest tests
+	$(BIN)/elfs run params/digits.yaml
+	$(BIN)/python -m pytest --nbval-lax notebooks
+	$(BIN)/elfs book
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m "not slow" tests
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+sweep: .venv/installed
+	$(BIN)/elfs sweep $(SWEEP)
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf _build _artifacts book/runs/digits
