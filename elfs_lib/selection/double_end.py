@@ -1,5 +1,5 @@
-"""Double-end pruning: ELFS's own selection (Zheng et al. 2025, section 4.2), and the label-free
-search of its one free number, the hard-prune ratio beta.
+"""Double-end pruning: ELFS's own selection (Zheng et al. 2025), and the label-free search of its
+one free number, the hard-prune ratio beta.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.selection.base import (
-    SCORES,
     Selection,
     SelectionInputs,
     budget_count,
     easiness,
     round_half_up,
 )
+from elfs_lib.selection.by_class import class_quantile, rank_in_class
 
 RATIOS = tuple(round(0.1 * step, 1) for step in range(10))  # the paper's grid: 0, 0.1 ... 0.9
 QUOTAS = ("proportional", "equal")
@@ -96,10 +96,9 @@ def double_end_balanced(
 ) -> Selection:
     """Double-end pruning inside each pseudo-class, with the exact total; the seed plays no part.
 
-    Image number j (from 0, hardest first) of a class of n_c images stands at the within-class
-    quantile (2 j + 1) / (2 n_c). Dropping the round(beta N) lowest quantiles prunes each class at
-    its own hard end; taking the next ones in order is Webster's apportionment, so every class
-    keeps its share of the budget to within an image and a smaller budget is a prefix.
+    Every image gets its quantile inside its class, hardest first. Dropping the round(beta N) lowest
+    quantiles prunes each class at its own hard end, and the next ones in order are kept, so every
+    class has its share of the budget to within rounding and a smaller budget is a prefix.
 
     Args:
         score: Which column of ``inputs.scores`` ranks the images.
@@ -109,9 +108,8 @@ def double_end_balanced(
     """
     choose("quota", quota, QUOTAS)
     dropped = hard_prune_count(inputs.n, hard_prune_ratio, count)
-    rank, size = rank_in_class(easiness(inputs.scores, score), inputs.pseudo_labels)
-    quantile = (2 * rank + 1) / (2 * size)
-    kept = np.argsort(quantile, kind="stable")[dropped:]
+    quantile = class_quantile(easiness(inputs.scores, score), inputs.pseudo_labels)
+    kept = np.lexsort((inputs.pseudo_labels, quantile))[dropped:]
     if quota == "equal":
         labels = inputs.pseudo_labels[kept]
         turn, _ = rank_in_class(np.arange(len(kept)), labels)
@@ -123,26 +121,6 @@ def double_end_balanced(
         raw,
         {"score": score, "hard_prune_ratio": float(hard_prune_ratio), "dropped_hard": dropped},
     )
-
-
-def rank_in_class(ascending: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each image among those of its label (0 = lowest, ties by index), and the class size.
-
-    Args:
-        ascending: [N] sort key.
-        labels: int [N].
-
-    Returns:
-        (int64 [N], int64 [N]).
-    """
-    order = np.lexsort((ascending, labels))  # lexsort is stable: equal keys stay in index order
-    _, first, inverse, sizes = np.unique(
-        labels[order], return_index=True, return_inverse=True, return_counts=True
-    )
-    rank, size = np.empty((2, len(labels)), dtype=np.int64)
-    rank[order] = np.arange(len(labels)) - first[inverse]
-    size[order] = sizes[inverse]
-    return rank, size
 
 
 @dataclass(frozen=True)
@@ -169,7 +147,7 @@ def search_hard_prune_ratio(
     seed: int | Sequence[int] = 0,
     validation_share: float = 0.1,
 ) -> SearchResult:
-    """Choose beta without labels (Zheng et al. 2025, section 4.2).
+    """Choose beta without labels (Zheng et al. 2025).
 
     The pseudo-labelled images are split 90/10 (anew for each seed). For each beta the 90% are
     double-end pruned to the budget's share, the caller trains on what is kept and validates on the

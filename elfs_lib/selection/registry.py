@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 
 from elfs_lib.errors import ElfsError, choose
+from elfs_lib.selection.badge import badge
 from elfs_lib.selection.base import SCORES, Selection, SelectionInputs
 from elfs_lib.selection.ccs import ccs
 from elfs_lib.selection.double_end import double_end, double_end_balanced
+from elfs_lib.selection.dual import dual
+from elfs_lib.selection.geometry import herding, k_center, moderate, prototypicality
+from elfs_lib.selection.message_passing import d2, d2_supervised
 from elfs_lib.selection.score_based import hardest, random
+from elfs_lib.selection.zcore import zcore
 
 NEEDS = {
     "embeddings": "float32 [N, D]",
@@ -36,15 +41,17 @@ class Method:
         name: What users type.
         function: ``(inputs, count, *, seed, **options) -> Selection``.
         needs: Fields of ``SelectionInputs`` it reads, out of ``NEEDS``.
-        score: The column of scores it reads, if it reads one (option ``score`` overrides it).
+        score: The column of scores that ranks the images; option ``score``, where the function has
+            one, overrides it.
         supervised: True: the caller computes scores and labels with TRUE labels, and the result is
             a ceiling and no label-free selection. False: pseudo-labels only.
         polarity: Which end is picked, and what comes first in the list.
         citation: Key in the book's bibliography.
-        equation: Where the paper states it.
+        equation: The rule in one line, in the paper's terms.
         summary: One line for the table of methods.
         nested: A smaller budget with the same seed and options is a prefix of a larger one.
         seeded: The seed matters; without it the method is deterministic.
+        also_reads: Further columns of scores that it reads.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Method:
     summary: str
     nested: bool = True
     seeded: bool = False
+    also_reads: tuple[str, ...] = ()
 
     @property
     def label_free(self) -> bool:
@@ -69,9 +77,14 @@ class Method:
         parameters = inspect.signature(self.function).parameters.values()
         options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         del options["seed"]
-        if self.score is not None:
+        if "score" in options:
             options["score"] = self.score
         return options
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of scores that must be there (option ``score`` replaces the first)."""
+        return (*([self.score] if self.score else ()), *self.also_reads)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -80,39 +93,80 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    scores, none = frozenset({"scores"}), frozenset()
-    balanced = frozenset({"scores", "pseudo_labels"})
-    kept = "drops the hardest beta N, keeps the next; hardest kept first"
-    elfs_at = "section 4.2"
+    def needs(*fields: str) -> frozenset[str]:
+        return frozenset(fields)
+
+    double = "drops the hardest beta N, keeps the next; hardest kept first"
+    double_formula = "ranks beta N + 1 ... beta N + n of the score, hardest first"
+    strata = "drops the hardest beta N, samples strata evenly; strata dealt round robin"
+    strata_formula = "algorithm 1: 50 strata of equal score width, n / 50 from each"
+    d2_polarity = "difficult and far from earlier picks; in greedy order"
+    d2_formula = "s_i = x_i + sum_j e_ij(g_f) x_j; s_j -= e_ij(g_r) s_i; e_ij(g) = exp(-g d_ij^2)"
+    dual_polarity = "weight DUAL x Beta density of mean p_y; in order of drawing"
+    dual_formula = "Beta(C + 1 - b, b), b = C (1 - mu)(1 - r^c)"
     lines = [
-        Method("random", random, none, None, False, "lowest draw first", "zheng2025elfs",
-               "section 5", "uniform sample", seeded=True),
-        Method("elfs", double_end, scores, "aum", False, kept, "zheng2025elfs", elfs_at,
-               "double-end pruning on the AUM of pseudo-labels"),
+        Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
+               "u_i ~ U(0, 1)", "uniform sample", seeded=True),
+        Method("elfs", double_end, needs("scores"), "aum", False, double, "zheng2025elfs",
+               double_formula, "double-end pruning on the AUM of pseudo-labels"),
     ]
     lines += [
-        Method(f"elfs_{score}", double_end, scores, score, False, kept, "zheng2025elfs", elfs_at,
-               f"double-end pruning on {score} of pseudo-labels")
+        Method(f"elfs_{score}", double_end, needs("scores"), score, False, double,
+               "zheng2025elfs", double_formula, f"double-end pruning on {score} of pseudo-labels")
         for score in ("forgetting", "el2n", "dual", "correctness", "entropy")
     ]
     lines += [
-        Method("elfs_balanced", double_end_balanced, balanced, "aum", False,
-               "the same inside each pseudo-class; lowest quantile kept first", "zheng2025elfs",
-               elfs_at, "double-end pruning inside each pseudo-class, exact total"),
-        Method("ccs_pseudo", ccs, scores, "aum", False,
-               "drops the hardest beta N, samples strata evenly; strata dealt round robin",
-               "zheng2023ccs", "algorithm 1", "CCS on the AUM of pseudo-labels: the control",
+        Method("elfs_balanced", double_end_balanced, needs("scores", "pseudo_labels"), "aum",
+               False, "as elfs inside each pseudo-class; lowest quantile kept first",
+               "zheng2025elfs", "ranks of (2 rank + 1) / (2 size) inside the class",
+               "double-end pruning inside each pseudo-class, exact total"),
+        Method("ccs_pseudo", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
+               strata_formula, "CCS on the AUM of pseudo-labels: the control",
                nested=False, seeded=True),
-        Method("ccs", ccs, scores, "aum", True,
-               "drops the hardest beta N, samples strata evenly; strata dealt round robin",
-               "zheng2023ccs", "algorithm 1", "CCS on the AUM of true labels",
-               nested=False, seeded=True),
-        Method("aum_hardest", hardest, scores, "aum", True, "lowest AUM first", "pleiss2020",
-               "section 3", "hardest images by AUM of true labels"),
-        Method("forgetting", hardest, scores, "forgetting", True, "most forgotten first",
-               "toneva2019", "definition 1", "most often forgotten, true labels"),
-        Method("el2n", hardest, scores, "el2n", True, "largest error norm first", "paul2021",
-               "definition 3", "largest early error norm, true labels"),
+        Method("prototypicality", prototypicality, needs("embeddings"), None, False,
+               "far from the k-means centroid first", "sorscher2022",
+               "||z_i - centroid(i)||", "atypical images by self-supervised prototypes",
+               seeded=True),
+        Method("d2", d2, needs("embeddings", "neighbors"), None, False, d2_polarity,
+               "maharana2024", d2_formula,
+               "message passing on the k-NN graph, label-free difficulty", seeded=True),
+        Method("badge", badge, needs("embeddings", "probabilities"), None, False,
+               "far from earlier picks in gradient space; in order of drawing", "ash2020",
+               "algorithm 1: g_i = (p_i - onehot(argmax p_i)) (x) h_i, k-means++ on g",
+               "k-means++ on gradient embeddings of the proxy", seeded=True),
+        Method("k_center", k_center, needs("embeddings"), None, False,
+               "farthest from all earlier picks first", "sener2018",
+               "algorithm 1: argmax_i min_{j in S} ||z_i - z_j||", "greedy k-center",
+               seeded=True),
+        Method("herding", herding, needs("embeddings", "pseudo_labels"), None, False,
+               "best match of the running mean first; classes dealt in turn", "welling2009",
+               "argmax_i <w, z_i>; w += m - z_i", "the picks' mean follows the class mean"),
+        Method("moderate", moderate, needs("embeddings", "pseudo_labels"), None, False,
+               "median distance to the class mean first", "xia2023",
+               "ranks around the median of ||z_i - mean(class i)||",
+               "neither typical nor atypical images"),
+        Method("zcore", zcore, needs("embeddings"), None, False, "highest score first",
+               "griffin2024", "+1 to the nearest image, -1 shared by its neighbours (1 / d^4)",
+               "coverage minus redundancy in random subspaces", seeded=True),
+        Method("dual", dual, needs("scores"), "dual", False, dual_polarity, "cho2025",
+               dual_formula, "DUAL of pseudo-labels with beta-sampling", nested=False,
+               seeded=True, also_reads=("dual_mean",)),
+        Method("ccs", ccs, needs("scores"), "aum", True, strata, "zheng2023ccs", strata_formula,
+               "CCS on the AUM of true labels", nested=False, seeded=True),
+        Method("aum_hardest", hardest, needs("scores"), "aum", True, "lowest AUM first",
+               "pleiss2020", "sum_t (p_y - max_{c != y} p_c)",
+               "hardest images by AUM of true labels"),
+        Method("forgetting", hardest, needs("scores"), "forgetting", True, "most forgotten first",
+               "toneva2019", "times right at one epoch and wrong at the next",
+               "most often forgotten, true labels"),
+        Method("el2n", hardest, needs("scores"), "el2n", True, "largest error norm first",
+               "paul2021", "mean_t ||p - onehot(y)||", "largest early error norm, true labels"),
+        Method("d2_supervised", d2_supervised, needs("neighbors", "scores"), "aum", True,
+               d2_polarity, "maharana2024", d2_formula,
+               "message passing on the k-NN graph, difficulty from true labels"),
+        Method("dual_supervised", dual, needs("scores"), "dual", True, dual_polarity, "cho2025",
+               dual_formula, "DUAL of true labels with beta-sampling", nested=False,
+               seeded=True, also_reads=("dual_mean",)),
     ]  # fmt: skip
     return {method.name: method for method in lines}
 
