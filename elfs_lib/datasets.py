@@ -1,166 +1,169 @@
 """Datasets by name: uint8 images, resident in memory, with the labels kept apart.
 
 ``load_images`` reads images and never labels; ``load_labels`` reads labels and is called by
-:class:`elfs_lib.labels.LabelOracle` alone. A new dataset is one line in :data:`DATASETS`.
+:class:`elfs_lib.labels.LabelOracle` alone. A new dataset is one entry in :data:`DATASETS`.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from filelock import FileLock
 
-from elfs_lib import decoding
 from elfs_lib.errors import ElfsError, choose
-
-FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
-FASHION_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of a dataset.
-
-    Attributes:
-        train: uint8 [N, C, H, W], C-contiguous; C is 1 (grey) or 3 (RGB), H = W.
-        test: uint8 [M, C, H, W], or None if the dataset has no test split.
-        class_names: Names of the classes 0..C-1, where the source states them.
-        num_classes: Their number, where it is known.
-        paths: For files of the user: where each training image came from, relative to the
-            dataset's path.
-        report: kind -> names of files that were left out or changed (the kinds are the keys of
-            :data:`elfs_lib.decoding.LEFT_OUT` and ``KEPT``); empty for clean sets.
-        source: One sentence that says where these pixels came from.
-    """
-
-    train: np.ndarray
-    test: np.ndarray | None
-    class_names: tuple[str, ...] | None = None
-    num_classes: int | None = None
-    paths: tuple[str, ...] | None = None
-    report: dict[str, list] = field(default_factory=dict)
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Where to look, and how large to store; already validated."""
-
-    data_dir: Path
-    path: Path | None = None
-    image_size: int | None = None
-
+from elfs_lib.readers import (
+    SIZE_RANGE,
+    SPLITS,
+    Digits,
+    FashionMnist,
+    FirstOf,
+    Folder,
+    ImageNet,
+    Images,
+    MissingDataset,
+    Parquet,
+    Reader,
+    Request,
+    Torchvision,
+)
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How one dataset is read.
+    """A dataset's entry in the registry.
 
     Attributes:
-        images: Reads the images, never a label.
-        labels: Reads the labels of one split, int [N], never an image.
-        files: The files that hold the dataset, label-free; raises ElfsError if it is missing.
-        labelled: The splits that have labels, told without reading one.
         description: One line for people.
+        get: Where to get it: the second half of the error when it is missing.
         num_classes: None for people's own data.
-        image_size: Side of the images as published; None for people's own data.
+        image_size: Side of the stored images unless another is asked for; None where it
+            depends on the data.
+        has_test: Whether there is a test split; None where it depends on the data.
+        needs_path: True if ``path`` says where the data is.
+        download: Fetches the dataset into a folder, where that is possible.
     """
 
     name: str
-    images: Callable[[Request], Images]
-    labels: Callable[[Request, str], np.ndarray]
-    files: Callable[[Request], list[Path]]
-    labelled: Callable[[Request], tuple[str, ...]]
+    reader: Reader
     description: str
+    get: str
     num_classes: int | None = None
     image_size: int | None = None
+    has_test: bool | None = True
+    needs_path: bool = False
+    download: Callable[[Path], None] | None = None
+
+
+# --- what other modules call -----------------------------------------------------------------
 
 
 def load_images(
     name: str,
-    *,
     data_dir: str | Path | None = None,
+    *,
     image_size: int | None = None,
     path: str | Path | None = None,
 ) -> Images:
     """Read a dataset's images; labels are not read.
 
+    A dataset that torchvision can download is downloaded if it is missing.
+
     Args:
         name: A key of :data:`DATASETS`.
         data_dir: Where datasets live; default ``$ELFS_DATA_DIR``, else ``~/.cache/elfs/data``.
-        image_size: Side in pixels at which images are stored; default: as published.
-        path: For people's own data: a file or folder.
+        image_size: Side in pixels of the stored squares, 4 to 1024. Default: as published;
+            64 for ``imagenet``; for people's own data see
+            :func:`elfs_lib.decoding.default_size`. N images take 3 x N x image_size^2 bytes.
+        path: For ``parquet`` and ``image_folder``: the file or folder.
 
     Raises:
-        ElfsError: if the name is unknown or the dataset is not there (says where to get it).
+        ElfsError: if a parameter is wrong, or the dataset is not there (says where to get it),
+            or holds no usable image, or would not fit in memory.
     """
     spec, request = _resolve(name, data_dir, image_size, path)
-    return spec.images(request)
+    _ensure(spec, request)
+    return spec.reader.images(request)
 
 
 def load_labels(
     name: str,
     split: str,
-    *,
     data_dir: str | Path | None = None,
+    *,
     image_size: int | None = None,
     path: str | Path | None = None,
+    left_out: dict[str, list[int]] | None = None,
 ) -> np.ndarray:
     """Read a split's labels, int64 [N], in the order of the images. Only LabelOracle calls this.
 
+    Args:
+        split: ``train`` or ``test``; one of :func:`labelled_splits`.
+        left_out: :attr:`Images.left_out`. Without it, a source whose images may be damaged is
+            decoded once more to find out which of its labels have no image.
+
     Raises:
-        ElfsError: as :func:`load_images`.
+        ElfsError: as :func:`load_images`; or if labels are missing or not understood.
     """
     spec, request = _resolve(name, data_dir, image_size, path)
-    return np.asarray(spec.labels(request, split), dtype=np.int64)
+    _identity(spec, request)
+    labels = np.asarray(spec.reader.labels(request, choose("split", split, SPLITS)), np.int64)
+    if left_out is None:
+        left_out = spec.reader.left_out(request)
+    return np.delete(labels, np.asarray(left_out.get(split, []), np.int64))
 
 
 def labelled_splits(
     name: str,
-    *,
     data_dir: str | Path | None = None,
+    *,
     image_size: int | None = None,
     path: str | Path | None = None,
 ) -> tuple[str, ...]:
     """The splits, out of ``train`` and ``test``, that have labels. No label is read."""
     spec, request = _resolve(name, data_dir, image_size, path)
-    return spec.labelled(request)
+    _identity(spec, request)
+    return spec.reader.labelled(request)
+
+
+def check_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    path: str | Path | None = None,
+) -> DatasetSpec:
+    """Check, before any work starts, that a dataset is there; download it if that is possible.
+
+    Looks at names and headers only. Arguments and errors as in :func:`load_images`.
+    """
+    spec, request = _resolve(name, data_dir, image_size, path)
+    _ensure(spec, request)
+    return spec
 
 
 def source_fingerprint(
     name: str,
-    *,
     data_dir: str | Path | None = None,
+    *,
     image_size: int | None = None,
     path: str | Path | None = None,
 ) -> str:
     """A cheap identity of the images that :func:`load_images` would return, as 16 hex digits.
 
-    Made from the names, sizes and modification times of the files (for ``digits``, the version
-    of scikit-learn) and ``image_size``; the files' contents are not read.
+    Made from ``image_size`` and the names, sizes and modification times of the files (of the
+    class folders for ``imagenet``; for ``digits``, the version of scikit-learn and the split).
+    No file's contents are read.
     """
     spec, request = _resolve(name, data_dir, image_size, path)
-    identity = [name, request.image_size]
-    root = request.path if request.path and request.path.is_dir() else None
-    for file in spec.files(request):
-        status = file.stat()
-        shown = file.relative_to(root).as_posix() if root else file.name
-        identity.append([shown, status.st_size, status.st_mtime_ns])
-    if name == "digits":
-        import sklearn
-
-        identity += [sklearn.__version__, *(part.tolist() for part in _digits_split())]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return _digest([spec.name, request.image_size, _identity(spec, request)])
 
 
 def default_data_dir() -> Path:
@@ -168,178 +171,213 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("ELFS_DATA_DIR") or "~/.cache/elfs/data").expanduser()
 
 
+# --- behind them -----------------------------------------------------------------------------
+
+
 def _resolve(
     name: str, data_dir: str | Path | None, image_size: int | None, path: str | Path | None
 ) -> tuple[DatasetSpec, Request]:
     spec = DATASETS[choose("dataset", name, DATASETS)]
-    folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    return spec, Request(folder, Path(path).expanduser() if path else None, image_size)
-
-
-def _both_splits(_: Request) -> tuple[str, ...]:
-    return ("train", "test")
-
-
-# --- digits: 1,797 images of 8x8 pixels, inside scikit-learn ---------------------------------
-
-
-def _digits_split() -> tuple[np.ndarray, np.ndarray]:
-    """The first 1,437 (80%) and the last 360 places of the permutation of seed 0.
-
-    scikit-learn defines no split. Both parts keep the permutation's order.
-    """
-    order = np.random.default_rng(0).permutation(1797)
-    return order[:1437], order[1437:]
-
-
-def _digits_images(_: Request) -> Images:
-    from sklearn.datasets import load_digits
-
-    grey = load_digits().images[:, None] * (255 / 16)  # stored as 0..16
-    train, test = (np.rint(grey[part]).astype(np.uint8) for part in _digits_split())
-    return Images(
-        train,
-        test,
-        class_names=tuple("0123456789"),
-        num_classes=10,
-        source="digits from scikit-learn; train and test are a fixed permutation's first 80% and "
-        "last 20%.",
+    low, high = SIZE_RANGE
+    if image_size is not None and not (
+        isinstance(image_size, int | np.integer)
+        and not isinstance(image_size, bool)
+        and low <= image_size <= high
+    ):
+        raise ElfsError(
+            f"image_size is {image_size!r}: give a whole number from {low} to {high}, or leave it "
+            "out."
+        )
+    if spec.needs_path and not path:
+        raise ElfsError(f"dataset {name!r} needs path: the {spec.get} to read.")
+    if path and not spec.needs_path:
+        raise ElfsError(
+            f"path is for datasets parquet and image_folder, not for {name!r}: leave it out, or "
+            "say data_dir."
+        )
+    return spec, Request(
+        Path(data_dir).expanduser() if data_dir else default_data_dir(),
+        Path(path).expanduser() if path else None,
+        None if image_size is None else int(image_size),
     )
 
 
-def _digits_labels(_: Request, split: str) -> np.ndarray:
-    from sklearn.datasets import load_digits
-
-    return load_digits().target[_digits_split()[split == "test"]]
-
-
-# --- fashion_mnist: IDX files ----------------------------------------------------------------
-
-
-def _fashion_file(request: Request, split: str, kind: str) -> Path:
-    name = f"{'t10k' if split == 'test' else 'train'}-{kind}-ubyte"
-    raw = request.data_dir / "FashionMNIST" / "raw"
-    for file in (FASHION_PACKAGE_DIR / f"{name}.gz", raw / name, raw / f"{name}.gz"):
-        if file.is_file():
-            return file
-    raise ElfsError(
-        f"fashion_mnist is not in {raw}: install the Debian package dataset-fashion-mnist, or "
-        "put the torchvision layout there."
-    )
-
-
-def _fashion_files(request: Request) -> list[Path]:
-    return [_fashion_file(request, split, "images-idx3") for split in ("train", "test")]
-
-
-def _fashion_images(request: Request) -> Images:
-    train, test = (_read_idx(file)[:, None] for file in _fashion_files(request))
-    return Images(train, test, FASHION_CLASSES, 10, source="Fashion-MNIST, the published files.")
-
-
-def _fashion_labels(request: Request, split: str) -> np.ndarray:
-    return _read_idx(_fashion_file(request, split, "labels-idx1"))
-
-
-def _read_idx(file: Path) -> np.ndarray:
-    """uint8 array of an IDX file: two zero bytes, type 8, rank, sizes (big-endian), data."""
-    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    rank = data[3] if data[:3] == b"\x00\x00\x08" else 0
-    shape = np.frombuffer(data, ">u4", rank, 4).astype(int)
-    if not rank or len(data) != 4 + 4 * rank + shape.prod():
-        raise ElfsError(f"{file} is not a whole IDX file: delete it and fetch it again.")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
-
-
-# --- cifar10: Parquet in the Hugging Face layout ---------------------------------------------
-
-
-def _cifar10_files(request: Request) -> list[Path]:
-    folder = request.data_dir / "cifar10"
-    files = [sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test")]
-    if not all(files):
-        raise ElfsError(f"cifar10 is not in {folder}: put train-*.parquet and test-*.parquet there.")
-    return sum(files, [])
-
-
-def _cifar10_split(request: Request, split: str) -> list[Path]:
-    return [file for file in _cifar10_files(request) if file.name.startswith(split)]
-
-
-def _cifar10_images(request: Request) -> Images:
-    parts = [
-        _decode_parquet(_cifar10_split(request, split), 32, f"cifar10 {split}")
-        for split in ("train", "test")
-    ]
-    names = _class_names(_cifar10_split(request, "train")[0], "label")
-    return Images(*(part.images for part in parts), names, 10)
-
-
-def _cifar10_labels(request: Request, split: str) -> np.ndarray:
-    files = _cifar10_split(request, split)
-    return np.concatenate([pq.read_table(f, columns=["label"])["label"].to_numpy() for f in files])
-
-
-def _decode_parquet(files: list[Path], size: int, desc: str) -> decoding.Decoded:
-    count = sum(pq.read_metadata(file).num_rows for file in files)
-    return decoding.decode_images(
-        _parquet_rows(files, "img"), count, image_size=size, read=bytes, desc=desc
-    )
-
-
-def _parquet_rows(files: list[Path], column: str) -> Iterator[tuple[str, bytes]]:
-    for file in files:
-        row = 0
-        for batch in pq.ParquetFile(file).iter_batches(1024, columns=[f"{column}.bytes"]):
-            values = batch.column(0)
-            values = values.field("bytes") if pa.types.is_struct(values.type) else values
-            for value in values.to_pylist():
-                yield f"{file.name}#{row}", value
-                row += 1
-
-
-def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
-    """Class names from the Hugging Face metadata in a Parquet file's schema."""
-    metadata = pq.read_schema(file).metadata or {}
+def _identity(spec: DatasetSpec, request: Request) -> list:
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(features[column]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None
+        return spec.reader.identity(request)
+    except MissingDataset as error:
+        if spec.needs_path:
+            raise
+        raise MissingDataset(
+            f"dataset {spec.name!r} is not in data_dir {request.data_dir}: {spec.get}."
+        ) from error
 
+
+def _ensure(spec: DatasetSpec, request: Request) -> None:
+    try:
+        _identity(spec, request)
+    except MissingDataset as missing:
+        if spec.download is None:
+            raise
+        try:
+            request.data_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(request.data_dir / f".{spec.name}.lock"):
+                spec.download(request.data_dir)  # does nothing if another process just did it
+        except (OSError, RuntimeError) as error:
+            raise MissingDataset(f"{str(missing)[:-1]} (downloading failed: {error}).") from error
+        _identity(spec, request)
+
+
+def _digest(identity: list) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+# --- the registry ----------------------------------------------------------------------------
+
+
+def _torchvision(kind: str) -> Callable[..., Any]:
+    """Opens a torchvision class, whichever way it takes its split."""
+
+    def build(data_dir: Path, split: str, download: bool = False) -> Any:
+        from torchvision import datasets as torchvision_datasets
+
+        how = {"split": split} if kind in ("STL10", "SVHN") else {"train": split == "train"}
+        return getattr(torchvision_datasets, kind)(data_dir, download=download, **how)
+
+    return build
+
+
+def _download(build: Callable[..., Any], url: str) -> Callable[[Path], None]:
+    def fetch(data_dir: Path) -> None:
+        # torchvision waits without limit: find out first whether anyone answers.
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+        except urllib.error.HTTPError:
+            pass  # an answer all the same: some servers refuse HEAD
+        for split in SPLITS:
+            build(data_dir, split, download=True)
+
+    return fetch
+
+
+_CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
+_STL10_URL = "http://ai.stanford.edu/~acoates/stl10/"
+_SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
+_FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+
+_cifar10 = Torchvision(
+    _torchvision("CIFAR10"),
+    tuple(
+        f"cifar-10-batches-py/{name}"
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+    ),
+    num_classes=10,
+    labels_at="targets",
+    channels_last=True,
+)
+_cifar100 = Torchvision(
+    _torchvision("CIFAR100"),
+    tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
+    num_classes=100,
+    labels_at="targets",
+    channels_last=True,
+)
+_stl10 = Torchvision(
+    _torchvision("STL10"),
+    tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y")),
+    num_classes=10,
+    labels_at="labels",
+)
+_svhn = Torchvision(
+    _torchvision("SVHN"),
+    ("train_32x32.mat", "test_32x32.mat"),
+    num_classes=10,
+    labels_at="labels",
+)
 
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
         DatasetSpec(
             "digits",
-            _digits_images,
-            _digits_labels,
-            lambda _: [],
-            _both_splits,
+            Digits(),
             "1,437 + 360 handwritten digits, 8x8 grey; ships inside scikit-learn",
-            10,
-            8,
+            "install scikit-learn",
+            num_classes=10,
+            image_size=8,
         ),
         DatasetSpec(
             "fashion_mnist",
-            _fashion_images,
-            _fashion_labels,
-            _fashion_files,
-            _both_splits,
+            FashionMnist(),
             "60,000 + 10,000 articles of clothing, 28x28 grey",
-            10,
-            28,
+            "install the Debian package dataset-fashion-mnist, or put torchvision's "
+            f"FashionMNIST/raw files there ({_FASHION_URL})",
+            num_classes=10,
+            image_size=28,
+            download=_download(_torchvision("FashionMNIST"), _FASHION_URL),
         ),
         DatasetSpec(
             "cifar10",
-            _cifar10_images,
-            _cifar10_labels,
-            _cifar10_files,
-            _both_splits,
-            "50,000 + 10,000 natural images in 10 classes, 32x32 RGB",
-            10,
-            32,
+            FirstOf((_cifar10, Parquet("cifar10", num_classes=10, image_size=32))),
+            "50,000 + 10,000 natural images of 10 classes, 32x32 RGB",
+            "put torchvision's cifar-10-batches-py there, or Hugging Face Parquet files as "
+            f"cifar10/train-*.parquet and cifar10/test-*.parquet ({_CIFAR_URL})",
+            num_classes=10,
+            image_size=32,
+            download=_download(_torchvision("CIFAR10"), _CIFAR_URL),
+        ),
+        DatasetSpec(
+            "cifar100",
+            FirstOf((_cifar100, Parquet("cifar100", num_classes=100, image_size=32))),
+            "50,000 + 10,000 natural images of 100 classes, 32x32 RGB",
+            "put torchvision's cifar-100-python there, or Hugging Face Parquet files as "
+            f"cifar100/train-*.parquet and cifar100/test-*.parquet ({_CIFAR_URL})",
+            num_classes=100,
+            image_size=32,
+            download=_download(_torchvision("CIFAR100"), _CIFAR_URL),
+        ),
+        DatasetSpec(
+            "stl10",
+            _stl10,
+            "5,000 + 8,000 natural images of 10 classes, 96x96 RGB",
+            f"put torchvision's stl10_binary there ({_STL10_URL})",
+            num_classes=10,
+            image_size=96,
+            download=_download(_torchvision("STL10"), _STL10_URL),
+        ),
+        DatasetSpec(
+            "svhn",
+            _svhn,
+            "73,257 + 26,032 house-number digits, 32x32 RGB",
+            f"put train_32x32.mat and test_32x32.mat there ({_SVHN_URL})",
+            num_classes=10,
+            image_size=32,
+            download=_download(_torchvision("SVHN"), _SVHN_URL),
+        ),
+        DatasetSpec(
+            "imagenet",
+            ImageNet(),
+            "1,281,167 + 50,000 photographs of 1,000 classes; the test split is the validation set",
+            "get the ILSVRC2012 archives from https://image-net.org and unpack them with "
+            "torchvision.datasets.ImageNet into imagenet/train and imagenet/val",
+            num_classes=1000,
+            image_size=64,
+        ),
+        DatasetSpec(
+            "parquet",
+            Parquet(),
+            "anyone's images in Parquet files of the Hugging Face layout, labelled or not",
+            ".parquet file or folder of .parquet files",
+            has_test=None,
+            needs_path=True,
+        ),
+        DatasetSpec(
+            "image_folder",
+            Folder(),
+            "anyone's directory of JPEG, PNG, WebP... files, labelled (class folders) or not",
+            "directory of images",
+            has_test=None,
+            needs_path=True,
         ),
     )
 }

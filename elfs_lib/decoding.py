@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -38,7 +37,8 @@ UNSUPPORTED_SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
 MAX_BYTES = 256 * 2**20
-TINY = 8
+TINY = 8  # pixels
+SAMPLE = 256  # files whose size decides the default image_size
 
 LEFT_OUT = {
     "damaged": "image files that cannot be decoded",
@@ -91,6 +91,7 @@ class Decoded:
         names: Their K names.
         rows: int64 [K], their places in the sequence given.
         grey: True if no image had colour, so that one channel holds everything.
+        formats: The file formats met ("JPEG", "PNG"...).
         report: kind -> names, for the kinds that occurred.
     """
 
@@ -98,7 +99,18 @@ class Decoded:
     names: tuple[str, ...]
     rows: np.ndarray
     grey: bool
+    formats: frozenset[str]
     report: dict[str, list]
+
+
+@dataclass(frozen=True)
+class _Square:
+    """One decoded image: uint8 [3, S, S], and what there is to say about it."""
+
+    pixels: np.ndarray
+    grey: bool
+    format: str
+    digest: bytes
 
 
 def decode_images(
@@ -131,9 +143,9 @@ def decode_images(
     names: list[str] = []
     rows: list[int] = []
     report: dict[str, list] = {}
-    grey = True
+    grey, formats = True, set()
 
-    def work(chunk: list[tuple[str, Any]]) -> list[tuple]:
+    def work(chunk: list[tuple[str, Any]]) -> list[tuple[str, _Square | None, list[str]]]:
         return [(name, *_decode_one(name, payload, read, image_size)) for name, payload in chunk]
 
     row = 0
@@ -142,55 +154,71 @@ def decode_images(
         # Pillow warns of broken EXIF, palettes and large images: the report says all of that.
         warnings.filterwarnings("ignore", module="PIL")
         for results in track(_in_order(work, _chunked(items, _CHUNK)), desc, total=chunks):
-            for name, pixels, is_grey, kinds, digest in results:
+            for name, square, kinds in results:
                 for kind in kinds:
                     report.setdefault(kind, []).append(name)
-                if pixels is not None:
-                    images[len(names)] = pixels
+                if square is not None:
+                    images[len(names)] = square.pixels
                     names.append(name)
                     rows.append(row)
-                    grey &= is_grey
-                    first = first_seen.setdefault(digest, name)
+                    grey &= square.grey
+                    formats.add(square.format)
+                    first = first_seen.setdefault(square.digest, name)
                     if first != name:
                         report.setdefault("duplicates", []).append((name, first))
                 row += 1
     kept = len(names)
-    return Decoded(images[:kept], tuple(names), np.array(rows, np.int64), grey, report)
+    return Decoded(
+        images[:kept], tuple(names), np.array(rows, np.int64), grey, frozenset(formats), report
+    )
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file of bounded size."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise Unusable("not_an_image")  # a pipe would wait forever
-    if status.st_size > MAX_BYTES:
-        image = path.suffix.lower() in IMAGE_SUFFIXES
-        raise Unusable("too_large" if image else "not_an_image")
+    """The bytes of a file of bounded size."""
+    if path.stat().st_size > MAX_BYTES:
+        raise Unusable("too_large")
     return path.read_bytes()
 
 
-def image_header(data: Any) -> tuple[int, int] | None:
-    """Width and height from an image's header (bytes or a path), None if it has none."""
-    try:
-        with Image.open(data, formats=_formats()) as image:
-            return image.size
-    except Exception:  # noqa: BLE001 - the same broken file is reported when it is decoded
-        return None
-
-
-def default_size(sizes: Sequence[tuple[int, int]]) -> int:
-    """The stored size for images of these sizes, when the user names none.
+def default_size(sample: Iterable[Path | io.BytesIO]) -> int:
+    """The stored size for images like these, when the user names none.
 
     Their own size when all are squares of one size up to 64; otherwise 32 when no side is
-    longer than 40 pixels, and 64 when one is.
+    longer than 40 pixels, and 64 when one is (or when none can be read). Reads headers only;
+    callers give up to :data:`SAMPLE` files.
     """
-    if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1] <= 64:
-        return sizes[0][0]
-    return 32 if sizes and max(max(size) for size in sizes) <= 40 else 64
+    sizes = set()
+    for file in sample:
+        try:
+            with Image.open(file, formats=_formats()) as image:
+                sizes.add(image.size)
+        except Exception:  # noqa: BLE001 - what is wrong is reported when the image is decoded
+            continue
+    if len(sizes) == 1:
+        width, height = next(iter(sizes))
+        if width == height <= 64:
+            return max(4, width)
+    return 32 if sizes and max(map(max, sizes)) <= 40 else 64
+
+
+def resize_images(images: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize uint8 [N, C, H, W] to [N, C, S, S] (bicubic, antialiased)."""
+    if images.shape[-2:] == (image_size, image_size):
+        return images
+    out = np.empty((*images.shape[:2], image_size, image_size), np.uint8)
+    for start in range(0, len(images), 1024):
+        block = torch.from_numpy(images[start : start + 1024])
+        block = torch.nn.functional.interpolate(
+            block, size=(image_size, image_size), mode="bicubic", antialias=True
+        )
+        out[start : start + 1024] = block.numpy()
+    return out
 
 
 def check_memory(count: int, image_size: int) -> None:
     """Refuse before the first image is decoded what could never fit in memory."""
+    if not hasattr(os, "sysconf"):
+        return  # Windows does not say
     need = count * 3 * image_size**2
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > 0.9 * have:
@@ -201,7 +229,7 @@ def check_memory(count: int, image_size: int) -> None:
 
 
 def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
-    """All files below a folder that may be images.
+    """All files below a folder that may be images: by their suffix, or because they have none.
 
     Links to files and folders are followed. A linked folder that is already read under its own
     name, or by an earlier link, is reported and not read again, so loops end. Names that begin
@@ -216,6 +244,21 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
     links: list[str] = []
     seen = {_identity(root)}
 
+    def kind_of(entry: os.DirEntry, name: str) -> str | None:
+        """What to report the entry as, None where it is a file or folder to read."""
+        if not _valid_utf8(name):
+            return "bad_name"
+        if entry.name.startswith("."):
+            return "hidden"
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            return "broken_link"
+        if entry.is_dir():
+            return None
+        suffix = os.path.splitext(name)[1].lower()
+        if not entry.is_file() or suffix and suffix not in IMAGE_SUFFIXES:
+            return "unsupported" if suffix in UNSUPPORTED_SUFFIXES else "not_an_image"
+        return None
+
     def walk(folder: str) -> None:
         todo = [folder]
         while todo:
@@ -223,28 +266,25 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
             try:
                 entries = list(os.scandir(root / folder))
             except OSError:
-                report.setdefault("unreadable", []).append(folder)
+                report.setdefault("unreadable", []).append(folder or ".")
                 continue
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                if not _valid_utf8(name):
-                    shown = name.encode("utf-8", "surrogateescape").decode(
-                        "utf-8", "backslashreplace"
-                    )
-                    report.setdefault("bad_name", []).append(shown)
-                elif entry.name.startswith("."):
-                    report.setdefault("hidden", []).append(name)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    report.setdefault("broken_link", []).append(name)
-                elif not entry.is_dir():
-                    files.append(name)
-                elif entry.is_symlink():
+                try:
+                    kind = kind_of(entry, name)
+                    is_folder = kind is None and entry.is_dir()
+                    identity = _identity(entry.path) if is_folder else None
+                except OSError:
+                    kind = "unreadable"
+                if kind is None and is_folder and entry.is_symlink():
                     links.append(name)
-                elif (identity := _identity(entry.path)) in seen:
-                    report.setdefault("repeated_link", []).append(name)
-                else:
+                elif kind is None and not is_folder:
+                    files.append(name)
+                elif kind is None and identity not in seen:
                     seen.add(identity)
                     todo.append(name)
+                else:
+                    report.setdefault(kind or "repeated_link", []).append(_printable(name))
 
     walk("")
     # Real folders first, then links in sorted order: which of two names a folder is read
@@ -274,6 +314,10 @@ def _valid_utf8(name: str) -> bool:
     return True
 
 
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _chunked(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while chunk := list(islice(items, size)):
@@ -301,53 +345,54 @@ def _formats() -> tuple[str, ...]:
 
 def _decode_one(
     name: str, payload: Any, read: Callable[[Any], bytes], size: int
-) -> tuple[np.ndarray | None, bool, list[str], bytes]:
-    suffix = os.path.splitext(name)[1].lower()
+) -> tuple[_Square | None, list[str]]:
+    """The square, or None; and the kinds (of LEFT_OUT or KEPT) that this file belongs to."""
     try:
         data = read(payload)
     except Unusable as error:
-        return None, True, [error.kind], b""
+        return None, [error.kind]
     except OSError:
-        return None, True, ["unreadable"], b""
+        return None, ["unreadable"]
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
-                return None, True, ["too_large"], b""
+                return None, ["too_large"]
+            file_format = image.format
             pixels, grey, kinds = _square(image, size)
     except Image.DecompressionBombError:
-        return None, True, ["too_large"], b""
+        return None, ["too_large"]
     except UnidentifiedImageError:
-        if suffix in UNSUPPORTED_SUFFIXES:
-            return None, True, ["unsupported"], b""
-        return None, True, ["damaged" if suffix in IMAGE_SUFFIXES else "not_an_image"], b""
+        return None, ["damaged" if os.path.splitext(name)[1] else "not_an_image"]
     except Exception:  # noqa: BLE001 - parsers fail on damaged bytes in any way they like
-        return None, True, ["damaged"], b""
-    return pixels, grey, kinds, hashlib.blake2b(data, digest_size=16).digest()
+        return None, ["damaged"]
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return _Square(pixels, grey, file_format, digest), kinds
 
 
 def _square(image: Image.Image, size: int) -> tuple[np.ndarray, bool, list[str]]:
     """uint8 [3, size, size], whether it has no colour, and what had to be done to it."""
     kinds: list[str] = []
-    upright = _UPRIGHT.get(_orientation(image))
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        kinds.append("animated")  # an MPO is one photo with its previews
     if min(image.size) < TINY:
         kinds.append("tiny")
     if _is_deep(image):
         kinds.append("sixteen_bit")
+    image.draft(None, (2 * size, 2 * size))  # lets the JPEG decoder skip what is thrown away
+    image.load()  # before anything that might swallow the error of a broken file
+    upright = _UPRIGHT.get(_orientation(image))
+    if upright is not None:
+        kinds.append("rotated")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        kinds.append("animated")  # an MPO is one photo with its previews
     if image.mode == "CMYK":
         kinds.append("cmyk")
-    image.draft(None, (2 * size, 2 * size))  # lets the JPEG decoder skip what is thrown away
     grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;")
-    image = _eight_bit(image)
-    image = _resized(image, size)
+    image = _resized(_eight_bit(image), size)
     if image.mode == "RGBA":
         if image.getchannel("A").getextrema()[0] < 255:
             kinds.append("transparent")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if upright is not None:
         image = image.transpose(upright)
-        kinds.append("rotated")
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1), grey, kinds
 
 
@@ -370,7 +415,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
         # Cameras and scanners put 12 bits into 16: dividing those by 257 would leave black.
         top = values.max()
-        scale = next((full for full in (255, 4095, 65535) if top <= full), top)
+        scales = (1, 255, 4095, 65535) if image.mode == "F" else (255, 4095, 65535)
+        scale = next((full for full in scales if top <= full), top)
         return Image.fromarray(np.rint(values * (255 / scale)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA")

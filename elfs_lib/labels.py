@@ -147,19 +147,23 @@ class LabelOracle:
 
 def label_oracle(
     name: str,
-    *,
     data_dir: str | Path | None = None,
+    *,
     image_size: int | None = None,
     path: str | Path | None = None,
+    left_out: dict[str, list[int]] | None = None,
 ) -> LabelOracle:
-    """The oracle of a dataset. Arguments as in :func:`elfs_lib.datasets.load_images`.
+    """The oracle of a dataset; no label is read until it is opened.
 
-    Nothing is read until the oracle is opened.
+    Args:
+        left_out: :attr:`elfs_lib.datasets.Images.left_out`, which saves a second decoding.
+
+    The other arguments are those of :func:`elfs_lib.datasets.load_images`.
     """
-    options = {"data_dir": data_dir, "image_size": image_size, "path": path}
+    source = {"data_dir": data_dir, "image_size": image_size, "path": path}
     return LabelOracle(
-        lambda split: datasets.load_labels(name, split, **options),
-        datasets.labelled_splits(name, **options),
+        lambda split: datasets.load_labels(name, split, **source, left_out=left_out),
+        datasets.labelled_splits(name, **source),
     )
 
 

@@ -1,0 +1,701 @@
+"""Readers: each knows one kind of source, and keeps its images and its labels apart.
+
+A reader is asked through :class:`Reader`; :mod:`elfs_lib.datasets` gives readers their names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from elfs_lib import decoding
+from elfs_lib.errors import ElfsError
+
+FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
+SPLITS = ("train", "test")
+SIZE_RANGE = (4, 1024)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a dataset.
+
+    Attributes:
+        train: uint8 [N, C, S, S], C-contiguous; C is 1 (grey) or 3 (RGB).
+        test: uint8 [M, C, S, S], or None if the dataset has no test split.
+        class_names: Names of the classes 0..C-1, where the source states them.
+        num_classes: Their number, where it is known.
+        paths: For people's own data: where each training image came from, relative to the
+            dataset's path (``file.parquet#row`` for Parquet).
+        report: kind -> names of what was left out or changed (the kinds are the keys of
+            :data:`elfs_lib.decoding.LEFT_OUT` and ``KEPT``); empty for clean sets.
+        source: One sentence that says where these pixels came from.
+        left_out: split -> rows of the source that are not in the arrays (damaged files...), so
+            that labels can be lined up later; only splits that lack rows.
+    """
+
+    train: np.ndarray
+    test: np.ndarray | None
+    class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    paths: tuple[str, ...] | None = None
+    report: dict[str, list] = field(default_factory=dict)
+    source: str = ""
+    left_out: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where to look, and how large to store; already validated."""
+
+    data_dir: Path
+    path: Path | None = None
+    image_size: int | None = None
+
+
+class Reader(Protocol):
+    """One kind of source."""
+
+    def identity(self, request: Request) -> list:
+        """What identifies the images without reading a label or an image: JSON values.
+
+        Raises:
+            MissingDataset: if the data is not there.
+            ElfsError: if it is there but cannot be what it should be.
+        """
+
+    def images(self, request: Request) -> Images:
+        """Read the images, never a label."""
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        """Read the labels of a split, int, one for each row of the source."""
+
+    def labelled(self, request: Request) -> tuple[str, ...]:
+        """The splits that have labels, told without reading one."""
+
+    def left_out(self, request: Request) -> dict[str, list[int]]:
+        """As in :class:`Images`; found by decoding all images where they may be damaged."""
+
+
+class MissingDataset(ElfsError):
+    """The dataset is not where it was looked for."""
+
+
+class Whole:
+    """What all published array files share: two labelled splits, and nothing ever damaged."""
+
+    def labelled(self, request: Request) -> tuple[str, ...]:
+        return SPLITS
+
+    def left_out(self, request: Request) -> dict[str, list[int]]:
+        return {}
+
+
+class Files:
+    """What all readers of encoded image files share."""
+
+    def left_out(self, request: Request) -> dict[str, list[int]]:
+        return self.images(replace(request, image_size=SIZE_RANGE[0])).left_out
+
+
+class Digits(Whole):
+    """1,797 grey images of 8x8 pixels from scikit-learn, values 0..16 scaled to 0..255.
+
+    scikit-learn defines no split: train is the first 1,437 (80%) of the permutation that
+    ``numpy.random.default_rng(0)`` gives, test the last 360; both keep that order.
+    """
+
+    def identity(self, request: Request) -> list:
+        return [version("scikit-learn"), *(self._rows(split).tolist() for split in SPLITS)]
+
+    def images(self, request: Request) -> Images:
+        from sklearn.datasets import load_digits
+
+        grey = np.rint(load_digits().images[:, None] * (255 / 16)).astype(np.uint8)
+        return Images(
+            *(_at_size(grey[self._rows(split)], request) for split in SPLITS),
+            class_names=tuple("0123456789"),
+            num_classes=10,
+            source="The digits of scikit-learn, split 80/20 by a fixed permutation.",
+        )
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        from sklearn.datasets import load_digits
+
+        return load_digits().target[self._rows(split)]
+
+    @staticmethod
+    def _rows(split: str) -> np.ndarray:
+        order = np.random.default_rng(0).permutation(1797)
+        return order[:1437] if split == "train" else order[1437:]
+
+
+class FashionMnist(Whole):
+    """IDX files, from the Debian package or in torchvision's layout."""
+
+    classes = (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    )  # fmt: skip
+
+    def identity(self, request: Request) -> list:
+        for split in SPLITS:
+            self._file(request, split, "labels-idx1")
+        files = [self._file(request, split, "images-idx3") for split in SPLITS]
+        return [_stat(file.name, file) for file in files]
+
+    def images(self, request: Request) -> Images:
+        files = [self._file(request, split, "images-idx3") for split in SPLITS]
+        return Images(
+            *(_at_size(_read_idx(file)[:, None], request) for file in files),
+            class_names=self.classes,
+            num_classes=10,
+            source="Fashion-MNIST as published.",
+        )
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        return _read_idx(self._file(request, split, "labels-idx1"))
+
+    @staticmethod
+    def _file(request: Request, split: str, kind: str) -> Path:
+        name = f"{'t10k' if split == 'test' else 'train'}-{kind}-ubyte"
+        raw = request.data_dir / "FashionMNIST" / "raw"
+        for file in (raw / name, raw / f"{name}.gz", FASHION_PACKAGE_DIR / f"{name}.gz"):
+            if file.is_file():
+                return file
+        raise MissingDataset(name)
+
+
+def _read_idx(file: Path) -> np.ndarray:
+    """uint8 array of an IDX file: two zero bytes, type 8, rank, sizes (big-endian), data."""
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        rank = data[3] if data[:3] == b"\x00\x00\x08" else 0
+        shape = np.frombuffer(data, ">u4", rank, 4).astype(int)
+        # A copy, because PyTorch wants memory that it could write to.
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ElfsError(f"{file} is not a whole IDX file: delete it and fetch it again.") from error
+
+
+@dataclass(frozen=True)
+class Torchvision(Whole):
+    """Whatever a torchvision class keeps as one array.
+
+    These classes read a split's images and labels together; ``images`` keeps the first and
+    ``labels`` the second. CIFAR's files are pickles: torchvision compares them with their
+    published checksums before it opens them.
+
+    Attributes:
+        build: ``(data_dir, split, download=False)`` -> the torchvision dataset.
+        files: What must be below data_dir.
+        labels_at: The attribute that holds the labels; the images are in ``data``.
+        channels_last: Whether ``data`` is [N, H, W, C].
+    """
+
+    build: Callable[..., Any]
+    files: tuple[str, ...]
+    num_classes: int
+    labels_at: str
+    channels_last: bool = False
+
+    def identity(self, request: Request) -> list:
+        missing = [name for name in self.files if not (request.data_dir / name).is_file()]
+        if missing:
+            raise MissingDataset(missing[0])
+        return [_stat(name, request.data_dir / name) for name in self.files]
+
+    def images(self, request: Request) -> Images:
+        names, arrays = None, []
+        for split in SPLITS:
+            dataset = self._open(request, split)
+            data = np.asarray(dataset.data, np.uint8)
+            data = data.transpose(0, 3, 1, 2) if self.channels_last else data
+            arrays.append(_at_size(np.ascontiguousarray(data), request))
+            names = tuple(getattr(dataset, "classes", ())) or None
+        return Images(*arrays, names, self.num_classes, source="As published, by torchvision.")
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        return np.asarray(getattr(self._open(request, split), self.labels_at))
+
+    def _open(self, request: Request, split: str) -> Any:
+        try:
+            return self.build(request.data_dir, split)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ElfsError(
+                f"torchvision cannot read {self.files[0]} and its neighbours in "
+                f"{request.data_dir} ({_line(error)}): delete them and fetch them again."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Parquet(Files):
+    """Parquet files in the Hugging Face image layout.
+
+    A file, or all ``*.parquet`` below a folder. A file's split is the word before the first
+    ``-``, ``.`` or ``_`` of its name, or else the name of its folder: ``train``; ``test``, or
+    where there is no test ``validation`` or ``val``. Without any such word all of it is train.
+
+    The image column is ``img`` or ``image`` (a struct with ``bytes``, or bytes), the label
+    column, if there is one, ``label``, ``labels`` or ``fine_label`` (class numbers or names).
+
+    Attributes:
+        folder: The folder below data_dir; None to read ``path``.
+        num_classes: As published; None to believe the files' metadata.
+        image_size: As published; None to look at the images.
+    """
+
+    folder: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+
+    image_columns = ("img", "image")
+    label_columns = ("label", "labels", "fine_label")
+
+    def identity(self, request: Request) -> list:
+        root, shards, unused = self._shards(request)
+        files = [file for files in shards.values() for file in files]
+        for file in files:
+            self._image_column(file)
+        return [_stat(_below(root, file), file) for file in (*files, *unused)]
+
+    def images(self, request: Request) -> Images:
+        root, shards, unused = self._shards(request)
+        counts = {
+            split: sum(pq.read_metadata(file).num_rows for file in files)
+            for split, files in shards.items()
+        }
+        size = request.image_size or self.image_size
+        if size is None:
+            first = islice(self._rows(root, shards["train"]), decoding.SAMPLE)
+            size = decoding.default_size([io.BytesIO(data) for _, data in first if data])
+        parts = _decode_splits(
+            {split: self._rows(root, files) for split, files in shards.items()},
+            counts,
+            image_size=size,
+            read=_cell,
+            where=root,
+        )
+        names = self._class_names(shards["train"][0])
+        source = f"{self.folder or root.name} from Parquet files"
+        if self.folder and "JPEG" in parts["train"].formats:
+            source += (
+                "; they hold JPEG copies, so pixels and accuracies differ slightly from those of "
+                "the published images"
+            )
+        return _gather(
+            parts,
+            counts,
+            names,
+            self.num_classes or (len(names) if names else None),
+            {"unused": [_below(root, file) for file in unused]},
+            f"{source}.",
+            keep_paths=self.folder is None,
+        )
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        _, shards, _ = self._shards(request)
+        values = self._label_values(shards[split])
+        if values.dtype == object:
+            names = sorted(set(self._label_values(shards["train"])))
+            number = {name: i for i, name in enumerate(names)}
+            strangers = sorted(set(values) - set(number))
+            if strangers:
+                raise ElfsError(
+                    f"The {split} labels have {strangers[0]!r}, which train lacks: give both "
+                    "splits the same classes."
+                )
+            values = np.array([number[value] for value in values])
+        return values
+
+    def labelled(self, request: Request) -> tuple[str, ...]:
+        _, shards, _ = self._shards(request)
+        return tuple(
+            split
+            for split, files in shards.items()
+            if all(self._label_column(file) is not None for file in files)
+        )
+
+    def _shards(self, request: Request) -> tuple[Path, dict[str, list[Path]], list[Path]]:
+        root = request.path if self.folder is None else request.data_dir / self.folder
+        if root.is_file():
+            return root.parent, {"train": [root]}, []
+        found = sorted(root.rglob("*.parquet")) if root.is_dir() else []
+        if not found:
+            what = "has no .parquet file" if root.is_dir() else "does not exist"
+            raise MissingDataset(
+                f"path {str(root)!r} {what}: give a .parquet file, or a folder of them."
+            )
+        words: dict[str, list[Path]] = {}
+        for file in found:
+            word = re.split(r"[-._]", file.name)[0].lower()
+            if word not in _SPLIT_WORDS:
+                word = file.parent.name.lower() if file.parent != root else ""
+            words.setdefault(_SPLIT_WORDS.get(word, "other"), []).append(file)
+        if "train" not in words:
+            if self.folder is not None:
+                raise MissingDataset("train")
+            return root, {"train": found}, []
+        test = next((word for word in ("test", "validation") if word in words), None)
+        if test is None:
+            if self.folder is not None:
+                raise MissingDataset("test")
+            return root, {"train": words.pop("train")}, sum(words.values(), [])
+        shards = {"train": words.pop("train"), "test": words.pop(test)}
+        return root, shards, sum(words.values(), [])
+
+    def _image_column(self, file: Path) -> str:
+        """The name of the column with the bytes, as Parquet's readers take it."""
+        schema = _schema(file)
+        for name in self.image_columns:
+            if name in schema.names:
+                kind = schema.field(name).type
+                if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                    return f"{name}.bytes"
+                if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                    return name
+        columns = ", ".join(f"{item.name} ({item.type})" for item in schema)
+        raise ElfsError(
+            f"{file} has no image column: it needs img or image as a struct with bytes, or as "
+            f"bytes, and has {columns}."
+        )
+
+    def _label_column(self, file: Path) -> str | None:
+        names = _schema(file).names
+        return next((name for name in self.label_columns if name in names), None)
+
+    def _label_values(self, files: list[Path]) -> np.ndarray:
+        """int, or object (str): the label column of all files."""
+        columns = []
+        for file in files:
+            name = self._label_column(file)
+            column = pq.read_table(file, columns=[name])[name]
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            whole = pa.types.is_integer(column.type)
+            named = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if column.null_count or not (whole or named):
+                raise ElfsError(
+                    f"{file} has a column {name} of {column.type} with {column.null_count} gaps: "
+                    "labels must be whole numbers or names, and no gaps."
+                )
+            columns.append(column.to_numpy() if whole else np.array(column.to_pylist(), object))
+        return np.concatenate(columns)
+
+    def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | None]]:
+        for file in files:
+            name, row = _below(root, file), 0
+            column = self._image_column(file)
+            try:
+                for batch in pq.ParquetFile(file).iter_batches(_PARQUET_ROWS, columns=[column]):
+                    cells = batch.column(0)
+                    cells = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
+                    for cell in cells.to_pylist():
+                        yield f"{name}#{row}", cell
+                        row += 1
+            except (pa.ArrowException, OSError) as error:
+                raise ElfsError(
+                    f"{file} is damaged after row {row}: fetch it again ({_line(error)})."
+                ) from error
+
+    def _class_names(self, file: Path) -> tuple[str, ...] | None:
+        metadata = _schema(file).metadata or {}
+        try:
+            features = json.loads(metadata[b"huggingface"])["info"]["features"]
+            return tuple(features[self._label_column(file)]["names"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class Folder(Files):
+    """A directory of image files, in the order of their sorted relative paths.
+
+    With ``train`` and one of ``test``, ``val`` or ``validation`` below it, those are the
+    splits (the first of the three); anything beside them is reported as ``unused``. Otherwise
+    everything is train. A split is labelled if each of its images lies in one of at least two
+    folders side by side: their names are the classes. Any other layout, flat or nested, is
+    read without labels.
+    """
+
+    def root(self, request: Request) -> Path:
+        root = request.path
+        if not root.is_dir():
+            what = "is a file" if root.is_file() else "does not exist"
+            raise MissingDataset(f"path {str(root)!r} {what}: give a directory with images.")
+        return root
+
+    def identity(self, request: Request) -> list:
+        root = self.root(request)
+        splits, report = self._listing(request)
+        files = [name for names in splits.values() for name in names]
+        if not files:
+            raise ElfsError(
+                f"path {str(root)!r} has no image files{_counts(report)}: give a directory with "
+                "JPEG, PNG or WebP files."
+            )
+        return [_stat(name, root / name) for name in files]
+
+    def images(self, request: Request) -> Images:
+        root = self.root(request)
+        splits, report = self._listing(request)
+        counts = {split: len(names) for split, names in splits.items()}
+        size = request.image_size or self._default_size(root, splits["train"])
+        parts = _decode_splits(
+            {split: ((name, root / name) for name in names) for split, names in splits.items()},
+            counts,
+            image_size=size,
+            read=decoding.read_file,
+            where=root,
+        )
+        names = self._class_names(request, splits)
+        return _gather(
+            parts,
+            counts,
+            names,
+            len(names) if names else None,
+            report,
+            f"Image files of the folder {root.resolve().name}.",
+            keep_paths=True,
+        )
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        splits, _ = self._listing(request)
+        number = {name: i for i, name in enumerate(_class_folders(splits["train"]))}
+        strangers = sorted(set(_class_folders(splits[split])) - set(number))
+        if strangers:
+            raise ElfsError(
+                f"path {str(self.root(request))!r} has {split} images of class "
+                f"{strangers[0]!r}, which train lacks: give both splits the same class folders."
+            )
+        folders = [name.rpartition("/")[0].rpartition("/")[2] for name in splits[split]]
+        return np.array([number.get(folder, -1) for folder in folders])
+
+    def labelled(self, request: Request) -> tuple[str, ...]:
+        splits, _ = self._listing(request)
+        return tuple(split for split, names in splits.items() if _class_folders(names))
+
+    def _default_size(self, root: Path, names: list[str]) -> int:
+        step = max(1, len(names) // decoding.SAMPLE)
+        return decoding.default_size([root / name for name in names[::step]])
+
+    def _class_names(
+        self, request: Request, splits: dict[str, list[str]]
+    ) -> tuple[str, ...] | None:
+        return _class_folders(splits["train"]) or None
+
+    def _listing(self, request: Request) -> tuple[dict[str, list[str]], dict[str, list]]:
+        root = self.root(request)
+        files, report = decoding.list_files(root)
+        test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), "")
+        if not (test and (root / "train").is_dir()):
+            return {"train": files}, report
+        splits: dict[str, list[str]] = {"train": [], "test": []}
+        for name in files:
+            place = {"train": "train", test: "test"}.get(name.partition("/")[0])
+            (splits[place] if place else report.setdefault("unused", [])).append(name)
+        return splits, report
+
+
+class ImageNet(Folder):
+    """ImageNet-1K as torchvision lays it out: ``imagenet/{train,val}/<wnid>/*.JPEG``.
+
+    At 64 pixels 1.33 million images take 16 GB of memory, at 224 pixels 200 GB.
+    """
+
+    def root(self, request: Request) -> Path:
+        root = request.data_dir / "imagenet"
+        if not all((root / name).is_dir() for name in ("train", "val")):
+            raise MissingDataset(str(root))
+        return root
+
+    def identity(self, request: Request) -> list:
+        # Adding or removing an image changes its folder's time: no need to visit a million.
+        root = self.root(request)
+        folders = [
+            folder for name in ("train", "val") for folder in sorted((root / name).iterdir())
+        ]
+        return [_stat(_below(root, folder), folder) for folder in folders]
+
+    def images(self, request: Request) -> Images:
+        return replace(
+            super().images(request), source="ImageNet-1K from its files, resized and cropped."
+        )
+
+    def _default_size(self, root: Path, names: list[str]) -> int:
+        return 64
+
+    def _class_names(
+        self, request: Request, splits: dict[str, list[str]]
+    ) -> tuple[str, ...] | None:
+        wnids = _class_folders(splits["train"])
+        root = self.root(request)
+        if not (root / "meta.bin").is_file():
+            return wnids or None
+        from torchvision.datasets.imagenet import load_meta_file
+
+        words = load_meta_file(root)[0]
+        return tuple(words[wnid][0] for wnid in wnids)
+
+
+@dataclass(frozen=True)
+class FirstOf:
+    """The first of several readers whose data is there."""
+
+    readers: tuple[Reader, ...]
+
+    def _pick(self, request: Request) -> Reader:
+        for reader in self.readers[:-1]:
+            try:
+                reader.identity(request)
+            except MissingDataset:
+                continue
+            return reader
+        return self.readers[-1]
+
+    def identity(self, request: Request) -> list:
+        return self._pick(request).identity(request)
+
+    def images(self, request: Request) -> Images:
+        return self._pick(request).images(request)
+
+    def labels(self, request: Request, split: str) -> np.ndarray:
+        return self._pick(request).labels(request, split)
+
+    def labelled(self, request: Request) -> tuple[str, ...]:
+        return self._pick(request).labelled(request)
+
+    def left_out(self, request: Request) -> dict[str, list[int]]:
+        return self._pick(request).left_out(request)
+
+
+# --- shared by the readers -------------------------------------------------------------------
+
+_SPLIT_WORDS = {
+    "train": "train", "test": "test", "val": "validation", "validation": "validation",
+}  # fmt: skip
+_PARQUET_ROWS = 256  # rows in memory at once: photographs of several megabytes among them
+
+
+def _decode_splits(
+    items: dict[str, Iterable[tuple[str, Any]]],
+    counts: dict[str, int],
+    *,
+    image_size: int,
+    read: Callable[[Any], bytes],
+    where: Path,
+) -> dict[str, decoding.Decoded]:
+    decoding.check_memory(sum(counts.values()), image_size)
+    first_seen: dict[bytes, str] = {}
+    parts = {}
+    for split, source in items.items():
+        part = decoding.decode_images(
+            source,
+            counts[split],
+            image_size=image_size,
+            read=read,
+            desc=f"reading {split} images",
+            first_seen=first_seen,
+        )
+        if not part.names:
+            raise ElfsError(
+                f"{where} has no usable {split} image{_counts(part.report)}: give JPEG, PNG or "
+                "WebP images."
+            )
+        parts[split] = part
+    return parts
+
+
+def _gather(
+    parts: dict[str, decoding.Decoded],
+    counts: dict[str, int],
+    class_names: tuple[str, ...] | None,
+    num_classes: int | None,
+    report: dict[str, list],
+    source: str,
+    *,
+    keep_paths: bool,
+) -> Images:
+    channels = 1 if all(part.grey for part in parts.values()) else 3
+    arrays = {
+        split: np.ascontiguousarray(part.images[:, :channels]) for split, part in parts.items()
+    }
+    merged = {kind: list(names) for kind, names in report.items() if names}
+    for part in parts.values():
+        for kind, names in part.report.items():
+            merged.setdefault(kind, []).extend(names)
+    return Images(
+        arrays["train"],
+        arrays.get("test"),
+        class_names,
+        num_classes,
+        parts["train"].names if keep_paths else None,
+        dict(sorted(merged.items())),
+        source,
+        {
+            split: np.setdiff1d(np.arange(counts[split]), part.rows).tolist()
+            for split, part in parts.items()
+            if len(part.rows) < counts[split]
+        },
+    )
+
+
+def _counts(report: dict[str, list]) -> str:
+    """`` (3 damaged, 1 hidden)``, or nothing."""
+    found = ", ".join(f"{len(names)} {kind.replace('_', ' ')}" for kind, names in report.items())
+    return f" ({found})" if found else ""
+
+
+def _class_folders(names: list[str]) -> tuple[str, ...]:
+    """The classes, if every image lies in one of several folders side by side; else nothing."""
+    images = [name for name in names if Path(name).suffix] or names
+    folders = {name.rpartition("/")[0] for name in images}
+    beside = {folder.rpartition("/")[0] for folder in folders}
+    if "" in folders or len(folders) < 2 or len(beside) > 1:
+        return ()
+    return tuple(sorted(folder.rpartition("/")[2] for folder in folders))
+
+
+def _at_size(images: np.ndarray, request: Request) -> np.ndarray:
+    return decoding.resize_images(images, request.image_size or images.shape[-1])
+
+
+def _cell(data: bytes | None) -> bytes:
+    if data is None:
+        raise decoding.Unusable("unreadable")
+    return data
+
+
+def _stat(name: str, file: Path) -> list:
+    try:
+        status = file.stat()
+    except OSError:
+        return [name, None, None]  # to be reported as unreadable when it is read
+    return [name, status.st_size, status.st_mtime_ns]
+
+
+def _below(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ElfsError(f"{file} is not a readable Parquet file: {_line(error)}.") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
