@@ -1,0 +1,41 @@
+"""The book's sources: every citation has its entry, and nothing is fetched from a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from elfs_lib.selection import METHODS, SCORES
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = set(re.findall(r"^@\w+\{([^,]+),", (ROOT / "book/references.bib").read_text(), re.M))
+
+
+@pytest.mark.parametrize("entry", [*METHODS.values(), *SCORES.values()], ids=lambda e: e.name)
+def test_every_method_and_score_cites_the_bibliography(entry):
+    assert entry.citation in ENTRIES
+
+
+def test_prose_cites_the_bibliography():
+    for page in (ROOT / "book").glob("*.md"):
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text(encoding="utf-8")):
+            assert set(re.split(r"[,\s]+", keys)) <= ENTRIES, page.name
+
+
+def test_each_prose_page_is_in_the_contents():
+    contents = (ROOT / "_toc.yml").read_text()
+    for page in (ROOT / "book").glob("*.md"):
+        assert f"book/{page.stem}" in contents
+
+
+def test_the_book_loads_nothing_from_a_network():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]
+    assert config["mathjax_path"] == "mathjax/tex-svg.js"
+    assert config["nb_ipywidgets_js"] == {}
+    assert "sphinx_thebe" not in config["extensions"]
+    for file in (ROOT / "book").rglob("*"):
+        if file.suffix in {".css", ".svg"}:
+            assert not re.search(r"(?:url\(|href=)[\"']?https?:", file.read_text()), file.name
