@@ -248,12 +248,16 @@ def cluster_sizes(
     level = counts.mean() if expected is None else expected
     order = np.argsort(-counts, kind="stable")
     figure, axes = _page(2.9)
-    axes.bar(np.arange(len(counts)), counts[order], width=0.85, color=MIDDLE, linewidth=0)
+    places = np.arange(len(counts))
+    if len(counts) <= 100:
+        axes.bar(places, counts[order], width=0.85, color=MIDDLE, linewidth=0)
+    else:
+        axes.fill_between(places, counts[order], step="mid", color=MIDDLE, linewidth=0)
     for place in np.flatnonzero(counts[order] == 0):
         axes.text(place, 0, "empty", rotation=90, ha="center", va="bottom", color=HARD, fontsize=8)
     axes.axhline(level, color=HARD, ls="--", lw=1.2, label=f"all equal: {level:,.0f}")
     if len(counts) <= 30:
-        axes.set_xticks(np.arange(len(counts)), [str(number) for number in order])
+        axes.set_xticks(places, [str(number) for number in order])
         _label(axes, "Cluster, largest first", "Images", title)
     else:
         _label(axes, "Clusters, largest first", "Images", title)
