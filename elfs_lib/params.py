@@ -94,7 +94,7 @@ class Params(BaseModel):
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> Params:
         choose("dataset", self.dataset, DATASETS)
-        check_encoder(self.encoder, self.encoder_checkpoint)
+        check_encoder(self.encoder, self.encoder_checkpoint, input_size=self.encoder_size)
         for recipe in (self.proxy_recipe, self.eval_recipe):
             find_recipe(recipe)
         choose("score", self.score, SCORES)

@@ -90,7 +90,7 @@ class Run:
             ElfsError: one sentence on the first thing that would fail later.
         """
         p = self.params
-        datasets.check_dataset(p.dataset, data_dir(), path=p.data_path)
+        datasets.check_dataset(**self._source)
         resolve_device(p.device)
         n = len(self.train_images)
         if p.neighbors >= n:
@@ -138,6 +138,8 @@ class Run:
                 "num_classes": images.num_classes,
                 "paths": images.paths,
                 "report": images.report,
+                "left_out": images.left_out,
+                "source": images.source,
             }
             draft.json("about", about)
 
@@ -185,7 +187,7 @@ class Run:
     @cached_property
     def labels(self) -> LabelOracle:
         """The locked ground-truth labels; see :mod:`elfs_lib.labels`."""
-        return label_oracle(**self._source)
+        return label_oracle(**self._source, left_out=self.about["left_out"])
 
     # ------------------------------------------------------------------ embeddings, clusters
 
