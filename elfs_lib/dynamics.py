@@ -1,7 +1,7 @@
 """Training dynamics, streamed: every score of every image in O(N) memory.
 
 The recorder sees each image once an epoch, with the logits of the training step as it passes
-(train mode, augmented view). It keeps 46 bytes an image whatever the number of epochs or
+(train mode, augmented view). It keeps 50 bytes an image whatever the number of epochs or
 classes; storing every logit, as the released code does, takes 2 x T x C bytes.
 """
 
@@ -64,7 +64,7 @@ class DynamicsRecorder:
         def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(n, *shape, dtype=dtype, device=device)
 
-        self._aum, self._el2n, self._entropy = (zeros(torch.float32) for _ in range(3))
+        self._aum, self._el2n, self._entropy, self._own = (zeros(torch.float32) for _ in range(4))
         self._correct, self._forgotten = zeros(torch.int16), zeros(torch.int16)
         self._was_correct, self._seen = zeros(torch.bool), zeros(torch.bool)
         self._dual = zeros(torch.float32)
@@ -96,6 +96,7 @@ class DynamicsRecorder:
         correct = batch_margin > 0
         self._aum[indices] += batch_margin
         self._watched_now[indices] = batch_margin
+        self._own[indices] += own
         self._entropy[indices] += entropy(probabilities)
         self._correct[indices] += correct
         # Toneva et al. (2019): learnt at the last presentation and wrong at this one
@@ -146,7 +147,8 @@ class DynamicsRecorder:
         ``el2n`` mean over the first 10 epochs, high is hard; ``correctness`` = share of epochs
         predicted right, low is hard; ``entropy`` mean in nats, high is hard; ``dual`` = mean over
         windows of 10 epochs (fewer when training was shorter) of std x (1 - mean) of p_y (Cho et
-        al. 2025, eq. 3), high is informative.
+        al. 2025, eq. 3), high is informative; ``dual_mean`` = mean of p_y over the epochs, in
+        [0, 1], low is hard.
         """
         epochs = self.epochs
         if epochs == 0:
@@ -167,6 +169,7 @@ class DynamicsRecorder:
             "correctness": self._correct.float() / epochs,
             "entropy": self._entropy / epochs,
             "dual": dual,
+            "dual_mean": self._own / epochs,
         }
         frame = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
         frame.insert(0, "index", np.arange(len(frame), dtype=np.int64))

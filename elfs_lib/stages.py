@@ -321,7 +321,7 @@ class Run:
     @cached_property
     def pseudo_labels(self) -> np.ndarray:
         """int64 [N]."""
-        return self.pseudo.table("pseudo")["label"].to_numpy()
+        return self.pseudo.table("pseudo")["label"].to_numpy(copy=True)
 
     # ------------------------------------------------------------------ proxy and dynamics
 
