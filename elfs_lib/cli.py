@@ -78,6 +78,7 @@ def run(
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
         target = pipeline.runs_folder(params_file)
+        pipeline.write_results(current, target)
         print(f"Executing {len(pipeline.NOTEBOOKS)} notebooks into {target}", flush=True)
         pipeline.run_notebooks(params_file, target, overrides=overrides, kernel=kernel)
 

@@ -8,15 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 
+from elfs_lib import evaluation
+from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import read_yaml
+from elfs_lib.provenance import command
 from elfs_lib.stages import Run, project_root
 
 NOTEBOOKS = (
@@ -112,36 +117,50 @@ def run_notebooks(
         ElfsError: naming the notebook, its cell and the message, if one fails. The failed copy is
             kept in ``target`` with its error, as papermill leaves it.
     """
+    parameters = {**read_yaml(params_file), **(overrides or {})}
+    with _quiet(workers), ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(execute, n, target, parameters, kernel=kernel) for n in NOTEBOOKS]
+        return [job.result() for job in jobs]
+
+
+def execute(
+    name: str, target: Path, parameters: Mapping[str, Any], *, kernel: str | None = None
+) -> Path:
+    """Execute one notebook of ``notebooks/`` through papermill into the folder ``target``.
+
+    Raises:
+        ElfsError: naming the notebook, its cell and the message, if it fails.
+    """
     root = project_root()
     target.mkdir(parents=True, exist_ok=True)
-    parameters = {**read_yaml(params_file), **(overrides or {})}
-    environment = {"ELFS_PROGRESS": "0", "OMP_NUM_THREADS": str(_threads(workers))}
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-
-    def execute(name: str) -> Path:
-        output = target / f"{name}.ipynb"
-        try:
-            papermill.execute_notebook(
-                str(root / "notebooks" / f"{name}.ipynb"),
-                str(output),
-                parameters=parameters,
-                kernel_name=kernel,
-                cwd=str(root),
-                progress_bar=False,
-                log_output=False,
-            )
-        except papermill.PapermillExecutionError as error:
-            raise ElfsError(
-                f"Notebook {name} failed in cell {error.cell_index}: {error.ename}: {error.evalue} "
-                f"(kept as {output})."
-            ) from error
-        tidy(output)
-        return output
-
+    output = target / f"{name}.ipynb"
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(execute, NOTEBOOKS))
+        papermill.execute_notebook(
+            str(root / "notebooks" / f"{name}.ipynb"),
+            str(output),
+            parameters=dict(parameters),
+            kernel_name=kernel,
+            cwd=str(root),
+            progress_bar=False,
+            log_output=False,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise ElfsError(
+            f"Notebook {name} failed in cell {error.cell_index}: {error.ename}: {error.evalue} "
+            f"(kept as {output})."
+        ) from error
+    tidy(output)
+    return output
+
+
+@contextmanager
+def _quiet(workers: int) -> Iterator[None]:
+    """Kernels started in here show no progress bars and share the cores."""
+    changes = {"ELFS_PROGRESS": "0", "OMP_NUM_THREADS": str(_threads(workers))}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
@@ -164,17 +183,46 @@ def tidy(path: Path) -> None:
 
 
 def build_book(*, strict: bool = True) -> Path:
-    """Render the book to ``_build/html`` and return its first page.
+    """Write the results page, render the book to ``_build/html`` and return its first page.
 
     Raises:
         ElfsError: if Sphinx finds an error or, when ``strict``, a warning.
     """
     root = project_root()
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(root), "--quiet"]
-    command += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []
-    if subprocess.run(command, cwd=root).returncode:
+    with _quiet(1):
+        execute("results", root / "book" / "runs", {})
+    sphinx = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(root), "--quiet"]
+    sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []
+    if subprocess.run(sphinx, cwd=root).returncode:
         raise ElfsError("The book did not build: mend what Sphinx names above.")
     return root / "_build" / "html" / "index.html"
+
+
+RESULTS = "results.csv"
+
+
+def write_results(run: Run, target: Path) -> None:
+    """Write the results table of a run beside its executed notebooks, for the results page."""
+    if not {"train", "test"} <= set(run.labels.has):
+        return
+    table = evaluation.results_table(run.results())
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    table = table.assign(command=command(run.params), versions=versions)
+    target.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(target / RESULTS, table.to_csv(index=False))
+
+
+def result_tables() -> dict[str, pd.DataFrame]:
+    """Every results table of the book, by dataset; the small default comes last.
+
+    Raises:
+        ElfsError: if there is none yet.
+    """
+    files = sorted((project_root() / "book" / "runs").glob(f"*/{RESULTS}"))
+    if not files:
+        raise ElfsError("The book has no results yet: run elfs run params/digits.yaml first.")
+    tables = {file.parent.name: pd.read_csv(file) for file in files}
+    return dict(sorted(tables.items(), key=lambda item: item[0] == "digits"))
 
 
 def runs_folder(params_file: Path) -> Path:
