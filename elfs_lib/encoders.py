@@ -35,6 +35,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
 from elfs_lib.errors import ElfsError
+from elfs_lib.self_supervised import SelfSupervisedConfig, train_encoder
 
 PIXELS_MAX_SIDE = 32  # larger images are averaged down: raw pixels say little more beyond it
 CPU_BATCH_PER_THREAD = 16  # activations stay in the cache: 2.4 times faster than 256
@@ -63,7 +64,7 @@ class Encoder:
     """What an encoder is and what it has seen.
 
     Attributes:
-        architecture: timm model name with its weights' tag; empty for ``pixels``.
+        architecture: timm model name with its weights' tag; empty where there are none to load.
         pretraining: The data and method that made the weights.
         saw_labels: Whether that training read class labels; None = not known to us.
         license: Licence of the weights.
@@ -87,6 +88,12 @@ _LVD = "LVD-142M (curated web images), DINOv2 self-distillation"
 
 ENCODERS: dict[str, Encoder] = {
     "pixels": Encoder("", "none: the pixel values themselves", False, "none needed"),
+    "self_supervised": Encoder(
+        "",
+        "the dataset's own images, SimCLR views with the decoupled contrastive loss",
+        False,
+        "that of the images",
+    ),
     "efficientnet_lite0": Encoder(
         "tf_efficientnet_lite0.in1k",
         "ImageNet-1k, supervised classification",
@@ -139,6 +146,7 @@ def embed(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    self_supervised: SelfSupervisedConfig | None = None,
 ) -> np.ndarray:
     """Embed every image with one frozen encoder, or with several joined by "+".
 
@@ -155,6 +163,8 @@ def embed(
         batch: Images for each forward pass; None = what was fastest for the device.
         device: "auto", "cpu", "cuda", "mps".
         precision: "auto", "float32", "bfloat16".
+        seed: Of ``self_supervised``; the other encoders have nothing random.
+        self_supervised: How the encoder of that name is trained; None = the defaults.
 
     Returns:
         float32 [N, D] in the order of ``images``: the pooled features before any head. One
@@ -180,18 +190,23 @@ def embed(
         if name == "pixels":
             blocks.append(_pixels(images, input_size))
             continue
-        spec = _spec(name, path)
-        side = input_size or _input_side(spec, images.shape[2:])
-        model = load_encoder(name, checkpoint=path, input_size=side)
-        config = timm.data.resolve_model_data_config(model)
-        transform = _transform(side, config)
+        if name == "self_supervised":
+            trained = train_encoder(
+                images, self_supervised, seed=seed, device=device, precision=precision
+            )
+            model, transform = trained.network, trained.normalise
+        else:
+            spec = _spec(name, path)
+            side = input_size or _input_side(spec, images.shape[2:])
+            model = load_encoder(name, checkpoint=path, input_size=side)
+            transform = _transform(side, timm.data.resolve_model_data_config(model))
         model = _for_inference(model, where)
         per_pass = batch or _default_batch(where)
         blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
     if len(blocks) == 1:
         return blocks[0]
     for block in blocks:
-        # a zero vector (a black image's pixels) stays zero
+        # a vector of zeros stays as it is
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return np.concatenate(blocks, axis=1)
 
@@ -557,14 +572,18 @@ def _pixels(images: np.ndarray, input_size: int | None) -> np.ndarray:
     height, width = images.shape[2:]
     side = input_size or min(PIXELS_MAX_SIDE, max(height, width))
     if max(height, width) == side:
-        return images.reshape(len(images), -1).astype(np.float32) / 255
-    scale = side / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    blocks = [
-        F.interpolate(torch.from_numpy(images[i : i + 512]).float(), size, mode="area").flatten(1)
-        for i in range(0, len(images), 512)
-    ]
-    return torch.cat(blocks).div_(255).numpy()
+        found = images.reshape(len(images), -1).astype(np.float32) / 255
+    else:
+        scale = side / max(height, width)
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        blocks = [
+            F.interpolate(torch.tensor(images[i : i + 512]).float(), size, mode="area").flatten(1)
+            for i in range(0, len(images), 512)
+        ]
+        found = torch.cat(blocks).div_(255).numpy()
+    # a black image has no direction: it gets that of every other evenly grey image
+    found[~found.any(1)] = 1 / 255
+    return found
 
 
 def _default_batch(device: torch.device) -> int:

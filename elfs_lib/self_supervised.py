@@ -1,0 +1,333 @@
+"""Train an encoder on the unlabelled images themselves, for when no pretrained weights fit.
+
+Two augmented views of an image should lie near each other, and away from the views of all other
+images: SimCLR (Chen et al., ICML 2020) with the decoupled loss (Yeh et al., ECCV 2022), which
+does not need the very large batches of the original. No label is involved anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
+from elfs_lib.errors import ElfsError, choose
+from elfs_lib.training.models import NETWORKS, build_network
+
+SMALL_SIDE = 32  # up to here the small convnet, above it ResNet-18
+BLUR_SIDE = 64  # smaller images have no detail to lose
+SAMPLE = 4096  # images that mean, deviation and the first layer are estimated from
+LEAST = 16  # images; with fewer there are no wrong images to tell apart
+BLANK = 1e-3  # deviation given to channels that have none
+HIDDEN = 512  # units of the projection's hidden layer
+JITTERED = 0.8  # share of the views whose light and colour change, as SimCLR
+# RGB to luma (ITU-R BT.601) and the two chroma axes, in which hue is an angle
+YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True)
+class SelfSupervisedConfig:
+    """How the encoder is trained.
+
+    Attributes:
+        epochs: Passes over the images.
+        batch: Images a step; each gives two views.
+        network: Key of :data:`elfs_lib.training.models.NETWORKS`; None = "convnet" up to 32 px,
+            "resnet18" above.
+        lr: Peak learning rate of AdamW, reached after ``warmup`` and then falling as a cosine.
+        weight_decay: Of AdamW.
+        warmup: Share of the steps in which the learning rate rises.
+        temperature: Of the loss; lower puts more weight on the nearest wrong images.
+        projection: Width of the projection that the loss sees, and that is thrown away.
+        min_crop: Least share of the image's area that a view shows, in (0, 1].
+        jitter: Strength of brightness, contrast, saturation and hue changes; 0 leaves them out.
+        grey: Share of the views of colour images that lose their colour.
+        flip: Whether an image and its mirror image are the same thing (not so for digits).
+    """
+
+    epochs: int = 20
+    batch: int = 512
+    network: str | None = None
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    temperature: float = 0.2
+    projection: int = 128
+    min_crop: float = 0.2
+    jitter: float = 0.4
+    grey: float = 0.2
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """An encoder that has seen its images and no labels.
+
+    Attributes:
+        network: In eval mode, on its device; float [B, C, S, S] to features [B, D].
+        mean: float32 [1, C, 1, 1], of the training pixels in [0, 1].
+        std: float32 [1, C, 1, 1].
+        losses: float32 [epochs], mean loss of each epoch.
+    """
+
+    network: nn.Module
+    mean: Tensor
+    std: Tensor
+    losses: np.ndarray
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] to the network's float32 input."""
+        return (x.float() / 255 - self.mean) / self.std
+
+
+def train_encoder(
+    images: np.ndarray,
+    config: SelfSupervisedConfig | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+) -> TrainedEncoder:
+    """Train an encoder on images alone.
+
+    Args:
+        images: uint8 [N, C, S, S], C = 1 or 3; a memory map will do, one batch is read at a time.
+        config: How; None = the defaults.
+        seed: Of weights, order and views; same seed, same bits on a CPU.
+        device: See :func:`elfs_lib.compute.resolve_device`.
+        precision: See :func:`elfs_lib.compute.resolve_precision`.
+
+    Raises:
+        ElfsError: for a parameter out of range, too few images, or a loss that is not finite.
+    """
+    config = config or SelfSupervisedConfig()
+    _validate(images, config)
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    batch = min(config.batch, len(images))
+    order_seed, view_seed, weight_seed = np.random.SeedSequence(seed).generate_state(3).tolist()
+    order = np.random.default_rng(order_seed)
+    views = torch.Generator(where).manual_seed(view_seed)
+
+    some = np.sort(order.permutation(len(images))[:SAMPLE])
+    sample = torch.from_numpy(images[some]).float().div_(255)
+    mean = sample.mean((0, 2, 3), keepdim=True)
+    std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)
+    network, projector = _networks(images, (sample - mean) / std, config, weight_seed)
+    network.to(where, memory_format=torch.channels_last).train()
+    projector.to(where).train()
+    mean, std = mean.to(where), std.to(where)
+
+    weights = [w for w in (*network.parameters(), *projector.parameters()) if w.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+    )
+    per_epoch = len(images) // batch
+    steps = config.epochs * per_epoch
+    losses = torch.zeros(config.epochs, device=where)
+    for step in track(range(steps), "training the encoder without labels"):
+        epoch, at = divmod(step, per_epoch)
+        if at == 0:
+            shuffled = order.permutation(len(images))
+        chosen = torch.from_numpy(images[shuffled[at * batch : (at + 1) * batch]]).to(where)
+        both = augment(torch.cat([chosen, chosen]).float().div_(255), config, views)
+        both = ((both - mean) / std).contiguous(memory_format=torch.channels_last)
+        with autocast(where, dtype):
+            projected = projector(network(both))
+        loss = decoupled_contrastive(projected.float(), config.temperature)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _schedule((step + 0.5) / steps, config.warmup)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses[epoch] += loss.detach() / per_epoch
+        if at == per_epoch - 1 and not torch.isfinite(losses[epoch]):
+            raise ElfsError(
+                f"The self-supervised encoder's loss is not finite in epoch {epoch + 1}: lower lr, "
+                "or use precision: float32."
+            )
+    return TrainedEncoder(network.eval(), mean, std, losses.cpu().numpy())
+
+
+def decoupled_contrastive(z: Tensor, temperature: float) -> Tensor:
+    """Decoupled contrastive loss, equation 6 of Yeh et al. (2022), averaged over both views.
+
+    The InfoNCE loss of SimCLR without the positive pair in the denominator, which removes the
+    factor that makes small batches learn slowly.
+
+    Args:
+        z: float [2 B, D]; rows i and i + B are two views of one image.
+        temperature: Above 0.
+
+    Returns:
+        Scalar: mean over the 2 B rows of -s_ip / t + log sum over other images' views exp(s_ij/t).
+    """
+    z = F.normalize(z, dim=1)
+    count = len(z) // 2
+    similarity = z @ z.T / temperature
+    own = torch.arange(2 * count, device=z.device) % count
+    positive = similarity.diagonal(count).repeat(2)
+    others = similarity.masked_fill(own[:, None] == own[None, :], -torch.inf)
+    return (others.logsumexp(1) - positive).mean()
+
+
+def augment(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generator) -> Tensor:
+    """One random view of each image, all images at once on their device.
+
+    SimCLR's views: random resized crop, mirroring, changed brightness, contrast, saturation and
+    hue, loss of colour, and blur for images above 64 px.
+
+    Args:
+        x: float32 [B, C, H, W] in [0, 1], C = 1 or 3.
+        config: Strengths.
+        generator: On the device of ``x``.
+
+    Returns:
+        float32 [B, C, H, W] in [0, 1].
+    """
+    x = _crop(x, config, generator)
+    if x.shape[1] == 3:
+        x = _recolour(x, config, generator)
+    x = _light(x, config, generator)
+    return _blur(x, generator) if max(x.shape[2:]) > BLUR_SIDE else x
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
+
+
+def _happens(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    """1.0 where it does, 0.0 where it does not."""
+    return (_uniform(count, 0, 1, generator) < probability).float()
+
+
+def _crop(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generator) -> Tensor:
+    """Random resized crop and mirroring as one resampling."""
+    count = len(x)
+    area = _uniform(count, config.min_crop, 1, generator)
+    ratio = _uniform(count, math.log(3 / 4), math.log(4 / 3), generator).exp()
+    width, height = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
+    # in affine_grid's coordinates the image reaches from -1 to 1
+    left = (1 - width) * _uniform(count, -1, 1, generator)
+    top = (1 - height) * _uniform(count, -1, 1, generator)
+    if config.flip:
+        width = width * (1 - 2 * _happens(count, 0.5, generator))
+    none = torch.zeros_like(width)
+    theta = torch.stack([width, none, left, none, height, top], 1).view(count, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _recolour(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generator) -> Tensor:
+    """Saturation, hue and loss of colour: one 3 x 3 matrix an image, by way of YIQ."""
+    count, strength = len(x), config.jitter
+    changed = _happens(count, JITTERED, generator)
+    saturation = 1 + changed * _uniform(count, -strength, strength, generator)
+    saturation = saturation * (1 - _happens(count, config.grey, generator))
+    # a quarter of the strength, as SimCLR: 0.1 turns of the colour circle at 0.4
+    hue = changed * 2 * math.pi * _uniform(count, -strength / 4, strength / 4, generator)
+    to_yiq = x.new_tensor(YIQ)
+    turn = x.new_zeros(count, 3, 3)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = saturation * hue.cos()
+    turn[:, 2, 1] = saturation * hue.sin()
+    turn[:, 1, 2] = -turn[:, 2, 1]
+    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    return torch.einsum("bij,bjhw->bihw", matrix, x)
+
+
+def _light(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generator) -> Tensor:
+    """Brightness (about black), contrast (about the image's mean grey); clamps to [0, 1]."""
+    count, strength = len(x), config.jitter
+    changed = _happens(count, JITTERED, generator)
+    brightness = 1 + changed * _uniform(count, -strength, strength, generator)
+    contrast = 1 + changed * _uniform(count, -strength, strength, generator)
+    x = x * brightness.view(-1, 1, 1, 1)
+    luma = x.new_tensor(YIQ[0] if x.shape[1] == 3 else (1.0,)).view(1, -1, 1, 1)
+    centre = (x * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    return torch.lerp(centre, x, contrast.view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian blur of half of the images, deviation 0.1 to 2 px at 224 px and in proportion."""
+    count, channels, height, width = x.shape
+    side = max(height, width)
+    sigma = _uniform(count, 0.1, 2, generator) * side / 224
+    sigma = sigma * _happens(count, 0.5, generator)
+    reach = max(1, round(4 * side / 224))
+    offsets = torch.arange(-reach, reach + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3).unsqueeze(1)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    # every channel of every image is a group with its own kernel
+    x = F.pad(x, (reach,) * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
+    x = F.conv2d(x, kernel[:, None, :, None], groups=count * channels)
+    x = F.conv2d(x, kernel[:, None, None, :], groups=count * channels)
+    return x.view(count, channels, height, width)
+
+
+def _networks(
+    images: np.ndarray, sample: Tensor, config: SelfSupervisedConfig, seed: int
+) -> tuple[nn.Module, nn.Module]:
+    """The encoder without a head, and the projection (Chen et al., section 4.2) that trains it."""
+    small = max(images.shape[2:]) <= SMALL_SIDE
+    network = build_network(
+        config.network or ("convnet" if small else "resnet18"), sample, 1, seed=seed
+    )
+    width = network.head.in_features
+    network.head = nn.Identity()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = nn.Sequential(
+            nn.Linear(width, HIDDEN, bias=False),
+            nn.BatchNorm1d(HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Linear(HIDDEN, config.projection),
+        )
+    return network, projector
+
+
+def _schedule(done: float, warmup: float) -> float:
+    """Share of the peak learning rate: a line up, then half a cosine down."""
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _validate(images: np.ndarray, config: SelfSupervisedConfig) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
+        raise ElfsError(
+            f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3."
+        )
+    if len(images) < LEAST:
+        raise ElfsError(
+            f"{len(images)} images are too few to train an encoder on: give at least {LEAST}, or "
+            "choose an encoder with weights."
+        )
+    if config.network is not None:
+        choose("network", config.network, NETWORKS)
+    ranges = {
+        "epochs": (1, math.inf),
+        "batch": (2, math.inf),
+        "lr": (1e-8, math.inf),
+        "weight_decay": (0, math.inf),
+        "warmup": (0, 0.99),
+        "temperature": (1e-3, math.inf),
+        "projection": (1, math.inf),
+        "min_crop": (0.01, 1),
+        "jitter": (0, 1),
+        "grey": (0, 1),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            limit = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+            raise ElfsError(f"self-supervised {name} is {value}: it must be {limit}.")

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from elfs_lib import self_supervised
+from elfs_lib.encoders import describe, embed
+from elfs_lib.errors import ElfsError
+from elfs_lib.self_supervised import (
+    SelfSupervisedConfig,
+    augment,
+    decoupled_contrastive,
+    train_encoder,
+)
+
+TINY = SelfSupervisedConfig(epochs=1, batch=16, network="convnet_tiny", projection=8)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(count: int, channels: int = 3, side: int = 12) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
+
+
+def stamps(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One of four 6 x 6 patterns anywhere in a noisy image: alike, but far apart in pixels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:6, :6]
+    patterns = np.stack([x % 3 == 1, y % 3 == 1, (x + y) % 3 == 1, (x // 2 + y // 2) % 2 == 1])
+    kinds = rng.integers(0, 4, count)
+    images = rng.integers(0, 130, (count, 1, 16, 16))
+    for image, kind, (top, left) in zip(images, kinds, rng.integers(0, 11, (count, 2))):
+        image[0, top : top + 6, left : left + 6] += 120 * patterns[kind]
+    return images.astype(np.uint8), kinds
+
+
+def knn_accuracy(embeddings: np.ndarray, labels: np.ndarray, k: int = 10) -> float:
+    unit = F.normalize(torch.from_numpy(embeddings), dim=1)
+    near = (unit @ unit.T).fill_diagonal_(-2).topk(k).indices
+    return float((torch.from_numpy(labels)[near].mode(1).values.numpy() == labels).mean())
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def test_loss_equals_the_plain_loop():
+    z = torch.randn(10, 4, generator=generator(), dtype=torch.float64)
+    unit, total = z / z.norm(dim=1, keepdim=True), 0.0
+    for i in range(10):
+        pair = (i + 5) % 10
+        others = [j for j in range(10) if j not in (i, pair)]
+        total -= float(unit[i] @ unit[pair]) / 0.3
+        total += math.log(sum(math.exp(float(unit[i] @ unit[j]) / 0.3) for j in others))
+    assert float(decoupled_contrastive(z, 0.3)) == pytest.approx(total / 10)
+
+
+def test_loss_in_closed_form_and_its_invariances():
+    # two images, views equal, images orthogonal: -1/t + log(2 exp(0))
+    z = torch.eye(2).repeat(2, 1)
+    assert float(decoupled_contrastive(z, 0.5)) == pytest.approx(-2 + math.log(2))
+    z = torch.randn(12, 5, generator=generator())
+    loss = decoupled_contrastive(z, 0.2)
+    torch.testing.assert_close(decoupled_contrastive(7 * z, 0.2), loss)
+    torch.testing.assert_close(decoupled_contrastive(z.roll(6, 0), 0.2), loss)  # views swapped
+    order = torch.randperm(6, generator=generator())
+    torch.testing.assert_close(decoupled_contrastive(z[torch.cat([order, order + 6])], 0.2), loss)
+
+
+# --- the views ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16), (3, 72)])
+def test_views_stay_in_range_and_follow_the_generator(channels, side):
+    x = torch.from_numpy(noise(6, channels, side)).float() / 255
+    view = augment(x, SelfSupervisedConfig(jitter=1.0), generator())
+    assert view.shape == x.shape and view.min() >= 0 and view.max() <= 1
+    assert torch.equal(view, augment(x, SelfSupervisedConfig(jitter=1.0), generator()))
+    assert not torch.equal(view, augment(x, SelfSupervisedConfig(jitter=1.0), generator(1)))
+
+
+@pytest.mark.parametrize("side", [8, 72])
+def test_views_of_a_flat_image_are_flat(side):
+    x = torch.rand(4, 3, 1, 1, generator=generator()).expand(-1, -1, side, side)
+    view = augment(x.contiguous(), SelfSupervisedConfig(), generator())
+    torch.testing.assert_close(view, view[:, :, :1, :1].expand_as(view), atol=1e-5, rtol=0)
+
+
+def test_crop_shows_part_of_the_image_enlarged():
+    ramp = torch.linspace(0, 1, 16).expand(64, 1, 16, 16)
+    config = SelfSupervisedConfig(jitter=0, flip=False, min_crop=0.2)
+    view = augment(ramp.contiguous(), config, generator())
+    torch.testing.assert_close(view, view[:, :, :1].expand_as(view), atol=1e-5, rtol=0)
+    steps = view[:, 0, 0].diff(dim=1)
+    assert (steps >= -1e-6).all()  # never mirrored
+    span = view[:, 0, 0, -1] - view[:, 0, 0, 0]
+    assert span.min() < 0.6 and span.max() > 0.9
+    mirrored = augment(ramp.contiguous(), replace(config, flip=True), generator())
+    share = float((mirrored[:, 0, 0, -1] < mirrored[:, 0, 0, 0]).float().mean())
+    assert 0.3 < share < 0.7
+
+
+def test_colour_changes_leave_grey_grey_and_can_take_colour_away():
+    grey = torch.rand(8, 1, 8, 8, generator=generator()).expand(-1, 3, -1, -1).contiguous()
+    view = augment(grey, SelfSupervisedConfig(), generator())
+    torch.testing.assert_close(view, view[:, :1].expand_as(view), atol=1e-4, rtol=0)
+    colour = torch.from_numpy(noise(8)).float() / 255
+    view = augment(colour, SelfSupervisedConfig(grey=1.0), generator())
+    torch.testing.assert_close(view, view[:, :1].expand_as(view), atol=1e-4, rtol=0)
+    view = self_supervised._recolour(colour, SelfSupervisedConfig(jitter=0, grey=0), generator())
+    torch.testing.assert_close(view, colour, atol=1e-5, rtol=0)
+
+
+def test_light_by_hand():
+    x = torch.tensor([0.2, 0.6]).view(1, 1, 1, 2)
+    seeds = generator()
+    changed, brightness, contrast = (torch.rand(1, generator=seeds) for _ in range(3))
+    assert changed < 0.8
+    bright = x * (1 + 0.8 * brightness - 0.4)
+    want = bright.mean() + (bright - bright.mean()) * (1 + 0.8 * contrast - 0.4)
+    found = self_supervised._light(x, SelfSupervisedConfig(jitter=0.4), generator())
+    torch.testing.assert_close(found, want)
+
+
+def test_blur_keeps_the_mean_and_lowers_the_detail():
+    x = torch.from_numpy(noise(16, 1, 224)).float() / 255
+    view = self_supervised._blur(x, generator())
+    blurred = view.std((1, 2, 3)) < 0.95 * x.std((1, 2, 3))
+    assert 0 < int(blurred.sum()) < 16
+    torch.testing.assert_close(view.mean((2, 3)), x.mean((2, 3)), atol=0.02, rtol=0)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_it_finds_structure_that_pixels_do_not_show():
+    images, kinds = stamps(240, seed=0)
+    config = replace(TINY, epochs=16, batch=40, flip=False, projection=32)
+    found = embed(images, "self_supervised", self_supervised=config, device="cpu")
+    assert knn_accuracy(found, kinds) > knn_accuracy(embed(images, "pixels"), kinds) + 0.2
+
+
+def test_same_seed_same_bits():
+    images = noise(48)
+    first, again = (train_encoder(images, TINY, seed=3, device="cpu") for _ in range(2))
+    for a, b in zip(first.network.state_dict().values(), again.network.state_dict().values()):
+        assert torch.equal(a, b)
+    assert np.array_equal(first.losses, again.losses) and first.losses.shape == (1,)
+    other = train_encoder(images, TINY, seed=4, device="cpu")
+    assert not np.array_equal(first.losses, other.losses)
+
+
+def test_embedding_does_not_depend_on_the_batch():
+    images = noise(24, channels=1)
+    kwargs = {"self_supervised": TINY, "device": "cpu", "precision": "float32"}
+    a, b = (embed(images, "self_supervised", batch=batch, **kwargs) for batch in (5, 24))
+    assert a.dtype == np.float32 and len(a) == 24
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_larger_images_use_resnet18():
+    config = replace(TINY, network=None)
+    model, _ = self_supervised._networks(noise(1, 3, 48), torch.zeros(1, 3, 48, 48), config, 0)
+    assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 512)
+
+
+def test_no_labels_and_blank_images():
+    assert "labels" not in inspect.signature(train_encoder).parameters
+    assert describe("self_supervised")["saw_labels"] is False
+    blank = np.zeros((32, 1, 8, 8), dtype=np.uint8)
+    assert np.isfinite(train_encoder(blank, TINY, device="cpu").losses).all()
+
+
+def test_errors_are_one_sentence():
+    with pytest.raises(ElfsError, match="too few"):
+        train_encoder(noise(3), TINY)
+    with pytest.raises(ElfsError, match="temperature is 0"):
+        train_encoder(noise(20), replace(TINY, temperature=0))
+    with pytest.raises(ElfsError, match="min_crop is 2: it must be 0.01 to 1"):
+        train_encoder(noise(20), replace(TINY, min_crop=2))
+    with pytest.raises(ElfsError, match="did you mean 'convnet'"):
+        train_encoder(noise(20), replace(TINY, network="convnett"))
