@@ -54,7 +54,7 @@ def _parse(overrides: list[str] | None) -> dict[str, Any]:
 def run(
     params_file: ParamsFile,
     p: Overrides = None,
-    notebooks: Annotated[bool, typer.Option(help="Execute the six notebooks afterwards")] = True,
+    notebooks: Annotated[bool, typer.Option(help="Execute the notebooks afterwards")] = True,
     kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:

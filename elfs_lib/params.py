@@ -84,6 +84,7 @@ class Params(BaseModel):
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
     eval_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    hindsight_seeds: tuple[int, ...] = Field((), description="seeds that try every beta on test")
     # what the closing cells of the notebooks insist on; null: nothing
     floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")
     floor_clustering: float | None = Field(None, description="least accuracy of pseudo-labels")

@@ -31,6 +31,7 @@ NOTEBOOKS = (
     "04_distribution_shift",
     "05_double_end_pruning",
     "06_coreset_evaluation",
+    "07_comparison",
 )
 
 
@@ -43,7 +44,7 @@ class Step:
 
 
 def steps(run: Run) -> Iterator[Step]:
-    """Every stage that the six notebooks read, in an order where inputs come first."""
+    """Every stage that the notebooks read, in an order where inputs come first."""
     p = run.params
     yield Step("images", lambda: run.images)
     yield Step("embeddings", lambda: run.embeddings)
@@ -65,6 +66,9 @@ def steps(run: Run) -> Iterator[Step]:
             f"{method}, budget {budget:g}, seed {seed}",
             lambda m=method, b=budget, s=seed: run.evaluate(m, b, s),
         )
+    if p.hindsight_seeds:
+        for budget in p.budgets:
+            yield Step(f"every beta, budget {budget:g}", lambda b=budget: run.hindsight(b))
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
@@ -104,7 +108,7 @@ def run_notebooks(
     kernel: str | None = None,
     workers: int = 2,
 ) -> list[Path]:
-    """Execute the six notebooks through papermill into ``target``.
+    """Execute the notebooks through papermill into ``target``.
 
     Args:
         params_file: YAML of parameters, as for ``papermill -f``.

@@ -456,18 +456,22 @@ class Run:
             return self.params.hard_prune_ratio
         return float(self.search(budget, score).json("search")["best"])
 
-    def coreset(self, method: str, budget: float | int, seed: int | None = None) -> Artifact:
+    def coreset(
+        self, method: str, budget: float | int, seed: int | None = None, **options: Any
+    ) -> Artifact:
         """Select. Table ``coreset``: rank, index, path, score, in the order to label.
 
         Args:
             method: Key of :data:`elfs_lib.selection.METHODS`.
             budget: Share in (0, 1] or count.
             seed: Of methods that draw; defaults to the run's seed.
+            **options: Options of the method, for example ``hard_prune_ratio=0.2``; those left out
+                are decided by the run (see :meth:`hard_prune_ratio`).
         """
         entry = METHODS[method]
         seed = (self.params.seed if seed is None else seed) if entry.seeded else 0
         count = budget_count(budget, len(self.train_images))
-        options = self._options(method, budget)
+        options = self._options(method, budget, options)
 
         def build(draft: Draft) -> None:
             inputs = self._selection_inputs(entry)
@@ -485,11 +489,14 @@ class Run:
             labels="ceiling" if entry.supervised else "never",
         )
 
-    def _options(self, method: str, budget: float | int) -> dict[str, Any]:
-        """The options that the run decides: the score of plain ELFS, and the searched beta."""
+    def _options(
+        self, method: str, budget: float | int, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The given options, and those that the run decides: plain ELFS's score, searched betas."""
         entry = METHODS[method]
         options: dict[str, Any] = {"score": self.params.score} if method == "elfs" else {}
-        if "hard_prune_ratio" in entry.required:
+        options |= given
+        if "hard_prune_ratio" in entry.required and "hard_prune_ratio" not in options:
             score = options.get("score", entry.score)
             options["hard_prune_ratio"] = self.hard_prune_ratio(budget, score)
         return options
@@ -549,9 +556,9 @@ class Run:
         p = self.params
         return Length(epochs=p.eval_epochs) if p.eval_epochs else Length(steps=p.eval_steps)
 
-    def evaluate(self, method: str, budget: float | int, seed: int) -> Artifact:
+    def evaluate(self, method: str, budget: float | int, seed: int, **options: Any) -> Artifact:
         """Train on the labelled coreset; json ``result`` (last step), array ``predictions`` [M]."""
-        p, coreset = self.params, self.coreset(method, budget, seed)
+        p, coreset = self.params, self.coreset(method, budget, seed, **options)
 
         def build(draft: Draft) -> None:
             subset = coreset.table("coreset")["index"].to_numpy()
@@ -599,6 +606,27 @@ class Run:
         """Every (method, budget, seed) of the evaluation, budgets first, seeds last."""
         p = self.params
         yield from itertools.product(p.methods, p.budgets, p.eval_seeds)
+
+    def hindsight(self, budget: float | int) -> pd.DataFrame:
+        """What each beta would have given: trains on true labels at every feasible ratio.
+
+        Returns:
+            Columns ``ratio``, ``seed`` and ``accuracy`` (percent); empty without
+            ``hindsight_seeds``. Analysis only: the search never sees it.
+        """
+        p, n = self.params, len(self.train_images)
+        feasible = [r for r in p.hard_prune_ratios if r + budget_count(budget, n) / n <= 1]
+        rows = [
+            {
+                "ratio": ratio,
+                "seed": seed,
+                "accuracy": self.evaluate("elfs", budget, seed, hard_prune_ratio=ratio).json(
+                    "result"
+                )["accuracy"],
+            }
+            for ratio, seed in itertools.product(feasible, p.hindsight_seeds)
+        ]
+        return pd.DataFrame(rows, columns=["ratio", "seed", "accuracy"])
 
     def result_row(self, method: str, budget: float | int, seed: int) -> dict[str, Any]:
         """One row of the results table; see :mod:`elfs_lib.evaluation` for its columns."""

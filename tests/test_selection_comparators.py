@@ -357,7 +357,7 @@ def test_badge_draws_as_k_means_plus_plus_does(batch):
         nearest = np.minimum(squared[first], squared[second])
         if p_second > 0:
             expected[second] = p_second * nearest / nearest.sum()
-    seen, runs = np.zeros((6, 6)), 1500
+    seen, runs = np.zeros((6, 6)), 700
     for seed in range(runs):
         got = select("badge", inputs, 3, seed=seed, batch=batch).indices
         assert got[0] == first
@@ -462,7 +462,7 @@ def test_dual_draws_in_proportion_to_score_times_beta_density():
     weight = score * stats.beta(16 - b, b).pdf(mean)
     weight /= weight.sum()
     inputs = SelectionInputs(n, scores={"dual": score, "dual_mean": mean})
-    runs = 3000
+    runs = 1500
     first = np.zeros(n)
     for seed in range(runs):
         got = select("dual", inputs, count, seed=seed)

@@ -8,6 +8,7 @@ from elfs_lib.selection.base import (
     budget_count,
     easiness,
 )
+from elfs_lib.selection.cost import Cost, expected_cost
 from elfs_lib.selection.double_end import (
     RATIOS,
     SearchResult,
@@ -21,6 +22,7 @@ __all__ = [
     "NEEDS",
     "RATIOS",
     "SCORES",
+    "Cost",
     "Method",
     "Score",
     "SearchResult",
@@ -29,6 +31,7 @@ __all__ = [
     "budget_count",
     "double_end_prune",
     "easiness",
+    "expected_cost",
     "search_hard_prune_ratio",
     "select",
     "validate_options",

@@ -28,7 +28,11 @@ class Length:
     def total_steps(self, batches_per_epoch: int) -> int:
         if (self.epochs is None) == (self.steps is None):
             raise ElfsError("Give the length of training as epochs or as steps, one of the two.")
-        return self.steps if self.epochs is None else self.epochs * batches_per_epoch
+        length = self.steps if self.epochs is None else self.epochs
+        if length < 1:
+            unit = "steps" if self.epochs is None else "epochs"
+            raise ElfsError(f"The length of training is {length} {unit}: give at least 1.")
+        return length if self.epochs is None else length * batches_per_epoch
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,11 @@ def train(
         desc: Text of the progress bar.
 
     Raises:
-        ElfsError: if targets and images differ in number, or the loss stops being finite.
+        ElfsError: if targets, subset or crop_pad do not fit the images, a target is no class, or
+            the loss stops being finite.
     """
-    count = len(images) if subset is None else len(subset)
-    if count != len(targets):
-        raise ElfsError(f"{count} images but {len(targets)} targets: give one target an image.")
+    _check(images, targets, classes, subset, crop_pad)
+    count = len(targets)
     place = resolve_device(device)
     dtype = resolve_precision(precision, place)
     loader = ResidentLoader(
@@ -155,7 +159,9 @@ def train(
     optimizer = build_optimizer(model, recipe)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     steps = length.total_steps(loader.batches_per_epoch)
-    average = _WeightAverage(model, steps) if recipe.average_every else None
+    # a run too short for one update has no average: its weights are the last step's
+    averaged = 0 < recipe.average_every <= steps
+    average = _WeightAverage(model, steps) if averaged else None
 
     def forward_backward(batch: torch.Tensor, positions: torch.Tensor) -> tuple:
         with autocast(place, dtype):
@@ -211,6 +217,31 @@ def train(
         mirror_test=recipe.mirror_test and flip,
         dtype=dtype,
     )
+
+
+def _check(
+    images: np.ndarray,
+    targets: np.ndarray,
+    classes: int,
+    subset: np.ndarray | None,
+    crop_pad: int,
+) -> None:
+    count = len(images) if subset is None else len(subset)
+    if count != len(targets):
+        raise ElfsError(f"{count} images but {len(targets)} targets: give one target an image.")
+    if not count:
+        raise ElfsError("There are no images to train on: choose a larger budget.")
+    if subset is not None and not 0 <= np.min(subset) <= np.max(subset) < len(images):
+        raise ElfsError(f"The subset names images outside 0..{len(images) - 1}: select it again.")
+    low, high = np.min(targets), np.max(targets)
+    if low < 0 or high >= classes:
+        raise ElfsError(
+            f"classes is {classes} but the labels run from {low} to {high}: labels must be "
+            f"0..{classes - 1}, so mend them or set classes to {high + 1}."
+        )
+    side = min(images.shape[2:])
+    if not 0 <= crop_pad < side:
+        raise ElfsError(f"crop_pad is {crop_pad} on images of {side} px: use 0..{side - 1}.")
 
 
 class _WeightAverage:

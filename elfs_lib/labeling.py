@@ -1,0 +1,202 @@
+"""Lists to label and the labels that come back: CSV, and Label Studio's JSON.
+
+Label Studio (https://labelstud.io) imports a list of tasks, and exports either the tasks with
+their annotations ("JSON") or one flat record a task ("JSON-MIN"). Both come back through
+:func:`read_labels`, as does its CSV export, or any CSV with a column ``path`` and a column
+``label``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pandas as pd
+
+from elfs_lib.errors import ElfsError
+
+PATH_COLUMNS = ("path", "image", "file", "filename")
+LABEL_COLUMNS = ("label", "class", "choice", "labels")
+LOCAL_FILES = "/data/local-files/?d="
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as people gave them.
+
+    Attributes:
+        given: path -> label, in the order of the file.
+        open: Paths that are on the list but have no label yet, or were skipped.
+    """
+
+    given: dict[str, str]
+    open: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """label -> number of images, by name."""
+        values = list(self.given.values())
+        return {label: values.count(label) for label in sorted(set(values))}
+
+
+def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
+    """Label Studio's import: one task an image, in rank order.
+
+    Label Studio serves the images itself: start it with
+    ``LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true`` and
+    ``LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`` set to the folder that holds ``folder``, and add
+    ``folder`` as local storage of the project.
+
+    Args:
+        frame: Columns ``path`` and whatever else is to travel with the task.
+        folder: Name of the directory of images.
+    """
+    return [
+        {"data": {"image": LOCAL_FILES + quote(f"{folder}/{row['path']}"), **row}}
+        for row in frame.to_dict("records")
+    ]
+
+
+def label_config(names: Collection[str]) -> str:
+    """Label Studio's labelling interface for one choice among ``names``, as XML."""
+    choices = "\n".join(f'    <Choice value="{_attribute(name)}"/>' for name in names)
+    return (
+        '<View>\n  <Image name="img" value="$image"/>\n'
+        f'  <Choices name="label" toName="img" choice="single">\n{choices}\n  </Choices>\n</View>\n'
+    )
+
+
+def read_labels(file: str | Path, known: Collection[str], *, folder: str = "") -> Labels:
+    """Read labels and check their images.
+
+    Args:
+        file: CSV, or JSON as Label Studio exports it.
+        known: The paths that may be labelled.
+        folder: Name of the directory of images, which Label Studio's URLs begin with.
+
+    Raises:
+        ElfsError: if the file cannot be understood, names an unknown image, gives one image two
+            labels, or holds no label at all.
+    """
+    file = Path(file)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ElfsError(f"Cannot read {file}: {reason}; give a CSV or JSON of labels.") from None
+    is_json = text.lstrip()[:1] in ("[", "{")
+    known = set(known)
+    given: dict[str, str] = {}
+    unlabelled: dict[str, None] = {}
+    for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
+        path = _known_path(name, known, folder)
+        if path is None:
+            raise ElfsError(
+                f"{file}, {where}: image {name!r} is not in the folder that the list was made "
+                "from; mend its path."
+            )
+        if not label:
+            unlabelled[path] = None
+        elif given.setdefault(path, label) != label:
+            raise ElfsError(
+                f"{file}, {where}: image {path!r} has the labels {given[path]!r} and {label!r}; "
+                "keep one."
+            )
+    if not given:
+        raise ElfsError(f"{file} holds no label: fill in its column 'label', one name an image.")
+    return Labels(given, tuple(path for path in unlabelled if path not in given))
+
+
+def write_labels(file: Path, labels: Mapping[str, str]) -> None:
+    """Write ``path,label`` lines."""
+    file.write_text(pd.DataFrame(labels.items(), columns=["path", "label"]).to_csv(index=False))
+
+
+def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        dialect = csv.Sniffer().sniff(text.partition("\n")[0], ",;\t")
+    except csv.Error:
+        dialect = csv.excel
+    rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    try:
+        columns = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
+        path = next((columns[name] for name in PATH_COLUMNS if name in columns), None)
+        label = next((columns[name] for name in LABEL_COLUMNS if name in columns), None)
+        if path is None or label is None:
+            raise ElfsError(
+                f"{file} has the columns {', '.join(columns) or 'none'}: it needs a column 'path' "
+                "and a column 'label'."
+            )
+        for row in rows:
+            if row[path]:
+                yield f"line {rows.line_num}", row[path], (row[label] or "").strip()
+    except csv.Error as error:
+        raise ElfsError(f"{file} is not a readable CSV file: {error}.") from None
+
+
+def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        records = json.loads(text)
+    except ValueError as error:
+        raise ElfsError(f"{file} is not valid JSON: {error}.") from None
+    records = [records] if isinstance(records, dict) else records
+    for number, record in enumerate(records, 1):
+        where = f"task {number}"
+        data = record.get("data", record) if isinstance(record, dict) else {}
+        name = next((data[key] for key in PATH_COLUMNS if isinstance(data.get(key), str)), None)
+        if name is None:
+            raise ElfsError(
+                f"{file}, {where}: names no image; export from Label Studio as JSON or JSON-MIN."
+            )
+        labels = _annotated(record) if "annotations" in record else _flat(record)
+        for label in labels or [""]:
+            yield where, name, label
+
+
+def _annotated(record: dict) -> list[str]:
+    """Labels of a task of Label Studio's JSON; several people may have annotated it."""
+    found = []
+    for annotation in record["annotations"] or []:
+        if annotation.get("was_cancelled"):
+            continue
+        for result in annotation.get("result") or []:
+            found += _texts(result.get("value", {}).get("choices"))
+    return found
+
+
+def _flat(record: dict) -> list[str]:
+    return next((_texts(record[key]) for key in LABEL_COLUMNS if key in record), [])
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):  # JSON-MIN writes {"choices": [...]} where several may be chosen
+        value = value.get("choices")
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [text for item in values if (text := str(item).strip())]
+
+
+def _known_path(name: str, known: set[str], folder: str) -> str | None:
+    """The known path that a file calls ``name``: itself, or a Label Studio URL that ends in it."""
+    name = name.strip()
+    candidates = [name, name.removeprefix("./"), name.replace("\\", "/")]
+    candidates += parse_qs(urlsplit(name).query).get("d", []) if "?d=" in name else []
+    for candidate in candidates:
+        for path in (candidate, candidate.removeprefix(f"{folder}/")):
+            if path in known:
+                return path
+    return None
+
+
+def _attribute(text: str) -> str:
+    from xml.sax.saxutils import escape
+
+    return escape(text, {'"': "&quot;"})

@@ -1,0 +1,736 @@
+"""Own images: from a folder without labels to the list of images to label, and back.
+
+``elfs select`` chooses, people label, ``elfs labels import`` checks what they say, and
+``elfs evaluate`` trains on it and names the next images to label. Choosing sees no label: class
+folders are folders like any other, and of labels already given it sees only which images have one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elfs_lib import datasets
+from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
+from elfs_lib.class_count import ClassEstimate, estimate_classes
+from elfs_lib.decoding import KEPT, LEFT_OUT
+from elfs_lib.duplicates import Copies, default_cosine, find_copies
+from elfs_lib.errors import ElfsError
+from elfs_lib.labeling import Labels, read_labels, tasks, write_labels
+from elfs_lib.params import Params
+from elfs_lib.selection import budget_count, easiness
+from elfs_lib.selection.double_end import hard_prune_count
+from elfs_lib.stages import Run
+
+FEWEST = 10  # images below which there is nothing to choose
+OUTLIERS = 0.05  # share of images, those least like their neighbours, called outliers
+BUDGETS = (200, 500, 1000)  # what the report compares the list with
+COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
+_SET_HERE = {"dataset", "data_path", "classes", "budget"}
+
+
+def profile(n: int, dimensions: int) -> dict[str, Any]:
+    """Parameters that finish in minutes on a CPU, by the number of images.
+
+    Args:
+        n: Number of images.
+        dimensions: Of the embeddings.
+    """
+    small, medium = n < 3_000, n < 20_000
+    return {
+        "neighbors": min(50, max(5, n // 40), n - 1),
+        "temi_heads": 8 if small else 16,
+        "temi_epochs": 100 if small else 60 if medium else 40,
+        "temi_batch": 256 if small else 512 if medium else 1024,
+        "temi_learning_rate": 1e-3,
+        "temi_warmup_epochs": 5,
+        "temi_teacher_momentum": 0.99,
+        "temi_hidden": 256 if small else 512,
+        "temi_bottleneck": 128 if small else 256,
+        "temi_pca": 64 if dimensions > 128 and n > 128 else None,
+        "temi_loss_epochs": 5,
+        "proxy_recipe": "speedrun_tiny" if small else "speedrun_small",
+        "proxy_epochs": 20 if small else 12 if medium else 8,
+        "hard_prune_ratios": (0.0, 0.2, 0.4, 0.6, 0.8),
+        "search_steps": 60 if small else 100,
+        "eval_recipe": "speedrun_tiny" if small else "speedrun_small",
+        "eval_steps": 200,
+    }
+
+
+@dataclass(frozen=True)
+class OwnRun(Run):
+    """A run over a folder of images, or over an array of them, without any label."""
+
+    pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
+    cosine: float | None = None
+
+    @cached_property
+    def images(self) -> Artifact:
+        if self.pixels is None:
+            return super().images
+        digest = hashlib.sha256(self.pixels).hexdigest()
+
+        def build(draft: Draft) -> None:
+            draft.array("train", self.pixels)
+            paths = [str(row) for row in range(len(self.pixels))]
+            about = {"class_names": None, "num_classes": None, "paths": paths}
+            draft.json("about", about | {"report": {}, "left_out": {}, "source": "an array"})
+
+        params = {"dataset": "array", "shape": list(self.pixels.shape), "source": digest}
+        return self.store.run("images", build, version=1, params=params)
+
+    @property
+    def paths(self) -> list[str]:
+        """Path of each image relative to the folder; for an array its row."""
+        return self.about["paths"]
+
+    @cached_property
+    def copies(self) -> Copies:
+        """Groups of copies among the images."""
+        return find_copies(
+            self.train_images,
+            self.neighbors.array("indices"),
+            self.neighbors.array("similarities"),
+            cosine=self.cosine or default_cosine(self.params.encoder),
+        )
+
+    @cached_property
+    def class_estimate(self) -> ClassEstimate:
+        """How many classes the embeddings suggest."""
+
+        def build(draft: Draft) -> None:
+            found = estimate_classes(
+                np.asarray(self.embeddings.array("embeddings")), seed=self.params.seed
+            )
+            draft.array("grid", found.grid)
+            draft.array("silhouettes", found.silhouettes)
+            draft.json(
+                "estimate",
+                {k: getattr(found, k) for k in ("classes", "low", "high", "subset")},
+            )
+
+        artifact = self.store.run(
+            "class_count",
+            build,
+            version=1,
+            params=self._some("seed"),
+            inputs={"embeddings": self.embeddings},
+            seed=self.params.seed,
+        )
+        return ClassEstimate(
+            **artifact.json("estimate"),
+            grid=np.asarray(artifact.array("grid")),
+            silhouettes=np.asarray(artifact.array("silhouettes")),
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; the record next to a list holds one.
+
+    Attributes:
+        classes: Number of classes, or "auto" to estimate it.
+        budget: Images to label: a count, or a share in (0, 1] of all.
+        seed: Same seed, same list.
+        cosine: Similarity from which images are near copies; None: by the encoder.
+        overrides: Parameters that win over the profile.
+        done: Paths of images that are labelled already.
+    """
+
+    classes: int | str
+    budget: float | int
+    seed: int = 0
+    cosine: float | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A list of images to label, and what became of all the others.
+
+    Attributes:
+        run: The run it comes from.
+        request: What was asked for.
+        hard_prune_ratio: beta, the share of hardest images set aside.
+        listed: One row an image to label: ``COLUMNS`` and ``index``, in rank order.
+        rest: One row an image that is not on the list: index, path, kind (``too_hard``,
+            ``too_easy``, ``copy``, ``labelled``), reason, pseudo_class, score, confidence;
+            hardest first.
+        files: One row a file with something to say: kind, path, meaning, used.
+        notes: Sentences that a person should read.
+    """
+
+    run: OwnRun
+    request: Request
+    hard_prune_ratio: float
+    listed: pd.DataFrame
+    rest: pd.DataFrame
+    files: pd.DataFrame
+    notes: tuple[str, ...]
+
+    @cached_property
+    def budgets(self) -> pd.DataFrame:
+        """How the list changes with the budget, one row a budget: budget, hard_prune_ratio,
+        overlap (share of the shorter list that is on the longer one), classes (pseudo-classes
+        on the list). Each budget has its own search of beta."""
+        run, mine = self.run, set(self.listed["index"])
+        rows = []
+        for count in sorted({*run.params.budgets, len(mine)}):
+            beta = run.hard_prune_ratio(count)
+            if beta + count / len(run.paths) > 1:
+                continue
+            done = _rows_of(self.request.done, run.paths)
+            chosen = pick(_ascending(run), run.copies.group, beta, count, done)
+            rows.append(
+                {
+                    "budget": count,
+                    "hard_prune_ratio": beta,
+                    "overlap": len(mine & set(chosen)) / min(len(mine), count),
+                    "classes": len(np.unique(run.pseudo_labels[chosen])),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def select(
+    images: np.ndarray | str | Path,
+    *,
+    classes: int | str = "auto",
+    budget: float | int,
+    seed: int = 0,
+    cosine: float | None = None,
+    artifacts: str | Path | None = None,
+    **overrides: Any,
+) -> pd.DataFrame:
+    """Choose which images to label, without any label.
+
+    Args:
+        images: A directory of image files, or uint8 [N, C, H, W] with C = 1 or 3.
+        classes: Number of classes, at least 2, or "auto" to estimate it.
+        budget: Images to label: a count, or a share in (0, 1].
+        seed: Same seed, same list.
+        cosine: Similarity of embeddings from which two images are near copies, of which at most
+            one is listed; None: 0.95, or 0.998 for the encoder ``pixels``.
+        artifacts: Folder that keeps the work of the stages, so that another call goes on from
+            there; None: a temporary one.
+        overrides: Parameters of :class:`elfs_lib.params.Params`, such as ``encoder``, ``flip``,
+            ``device`` or ``image_size``. The defaults are EfficientNet-Lite0 and a
+            :func:`profile` for CPUs.
+
+    Returns:
+        One row an image, the one to label first at the top: rank, index (row, or place in the
+        sorted listing of the directory), path (relative to the directory; the row as text for an
+        array), pseudo_class, score (AUM: low is hard), confidence (of the pseudo-class, in
+        [0, 1]), reason. ``attrs`` holds hard_prune_ratio and the number of classes.
+
+    Raises:
+        ElfsError: one sentence, if the images or parameters do not allow such a list.
+
+    Example:
+        Twenty of 400 small digits, at settings that take seconds:
+
+        >>> import elfs_lib
+        >>> from sklearn.datasets import load_digits
+        >>> digits = (load_digits().images[:400, None] * 15.9375).astype("uint8")
+        >>> to_label = elfs_lib.select(
+        ...     digits, classes=10, budget=20, encoder="pixels", flip=False, crop_pad=1,
+        ...     temi_heads=2, temi_epochs=10, proxy_epochs=3, search_steps=5,
+        ... )
+        >>> to_label.shape
+        (20, 7)
+        >>> list(to_label["rank"][:3])
+        [1, 2, 3]
+        >>> bool(to_label["score"].is_monotonic_increasing)
+        True
+    """
+    request = Request(classes, budget, seed, cosine, overrides)
+    with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
+        choice = choose_images(images, request, Store(artifacts or temporary))
+        frame = choice.listed.copy()
+    frame.attrs = {
+        "hard_prune_ratio": choice.hard_prune_ratio,
+        "classes": choice.run.classes,
+    }
+    return frame
+
+
+def choose_images(
+    source: np.ndarray | str | Path,
+    request: Request,
+    store: Store,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> Choice:
+    """Run every stage and choose; arguments as in :func:`select`.
+
+    Args:
+        say: Called with a line of progress before each stage.
+
+    Raises:
+        ElfsError: one sentence, before any long work where that can be known.
+    """
+    _check_request(request)
+    pixels, path = _source(source)
+    # The stages up to the neighbours need neither the classes nor the budget; those can only be
+    # checked and estimated once the images are read.
+    given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
+    given |= {"dataset": "image_folder", "data_path": path}
+    run = OwnRun(Params.make(given), store, pixels, request.cosine)
+    say("[1/7] reading images")
+    n = len(run.train_images)
+    _check_counts(n, n, request)
+    say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
+    dimensions = run.embeddings.array("embeddings").shape[1]
+    crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
+    given = profile(n, dimensions) | crop | given
+    run = replace(run, params=Params.make(given))
+    say("[3/7] neighbours and copies")
+    different = run.copies.different
+    if different == 1:
+        raise ElfsError(
+            f"The {n:,} images are all alike (near copies of one): there is nothing to choose "
+            "between, so label one of them."
+        )
+    auto = request.classes == "auto"
+    if auto:
+        say("[4/7] counting classes")
+    classes = run.class_estimate.classes if auto else int(request.classes)
+    count = _check_counts(n, different, replace(request, classes=classes))
+    done = _rows_of(request.done, run.paths)
+    total = count + len(done)
+    given |= {"classes": classes, "budget": total}
+    given["budgets"] = _comparable(request, classes, n, different, total)
+    run = replace(run, params=Params.make(given))
+    run.check()
+    left = different - len(np.unique(run.copies.group[done]))
+    if count > left:
+        raise ElfsError(
+            f"budget {count} is above the {left:,} different images that have no label yet: ask "
+            f"for at most {left:,}."
+        )
+    say(f"[4/7] clustering into {classes} pseudo-classes (TEMI)")
+    run.pseudo_labels  # noqa: B018 - the stage runs on first use
+    say("[5/7] proxy training on the pseudo-labels")
+    run.proxies  # noqa: B018
+    say("[6/7] searching how many of the hardest to leave out")
+    beta = run.hard_prune_ratio(total)
+    say("[7/7] choosing, and comparing budgets")
+    choice = _choice(run, request, beta, count, done)
+    choice.budgets  # noqa: B018
+    return choice
+
+
+def pick(
+    ascending: np.ndarray,
+    group: np.ndarray,
+    hard_prune_ratio: float,
+    count: int,
+    done: np.ndarray | None = None,
+) -> np.ndarray:
+    """Double-end pruning with at most one of each group of copies, and none that is done.
+
+    The hardest beta N images are set aside, and the list takes the next ones in order; a copy of
+    one already taken is passed over, so the list reaches further towards the easy end. Only
+    where that end is too short the hard images nearest to the cut fill it up, at its end.
+
+    Args:
+        ascending: float [N], low is hard.
+        group: int64 [N], equal for copies.
+        hard_prune_ratio: beta in [0, 1).
+        count: Length of the list.
+        done: int64, images whose groups are already labelled.
+
+    Returns:
+        int64 [count], in rank order; shorter if there are not enough groups.
+    """
+    done = np.empty(0, np.int64) if done is None else done
+    order = np.argsort(ascending, kind="stable")
+    cut = hard_prune_count(len(order), hard_prune_ratio, count + len(done))
+    walk = np.concatenate([order[cut:], order[:cut][::-1]])
+    walk = walk[~np.isin(group[walk], group[done])]
+    _, first = np.unique(group[walk], return_index=True)
+    return walk[np.sort(first)][:count]
+
+
+def _check_request(request: Request) -> None:
+    named = sorted(_SET_HERE & set(request.overrides))
+    if named:
+        raise ElfsError(f"Parameter {named[0]!r} has an argument of its own here: use that.")
+    classes = request.classes
+    whole = isinstance(classes, int | np.integer) and not isinstance(classes, bool)
+    if classes != "auto" and not (whole and classes >= 2):
+        raise ElfsError(f"classes is {classes!r}: give a whole number of at least 2, or auto.")
+    if not request.budget > 0:
+        raise ElfsError(f"budget is {request.budget}: ask for at least one image.")
+
+
+def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | None]:
+    if not isinstance(source, np.ndarray):
+        datasets.check_dataset("image_folder", path=source)
+        return None, str(source)
+    if source.ndim != 4 or source.dtype != np.uint8 or source.shape[1] not in (1, 3):
+        raise ElfsError(
+            f"images are {source.dtype} {source.shape}: give uint8 [N, C, H, W] with C = 1 or 3, "
+            "or a directory."
+        )
+    return np.ascontiguousarray(source), None
+
+
+def _check_counts(n: int, different: int, request: Request) -> int:
+    """The budget as a count, if there are enough images for it and the classes."""
+    if n < FEWEST:
+        raise ElfsError(
+            f"There are only {n} usable images: label them all, for choosing needs at least {FEWEST}."
+        )
+    classes = 2 if request.classes == "auto" else int(request.classes)
+    if classes > different:
+        kind = "images" if different == n else "different images"
+        raise ElfsError(
+            f"There are only {different:,} {kind} for {classes:,} classes: give more images or "
+            "fewer classes."
+        )
+    count = budget_count(request.budget, n)
+    if count < classes:
+        raise ElfsError(
+            f"budget {count} is below the {classes} classes: ask for at least {classes} images, "
+            "so that each class can have one."
+        )
+    if count > different:
+        raise ElfsError(
+            f"budget {count:,} is above the {different:,} different images (the other "
+            f"{n - different:,} of {n:,} are copies): ask for at most {different:,}."
+        )
+    return count
+
+
+def _comparable(
+    request: Request, classes: int, n: int, different: int, total: int
+) -> tuple[int, ...]:
+    """Budgets to compare with, as counts: those that the images allow, else the list's own."""
+    wanted = request.overrides.get("budgets", BUDGETS)
+    counts = [budget_count(b, n) for b in wanted if b <= n]
+    return tuple(dict.fromkeys(b for b in counts if classes <= b <= different)) or (total,)
+
+
+def _rows_of(paths: Collection[str], known: list[str]) -> np.ndarray:
+    wanted = set(paths)
+    return np.array([row for row, path in enumerate(known) if path in wanted], np.int64)
+
+
+def _ascending(run: OwnRun) -> np.ndarray:
+    return easiness(run.scores, run.params.score)
+
+
+def _choice(
+    run: OwnRun, request: Request, beta: float, count: int, done: np.ndarray
+) -> Choice:
+    ascending = _ascending(run)
+    chosen = pick(ascending, run.copies.group, beta, count, done)
+    order = np.argsort(ascending, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    cut = hard_prune_count(len(order), beta, count + len(done))
+    confidence = run.pseudo.table("pseudo")["confidence"].to_numpy()
+    every = pd.DataFrame(
+        {
+            "index": np.arange(len(order)),
+            "path": run.paths,
+            "pseudo_class": run.pseudo_labels,
+            "score": run.scores[run.params.score],
+            "confidence": confidence,
+        }
+    )
+    listed = every.iloc[chosen].copy()
+    listed.insert(0, "rank", np.arange(1, count + 1))
+    listed["reason"] = [
+        f"harder than {1 - (place[row] + 1) / len(order):.0%} of the images, and not among the "
+        f"hardest {cut / len(order):.0%}"
+        if place[row] >= cut
+        else "among the hardest: taken because copies left the list short"
+        for row in chosen
+    ]
+    rest = _rest(run, every, chosen, done, place < cut)
+    files = _files(run.about["report"])
+    return Choice(
+        run,
+        request,
+        beta,
+        listed.reset_index(drop=True)[["rank", "index", *COLUMNS[1:]]],
+        rest.iloc[np.argsort(place[rest["index"]])].reset_index(drop=True),
+        files,
+        tuple(_notes(run, request, chosen)),
+    )
+
+
+def _rest(
+    run: OwnRun, every: pd.DataFrame, chosen: np.ndarray, done: np.ndarray, hard: np.ndarray
+) -> pd.DataFrame:
+    """What became of each image that is not on the list, and why."""
+    copies, paths = run.copies, run.paths
+    near = run.neighbors.array("similarities").mean(1)
+    far = near <= np.quantile(near, OUTLIERS)
+    listed = {int(copies.group[row]): int(row) for row in chosen}
+    labelled = {int(copies.group[row]): int(row) for row in done}
+    taken = set(chosen.tolist())
+    given = set(done.tolist())
+    rows, kinds, reasons = [], [], []
+    for row in range(len(every)):
+        if row in taken:
+            continue
+        group = int(copies.group[row])
+        twin = listed.get(group, labelled.get(group))
+        if row in given:
+            kind, reason = "labelled", "labelled already"
+        elif twin is not None:
+            same = copies.first[row] == copies.first[twin]
+            how = "same pixels as" if same else f"near copy (cosine {copies.cosine:g} or more) of"
+            where = "on the list" if group in listed else "labelled already"
+            kind, reason = "copy", f"{how} {paths[twin]}, which is {where}"
+        elif hard[row] and far[row]:
+            kind = "too_hard"
+            reason = f"outlier: far from its neighbours (mean cosine {near[row]:.2f})"
+        elif hard[row]:
+            kind, reason = "too_hard", "the proxy does not learn its pseudo-class"
+        else:
+            kind, reason = "too_easy", "the proxy learns its pseudo-class from others like it"
+        rows.append(row)
+        kinds.append(kind)
+        reasons.append(reason)
+    rest = every.iloc[rows].copy()
+    rest.insert(2, "kind", kinds)
+    rest.insert(3, "reason", reasons)
+    return rest
+
+
+def _files(report: Mapping[str, list]) -> pd.DataFrame:
+    """The report on files: one row a file and kind."""
+    rows = []
+    for kind, names in report.items():
+        meaning, used = LEFT_OUT.get(kind), kind in KEPT
+        for name in names:
+            if kind == "duplicates":
+                name, first = name
+                text = f"the same bytes as {first}"
+            else:
+                text = meaning or KEPT[kind]
+            rows.append({"kind": kind, "path": name, "meaning": text, "used": used})
+    return pd.DataFrame(rows, columns=["kind", "path", "meaning", "used"])
+
+
+def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
+    notes = list(run.temi.json("notes"))
+    if request.classes == "auto":
+        notes.append(f"Number of classes: {run.class_estimate.sentence()}.")
+    missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))
+    if missing:
+        notes.append(f"{missing} of {run.classes} pseudo-classes have no image on the list.")
+    sizes = np.bincount(run.copies.group)
+    if sizes.max() > max(20, 0.1 * len(run.paths)):
+        notes.append(
+            f"{sizes.max():,} images hang together as near copies: if they are not, raise the "
+            f"cosine of near copies (now {run.copies.cosine:g})."
+        )
+    if (run.images.folder / "test.npy").exists():
+        count = len(run.images.array("test"))
+        notes.append(
+            f"The folder has train and test folders: {count:,} test images are kept apart and "
+            "none of them is listed."
+        )
+    return notes
+
+
+# --- files next to the list ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListFiles:
+    """The files of one list; all lie next to it and share its name."""
+
+    csv: Path
+
+    def __post_init__(self) -> None:
+        folder = self.csv.resolve().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ElfsError(f"Cannot write {self.csv}: {folder} is not a folder one can write to.")
+
+    def beside(self, suffix: str) -> Path:
+        return self.csv.with_name(f"{self.csv.stem}.{suffix}")
+
+    record = property(lambda self: self.beside("run.json"))
+    rest = property(lambda self: self.beside("rest.csv"))
+    tasks = property(lambda self: self.beside("tasks.json"))
+    html = property(lambda self: self.beside("html"))
+    labels = property(lambda self: self.beside("labels.csv"))
+    predictions = property(lambda self: self.beside("predictions.csv"))
+    next = property(lambda self: ListFiles(self.csv.with_name(f"{self.csv.stem}.next.csv")))
+
+
+def write_choice(files: ListFiles, choice: Choice, folder: Path) -> None:
+    """Write the list, Label Studio's tasks, and what became of every other file."""
+    listed = choice.listed[COLUMNS]
+    _write_csv(files.csv, listed)
+    named = folder.resolve().name
+    write_text_atomic(files.tasks, json.dumps(tasks(listed, named), ensure_ascii=False, indent=1))
+    unused = choice.files[~choice.files["used"].astype(bool)]
+    unused = unused.rename(columns={"meaning": "reason"})[["path", "kind", "reason"]]
+    rest = choice.rest.drop(columns="index")
+    _write_csv(files.rest, pd.concat([rest, unused], ignore_index=True)[list(rest.columns)])
+
+
+def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
+    """Write what is needed to open the list again."""
+    start, request = files.csv.resolve().parent, choice.request
+    record = {
+        "folder": os.path.relpath(folder.resolve(), start),
+        "artifacts": os.path.relpath(choice.run.store.root.resolve(), start),
+        "source": _fingerprint(folder, choice.run.params),
+        "request": {name: getattr(request, name) for name in request.__dataclass_fields__},
+    }
+    write_text_atomic(files.record, json.dumps(record, indent=1))
+
+
+def open_record(file: str | Path) -> tuple[Path, Request, Store]:
+    """The folder, request and store that a list came from.
+
+    Raises:
+        ElfsError: if the record is missing, or the folder is gone or has changed since.
+    """
+    file = Path(file)
+    try:
+        record = json.loads(file.read_text())
+        request = Request(**{**record["request"], "done": tuple(record["request"]["done"])})
+        folder = file.parent / record["folder"]
+        store = Store(file.parent / record["artifacts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ElfsError(
+            f"{file} is missing or damaged: make the list again with elfs select."
+        ) from None
+    sizes = {k: v for k, v in request.overrides.items() if k == "image_size"}
+    if _fingerprint(folder, Params.make(sizes)) != record["source"]:
+        raise ElfsError(
+            f"The images in {folder} have changed since the list was made: run elfs select again "
+            "(labels already imported are kept)."
+        )
+    return folder, request, store
+
+
+def _fingerprint(folder: Path, params: Params) -> str:
+    return datasets.source_fingerprint("image_folder", image_size=params.image_size, path=folder)
+
+
+def _write_csv(file: Path, frame: pd.DataFrame) -> None:
+    write_text_atomic(file, frame.to_csv(index=False, float_format="%.6g"))
+
+
+def listed_paths(files: ListFiles) -> list[str]:
+    """Every image that may carry a label: on the list, or not.
+
+    Raises:
+        ElfsError: if the list has not been made.
+    """
+    try:
+        first = pd.read_csv(files.csv, dtype=str, keep_default_na=False)
+        rest = pd.read_csv(files.rest, dtype=str, keep_default_na=False)
+        return [*first["path"], *rest["path"][rest["pseudo_class"] != ""]]
+    except (OSError, KeyError, ValueError):
+        raise ElfsError(
+            f"{files.csv} and {files.rest.name} are not there or not whole: make the list with "
+            "elfs select first, or name it with --list."
+        ) from None
+
+
+# --- labels that come back -----------------------------------------------------------------------
+
+
+def stored_labels(files: ListFiles) -> dict[str, str]:
+    """path -> label of the labels imported so far; empty if there are none."""
+    if not files.labels.exists():
+        return {}
+    frame = pd.read_csv(files.labels, dtype=str, keep_default_na=False)
+    return dict(zip(frame["path"], frame["label"], strict=True))
+
+
+def import_labels(
+    files: ListFiles,
+    source: Path,
+    *,
+    names: Collection[str] = (),
+    replace_old: bool = False,
+) -> tuple[Labels, dict[str, str]]:
+    """Check labels and store them next to the list, together with those given before.
+
+    Args:
+        source: CSV with the columns path and label, or an export of Label Studio.
+        names: The classes there are; empty for any.
+        replace_old: Let new labels win over stored ones.
+
+    Returns:
+        The labels of this file, and all labels stored now.
+
+    Raises:
+        ElfsError: if the file cannot be understood, names an unknown image, gives an image two
+            labels (here or against those stored), has no label, or names a class that is not one
+            of ``names``; or, without ``names``, more classes than the list was made for.
+    """
+    known = listed_paths(files)
+    folder, classes = _folder_and_classes(files)
+    labels = read_labels(source, known, folder=folder)
+    for path, label in labels.given.items():
+        if names and label not in names:
+            choose_class(source, path, label, names)
+    stored = stored_labels(files)
+    for path, label in labels.given.items():
+        if not replace_old and stored.get(path, label) != label:
+            raise ElfsError(
+                f"{source}: image {path!r} has the label {label!r} but was imported as "
+                f"{stored[path]!r} before; mend it, or let new labels win with --replace."
+            )
+    every = stored | labels.given
+    found = sorted(set(every.values()))
+    if not names and classes is not None and len(found) > classes:
+        raise ElfsError(
+            f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
+            f"for {classes}: mend the misspelt one, or name the classes there are with --names."
+        )
+    temporary = files.labels.with_name(f".{files.labels.name}.{os.getpid()}.tmp")
+    write_labels(temporary, every)
+    os.replace(temporary, files.labels)
+    return labels, every
+
+
+def choose_class(source: Path, path: str, label: str, names: Collection[str]) -> None:
+    """Raise for a label that is no class, with the nearest class there is."""
+    from elfs_lib.errors import choose
+
+    try:
+        choose("class", label, names)
+    except ElfsError as error:
+        raise ElfsError(f"{source}, image {path!r}: {error}") from None
+
+
+def _folder_and_classes(files: ListFiles) -> tuple[str, int | None]:
+    """Name of the images' folder, and the number of classes that was given by hand, if any."""
+    try:
+        record = json.loads(files.record.read_text())
+        classes = record["request"]["classes"]
+        folder = (files.csv.resolve().parent / record["folder"]).resolve().name
+        return folder, None if classes == "auto" else int(classes)
+    except (OSError, ValueError, KeyError):
+        raise ElfsError(
+            f"{files.record} is missing or damaged: make the list with elfs select first."
+        ) from None

@@ -1,0 +1,86 @@
+"""Estimates of cost, and memory that grows linearly."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.selection import METHODS, SCORES, SelectionInputs, expected_cost, select
+from elfs_lib.selection.cost import GROWTH, growth_note, measured_as
+
+ROWS = json.loads(GROWTH.read_text())["rows"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("ELFS_PROGRESS", "0")
+
+
+def test_every_function_was_measured_and_the_machine_is_named():
+    assert {row["method"] for row in ROWS} == {measured_as(name) for name in METHODS}
+    assert "thread" in growth_note()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_estimates_meet_the_measurements(method):
+    own = [row for row in ROWS if row["method"] == measured_as(method)]
+    off = []
+    for row in own:
+        size, _ = expected_cost(method, row["n"], row["dim"], row["share"], classes=row["classes"])
+        off.append(abs(np.log(size / row["bytes"])))
+    assert np.median(off) < np.log(1.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_estimates_grow_with_the_task_and_memory_is_linear(method):
+    small = expected_cost(method, 650_000, 768, 0.1, classes=1000)
+    large = expected_cost(method, 1_300_000, 768, 0.1, classes=1000)
+    assert small.seconds <= large.seconds and small.bytes < large.bytes < 2.001 * small.bytes
+    assert expected_cost(method, 650_000, 768, 0.3, classes=1000).seconds >= small.seconds
+    if "embeddings" in METHODS[method].needs:
+        assert large.bytes > 4 * 1_300_000 * 768  # the input itself is counted
+    assert large.bytes < 40e9
+
+
+def test_estimates_refuse_nonsense():
+    with pytest.raises(ElfsError, match="Unknown method"):
+        expected_cost("nope", 10, 10, 0.1)
+    with pytest.raises(ElfsError, match="budget"):
+        expected_cost("random", 10, 10, 11)
+    with pytest.raises(ElfsError, match="at least 1"):
+        expected_cost("random", 10, 0, 0.1)
+
+
+def peak_memory(method: str, n: int) -> int:
+    """Peak of what numpy allocates inside one selection of 50 images."""
+    rng, classes = np.random.default_rng(0), 4
+    inputs = SelectionInputs(
+        n=n,
+        embeddings=rng.random((n, 16), dtype=np.float32),
+        neighbors=rng.integers(0, n, (n, 10), dtype=np.int32),
+        similarities=rng.random((n, 10), dtype=np.float32),
+        pseudo_labels=rng.integers(0, classes, n),
+        probabilities=rng.dirichlet(np.ones(classes), n).astype(np.float32),
+        scores={name: rng.random(n) for name in SCORES},
+        classes=classes,
+    )
+    options = {name: 0.1 for name in METHODS[method].required}
+    if method == "zcore":
+        options |= {"samples": 100, "neighbors": 10}
+    select(method, inputs, 50, **options)  # what is imported late must not count
+    tracemalloc.start()
+    try:
+        select(method, inputs, 50, **options)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if measured_as(m) == m])
+def test_memory_never_grows_with_n_squared(method):
+    # Linear growth is a factor of 4, quadratic one of 16
+    assert peak_memory(method, 8000) < 6 * peak_memory(method, 2000)

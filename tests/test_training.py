@@ -1,0 +1,451 @@
+"""Loader, recipes, networks and the training loop, each against what it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.errors import ElfsError
+from elfs_lib.training.loader import ResidentLoader
+from elfs_lib.training.loop import Length, Seeds, Trained, train
+from elfs_lib.training.models import NETWORKS, ConvNet, WhiteningConv, build_network
+from elfs_lib.training.recipes import RECIPES, build_optimizer, find_recipe, set_learning_rate
+
+CPU = torch.device("cpu")
+TINY = find_recipe("speedrun_tiny")
+
+
+def noise(n: int = 20, channels: int = 1, side: int = 8, seed: int = 0) -> np.ndarray:
+    shape = (n, channels, side, side)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def bright_or_dark(n: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes that a few steps tell apart: uint8 [n, 1, 8, 8], int64 [n]."""
+    labels = np.arange(n) % 2
+    images = noise(n, seed=1) // 4 + (labels * 150).astype(np.uint8)[:, None, None, None]
+    return images, labels
+
+
+def fit(images: np.ndarray, targets: np.ndarray, *, seed: int = 0, **options) -> Trained:
+    options = {"recipe": TINY, "length": Length(epochs=2), "crop_pad": 1, **options}
+    options.setdefault("seeds", Seeds.all(seed))
+    recipe, length = options.pop("recipe"), options.pop("length")
+    classes = options.pop("classes", 2)
+    options = {"device": "cpu", "precision": "float32", **options}
+    return train(images, targets, classes, recipe, length, **options)
+
+
+# --- loader ----------------------------------------------------------------------------------
+
+
+def raw_epoch(loader: ResidentLoader, number: int = 0) -> dict[int, np.ndarray]:
+    """The augmented images of an epoch as uint8 [C, H, W], by position."""
+    views = {}
+    for positions, batch in loader.epoch(number):
+        pixels = batch.permute(0, 2, 3, 1) * loader.std + loader.mean
+        for position, view in zip(positions.tolist(), pixels.permute(0, 3, 1, 2), strict=True):
+            assert position not in views
+            views[position] = view.round().to(torch.uint8).numpy()
+    return views
+
+
+def slow_views(image: np.ndarray, pad: int, crop: str, flip: bool) -> dict[tuple, np.ndarray]:
+    """Every view of an image, pixel by pixel: (row shift, column shift, mirrored) -> [C, H, W]."""
+    channels, height, width = image.shape
+    views = {}
+    for down in range(-pad, pad + 1):
+        for right in range(-pad, pad + 1):
+            view = np.zeros_like(image)
+            for c in range(channels):
+                for y in range(height):
+                    for x in range(width):
+                        view[c, y, x] = _pixel(image[c], y + down, x + right, crop)
+            views[down, right, False] = view
+            if flip:
+                views[down, right, True] = view[:, :, ::-1]
+    return views
+
+
+def _pixel(plane: np.ndarray, y: int, x: int, crop: str) -> int:
+    if crop == "zero":
+        inside = 0 <= y < plane.shape[0] and 0 <= x < plane.shape[1]
+        return plane[y, x] if inside else 0
+    for _ in range(4):  # an index beyond the edge comes back from it; the edge is not repeated
+        y = -y if y < 0 else 2 * (plane.shape[0] - 1) - y if y >= plane.shape[0] else y
+        x = -x if x < 0 else 2 * (plane.shape[1] - 1) - x if x >= plane.shape[1] else x
+    return plane[y, x]
+
+
+def which_view(view: np.ndarray, image: np.ndarray, pad: int, crop: str, flip: bool) -> tuple:
+    matches = [k for k, v in slow_views(image, pad, crop, flip).items() if (v == view).all()]
+    assert len(matches) == 1, "the view is none, or several, of the views it may be"
+    return matches[0]
+
+
+@pytest.mark.parametrize("batch, batches", [(20, 1), (7, 3), (6, 4), (1, 20)])
+def test_every_image_comes_once_an_epoch_in_near_equal_batches(batch: int, batches: int):
+    loader = ResidentLoader(noise(), None, batch=batch, device=CPU)
+    for number in range(3):
+        sizes, seen = [], []
+        for positions, images in loader.epoch(number):
+            assert len(positions) == len(images)
+            sizes.append(len(positions))
+            seen += positions.tolist()
+        assert sorted(seen) == list(range(20))
+        assert len(sizes) == batches == loader.batches_per_epoch
+        assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop, flip, pad", [("zero", True, 2), ("reflect", True, 2),
+                                             ("reflect", False, 3), ("zero", False, 0)])  # fmt: skip
+def test_views_are_crops_and_flips_pixel_by_pixel(channels: int, crop: str, flip: bool, pad: int):
+    images = noise(12, channels, 5)
+    loader = ResidentLoader(
+        images, None, batch=5, device=CPU, crop_pad=pad, crop=crop, flip=flip, augment_seed=1
+    )
+    kinds = [
+        which_view(view, images[position], pad, crop, flip)
+        for number in range(2)
+        for position, view in raw_epoch(loader, number).items()
+    ]
+    downs, rights, mirrored = (set(kind) for kind in zip(*kinds, strict=True))
+    assert downs == rights == set(range(-pad, pad + 1))  # 24 draws reach every shift
+    assert mirrored == ({False, True} if flip else {False})
+
+
+def test_rectangular_images_keep_their_shape():
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 4, 7), dtype=np.uint8)
+    loader = ResidentLoader(images, None, batch=6, device=CPU, crop_pad=1, crop="reflect")
+    for position, view in raw_epoch(loader).items():
+        which_view(view, images[position], 1, "reflect", False)
+
+
+def test_alternate_flip_alternates_and_a_coin_does_not():
+    images = noise(30, side=4)
+
+    def mirrored(alternate: bool) -> np.ndarray:
+        loader = ResidentLoader(
+            images, None, batch=8, device=CPU, flip=True, alternate_flip=alternate
+        )
+        epochs = [raw_epoch(loader, number) for number in range(4)]
+        return np.array(
+            [[which_view(e[i], images[i], 0, "zero", True)[2] for i in range(30)] for e in epochs]
+        )
+
+    turns = mirrored(True)
+    assert (turns[0] != turns[1]).all() and (turns[0] == turns[2]).all()
+    assert (turns[1] == turns[3]).all()
+    assert 5 < turns[0].sum() < 25  # which images start mirrored is a coin
+    coins = mirrored(False)
+    assert (coins[0] == coins[1]).any() and (coins[0] != coins[1]).any()
+
+
+def test_no_flip_where_a_mirrored_image_is_another_class():
+    images = noise(30, side=4)
+    loader = ResidentLoader(images, None, batch=8, device=CPU, flip=False, alternate_flip=True)
+    for number in range(2):
+        assert all((view == images[i]).all() for i, view in raw_epoch(loader, number).items())
+
+
+def test_seeds_of_order_and_augmentation_are_separate():
+    def epochs(order: int, augment: int) -> list:
+        loader = ResidentLoader(
+            noise(), None, batch=6, device=CPU, crop_pad=2, flip=True,
+            order_seed=order, augment_seed=augment,
+        )  # fmt: skip
+        return [raw_epoch(loader, number) for number in range(2)]
+
+    def same(first: list, second: list) -> bool:
+        pairs = zip(first, second, strict=True)
+        return all((a[i] == b[i]).all() for a, b in pairs for i in range(20))
+
+    base, reordered, reaugmented = epochs(0, 0), epochs(1, 0), epochs(0, 1)
+    assert [list(e) for e in base] != [list(e) for e in reordered]
+    assert same(base, reordered)
+    assert [list(e) for e in base] == [list(e) for e in reaugmented]
+    assert not same(base, reaugmented)
+
+
+def test_a_subset_is_gathered_in_its_own_order():
+    images, subset = noise(), np.array([17, 3, 8, 0])
+    loader = ResidentLoader(images, subset, batch=3, device=CPU)
+    assert len(loader) == 4
+    for position, view in raw_epoch(loader).items():
+        assert (view == images[subset[position]]).all()
+
+
+def test_normalisation_gives_zero_mean_unit_deviation_and_a_constant_channel_no_infinity():
+    images = noise(200, 3, 6)
+    images[:, 1] = 77
+    loader = ResidentLoader(images, None, batch=200, device=CPU)
+    batch = next(loader.epoch(0))[1]
+    torch.testing.assert_close(batch.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        batch.std((0, 2, 3)), torch.tensor([1.0, 0.0, 1.0]), atol=1e-3, rtol=0
+    )
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_callers_images_are_left_alone():
+    images = noise()
+    before = images.copy()
+    fit(images, np.arange(20) % 2, flip=True)
+    assert (images == before).all()
+
+
+# --- recipes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_schedules_start_peak_and_end_where_they_should(recipe):
+    steps = 4000
+    rates = np.array([recipe.learning_rate(step, steps) for step in range(steps)])
+    assert rates[-1] == pytest.approx(recipe.lr_end, abs=1e-3)
+    assert rates.max() == pytest.approx(1, abs=1e-3) and rates.min() > 0
+    peak = rates.argmax()
+    assert peak == 0 if recipe.schedule == "cosine" else peak == pytest.approx(steps / 4, abs=2)
+    assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all()
+    if recipe.schedule == "one_cycle":
+        assert rates[0] == pytest.approx(0.2, abs=1e-3)
+    else:
+        assert rates[steps // 2] == pytest.approx((1 + recipe.lr_end) / 2, abs=1e-3)
+
+
+def test_the_papers_recipe_has_the_papers_numbers():
+    recipe = find_recipe("resnet18")
+    assert (recipe.batch, recipe.lr, recipe.momentum) == (256, 0.1, 0.9)
+    assert recipe.weight_decay == 5e-4 and recipe.schedule == "cosine"
+    assert recipe.lr * recipe.lr_end == pytest.approx(1e-4)
+    assert recipe.crop == "zero" and not recipe.alternate_flip and not recipe.mirror_test
+
+
+def test_optimizer_groups_cover_every_trained_parameter_once_with_equal_decay():
+    model = build_network(TINY.network, torch.randn(50, 1, 8, 8), 3, seed=0)
+    optimizer = build_optimizer(model, TINY)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in trained}
+    assert len(grouped) == len(trained)
+    set_learning_rate(optimizer, 0.5)
+    main, biases = optimizer.param_groups
+    assert main["lr"] == 0.5 * TINY.lr and biases["lr"] == 0.5 * TINY.lr * TINY.bias_lr_factor
+    assert main["lr"] * main["weight_decay"] == pytest.approx(biases["lr"] * biases["weight_decay"])
+    assert all(group["nesterov"] for group in optimizer.param_groups)
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(ElfsError, match="did you mean 'resnet18'"):
+        find_recipe("resnet_18")
+    with pytest.raises(ElfsError, match="network"):
+        build_network("convnett", torch.zeros(2, 1, 8, 8), 2, seed=0)
+
+
+# --- networks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 28, 32, 96])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "resnet34"])
+def test_networks_take_every_size_and_channel_count(name: str, side: int, channels: int):
+    images = torch.randn(4, channels, side, side, generator=torch.Generator().manual_seed(0))
+    model = build_network(name, images, 7, seed=0)
+    logits = model(images)
+    assert logits.shape == (4, 7) and torch.isfinite(logits).all()
+    logits.sum().backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
+
+
+def test_resnets_have_the_published_number_of_parameters():
+    def count(name: str, images: torch.Tensor, classes: int) -> int:
+        return sum(p.numel() for p in build_network(name, images, classes, seed=0).parameters())
+
+    assert count("resnet18", torch.zeros(1, 3, 32, 32), 10) == 11_173_962
+    assert count("resnet34", torch.zeros(1, 3, 224, 224), 1000) == 21_797_672
+
+
+def test_whitening_decorrelates_patches_and_stays_frozen():
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.randn(400, 3, 10, 10, generator=generator)
+    mix = torch.tensor([[1.0, 0.5, 0.2], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    images = nn.functional.avg_pool2d(torch.einsum("oc,nchw->nohw", mix, smooth), 2, 1)
+    layer = WhiteningConv(3, images)
+    out = layer(images).detach().permute(0, 2, 3, 1).reshape(-1, 24)
+    half = out[:, :12]
+    covariance = torch.cov(half.T)
+    torch.testing.assert_close(covariance, torch.eye(12), atol=0.08, rtol=0)
+    torch.testing.assert_close(out[:, 12:], -half)
+    patches = nn.functional.unfold(images, 2).transpose(1, 2).reshape(-1, 12)
+    off = torch.cov(patches.T) - torch.diag(torch.cov(patches.T).diag())
+    assert off.abs().max() > 0.1  # and the patches themselves were correlated
+    assert not layer.weight.requires_grad
+
+
+def test_whitening_of_constant_images_is_finite():
+    model = ConvNet(torch.zeros(5, 1, 8, 8), 2, (4, 4, 4))
+    assert torch.isfinite(model(torch.zeros(5, 1, 8, 8))).all()
+
+
+def test_building_a_network_leaves_the_callers_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_network("convnet_tiny", torch.randn(9, 1, 8, 8), 2, seed=1)
+    torch.manual_seed(5)
+    build_network("convnet_tiny", torch.zeros(9, 1, 8, 8), 2, seed=1)
+    assert (torch.rand(3) == expected).all()
+
+
+# --- loop ------------------------------------------------------------------------------------
+
+
+def test_training_learns_and_keeps_the_last_step():
+    images, labels = bright_or_dark()
+    trained = fit(images, labels, length=Length(epochs=20), flip=False)
+    assert trained.accuracy(images, labels) > 0.95
+    assert trained.losses[-1] < trained.losses[0]
+    assert not trained.model.training
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    images, labels = bright_or_dark()
+    first, again = (fit(images, labels, seed=3).model.state_dict() for _ in range(2))
+    other = fit(images, labels, seed=4).model.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_order_seed_leaves_the_initial_weights_alone():
+    images, labels = bright_or_dark()
+    still = dataclasses.replace(TINY, lr=0.0, average_every=0)
+
+    def weights(weight_seed: int, order_seed: int) -> list[torch.Tensor]:
+        seeds = Seeds(weight_seed, order_seed, 0)
+        model = fit(images, labels, recipe=still, seeds=seeds).model
+        return [p.detach() for p in model.parameters()]
+
+    base, reordered, reweighted = weights(0, 0), weights(0, 1), weights(1, 0)
+    assert all(torch.equal(a, b) for a, b in zip(base, reordered, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(base, reweighted, strict=True))
+
+
+def test_three_streams_of_one_seed_differ():
+    seeds = Seeds.all(0)
+    assert len({seeds.weights, seeds.order, seeds.augment}) == 3
+    assert Seeds.all(0) == seeds != Seeds.all(1)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7])
+def test_a_length_in_steps_is_kept_exactly(steps: int, monkeypatch):
+    taken = []
+    original = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda s, *a: (taken.append(1), original(s, *a)))
+    recipe = dataclasses.replace(TINY, batch=16)
+    trained = fit(*bright_or_dark(64), recipe=recipe, length=Length(steps=steps))
+    assert len(taken) == trained.steps == steps
+    assert len(trained.losses) == math.ceil(steps / 4)
+
+
+def test_fewer_steps_than_one_update_of_the_average_still_train():
+    images, labels = bright_or_dark()
+    few = fit(images, labels, length=Length(steps=TINY.average_every - 1))
+    plain = dataclasses.replace(TINY, average_every=0)
+    expected = fit(images, labels, length=Length(steps=TINY.average_every - 1), recipe=plain)
+    for a, b in zip(few.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_targets_belong_to_the_subset_in_its_order():
+    images, labels = bright_or_dark()
+    subset = np.random.default_rng(0).permutation(64)[:40]
+    recorder = DynamicsRecorder(torch.as_tensor(labels[subset]), CPU)
+    trained = fit(
+        images, labels[subset], subset=subset, length=Length(epochs=20), recorder=recorder
+    )
+    assert trained.accuracy(images, labels) > 0.95
+    assert recorder.table()["aum"].mean() > 0
+    assert len(recorder.table()) == 40 and recorder.epochs == 20
+
+
+def test_wrong_targets_are_hard_and_right_ones_easy():
+    images, labels = bright_or_dark()
+    targets = labels.copy()
+    targets[:4] = 1 - targets[:4]
+    recorder = DynamicsRecorder(torch.as_tensor(targets), CPU)
+    fit(images, targets, length=Length(epochs=15), recorder=recorder, flip=False)
+    assert set(recorder.table()["aum"].to_numpy().argsort()[:4]) == {0, 1, 2, 3}
+
+
+def test_the_recorder_watches_without_changing_the_training():
+    images, labels = bright_or_dark()
+    recorder = DynamicsRecorder(torch.as_tensor(labels), CPU)
+    seen, blind = fit(images, labels, recorder=recorder), fit(images, labels)
+    for a, b in zip(seen.model.parameters(), blind.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mirrored_test_images_get_the_same_logits():
+    images, labels = bright_or_dark()
+    trained = fit(images, labels, flip=True)
+    torch.testing.assert_close(trained.logits(images), trained.logits(images[..., ::-1]))
+    assert trained.mirror_test and not fit(images, labels, flip=False).mirror_test
+
+
+def test_logits_do_not_depend_on_the_batch_they_came_in():
+    images, labels = bright_or_dark()
+    trained = fit(images, labels)
+    torch.testing.assert_close(trained.logits(images, batch=5), trained.logits(images))
+
+
+def test_flops_grow_with_the_steps():
+    images, labels = bright_or_dark()
+    one, three = (fit(images, labels, length=Length(epochs=n)).flops for n in (1, 3))
+    assert three == pytest.approx(3 * one) and one > 0
+
+
+def test_a_diverging_loss_is_an_error():
+    wild = dataclasses.replace(find_recipe("resnet18"), network="convnet_tiny", lr=1e12)
+    with pytest.raises(ElfsError, match="diverged in epoch.*precision: float32"):
+        fit(*bright_or_dark(), recipe=wild, length=Length(epochs=10))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"targets": np.zeros(3, np.int64)}, "64 images but 3 targets"),
+        ({"subset": np.array([1, 2])}, "2 images but 64 targets"),
+        ({"subset": np.arange(64) + 1}, "outside 0..63"),
+        ({"subset": np.arange(64) - 1}, "outside 0..63"),
+        ({"subset": np.arange(0), "targets": np.zeros(0, np.int64)}, "no images to train on"),
+        ({"classes": 1}, "classes is 1 but the labels run from 0 to 1"),
+        ({"targets": np.full(64, -1)}, "labels run from -1"),
+        ({"crop_pad": 8}, "crop_pad is 8 on images of 8 px"),
+        ({"crop_pad": -1}, "crop_pad is -1"),
+        ({"length": Length()}, "one of the two"),
+        ({"length": Length(epochs=1, steps=1)}, "one of the two"),
+        ({"length": Length(epochs=0)}, "0 epochs: give at least 1"),
+        ({"length": Length(steps=-2)}, "-2 steps: give at least 1"),
+        ({"device": "gpu"}, "Unknown device"),
+        ({"precision": "float16"}, "Unknown precision"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict, words: str):
+    images, labels = bright_or_dark()
+    with pytest.raises(ElfsError, match=words):
+        fit(images, change.pop("targets", labels), **change)
+
+
+def test_a_recorder_needs_whole_epochs():
+    images, labels = bright_or_dark()
+    recipe = dataclasses.replace(TINY, batch=16)
+    with pytest.raises(ElfsError, match="Dynamics need every image once an epoch"):
+        recorder = DynamicsRecorder(torch.as_tensor(labels), CPU)
+        fit(images, labels, recipe=recipe, length=Length(steps=3), recorder=recorder)
