@@ -111,6 +111,68 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
 
 
 @app.command()
+def sweep(
+    sweep_file: Annotated[
+        Path, typer.Argument(help="YAML of a sweep, e.g. params/sweeps/digits.yaml")
+    ],
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, help="Notebooks at a time, here")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a running Dask scheduler")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run the failed notebooks again")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would run")
+    ] = False,
+    kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
+) -> None:
+    """Run datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
+
+    What is done is not run again, so a sweep that was killed goes on where it was. The results
+    table grows row by row in `results/<name>.parquet` of the artifacts. Exit code 1: some failed.
+
+    Examples:
+
+        elfs sweep params/sweeps/digits.yaml --dry-run
+
+        elfs sweep params/sweeps/cifar10.yaml --workers 4
+
+        elfs sweep params/sweeps/cifar10.yaml --scheduler tcp://10.0.0.1:8786 --retry-failed
+    """
+    from elfs_lib import sweep as sweeps
+    from elfs_lib.stages import default_store
+
+    grid = sweeps.load_sweep(sweep_file)
+    if dry_run:
+        plan = sweeps.plan(grid, default_store(), retry_failed=retry_failed)
+        for item in (*plan.stages, *plan.waiting):
+            print(f"would run  {item.title}")
+        print(sweeps.describe(grid, plan))
+        return
+    store = default_store(repair=repair)
+    sweeps.run_sweep(
+        grid,
+        store,
+        scheduler=scheduler,
+        workers=workers,
+        retry_failed=retry_failed,
+        kernel=kernel,
+    )
+    print(f"Results: {sweeps.results_file(grid, store)}")
+    failed = sweeps.failures(grid, store)
+    for failure in failed:
+        kept = f" (kept as {failure.notebook})" if failure.notebook else ""
+        print(f"{failure.kind}: {failure.title}: {failure.message}{kept}")
+    if failed:
+        print(f"{len(failed)} notebooks failed; --retry-failed runs them again.")
+        raise typer.Exit(1)
+
+
+@app.command()
 def book(
     strict: Annotated[bool, typer.Option(help="Warnings are errors")] = True,
 ) -> None:
