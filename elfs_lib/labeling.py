@@ -12,11 +12,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
+from xml.sax.saxutils import escape
 
 import pandas as pd
 
@@ -73,12 +74,14 @@ def label_config(names: Collection[str]) -> str:
     )
 
 
-def read_labels(file: str | Path, known: Collection[str], *, folder: str = "") -> Labels:
+def read_labels(
+    file: str | Path, known: Collection[str] | None, *, folder: str = ""
+) -> Labels:
     """Read labels and check their images.
 
     Args:
         file: CSV, or JSON as Label Studio exports it.
-        known: The paths that may be labelled.
+        known: The paths that may be labelled; None: any.
         folder: Name of the directory of images, which Label Studio's URLs begin with.
 
     Raises:
@@ -92,11 +95,11 @@ def read_labels(file: str | Path, known: Collection[str], *, folder: str = "") -
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ElfsError(f"Cannot read {file}: {reason}; give a CSV or JSON of labels.") from None
     is_json = text.lstrip()[:1] in ("[", "{")
-    known = set(known)
+    known = None if known is None else set(known)
     given: dict[str, str] = {}
     unlabelled: dict[str, None] = {}
     for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
-        path = _known_path(name, known, folder)
+        path = name if known is None else _known_path(name, known, folder)
         if path is None:
             raise ElfsError(
                 f"{file}, {where}: image {name!r} is not in the folder that the list was made "
@@ -112,11 +115,6 @@ def read_labels(file: str | Path, known: Collection[str], *, folder: str = "") -
     if not given:
         raise ElfsError(f"{file} holds no label: fill in its column 'label', one name an image.")
     return Labels(given, tuple(path for path in unlabelled if path not in given))
-
-
-def write_labels(file: Path, labels: Mapping[str, str]) -> None:
-    """Write ``path,label`` lines."""
-    file.write_text(pd.DataFrame(labels.items(), columns=["path", "label"]).to_csv(index=False))
 
 
 def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
@@ -197,6 +195,4 @@ def _known_path(name: str, known: set[str], folder: str) -> str | None:
 
 
 def _attribute(text: str) -> str:
-    from xml.sax.saxutils import escape
-
     return escape(text, {'"': "&quot;"})

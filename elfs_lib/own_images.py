@@ -1,15 +1,12 @@
-"""Own images: from a folder without labels to the list of images to label, and back.
+"""Own images: from a folder without labels to the list of images to label.
 
-``elfs select`` chooses, people label, ``elfs labels import`` checks what they say, and
-``elfs evaluate`` trains on it and names the next images to label. Choosing sees no label: class
-folders are folders like any other, and of labels already given it sees only which images have one.
+Choosing sees no label: class folders are folders like any other, and of labels already given it
+sees only which images have one. :mod:`elfs_lib.own_labels` is the way back, from labels to a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,12 +18,11 @@ import numpy as np
 import pandas as pd
 
 from elfs_lib import datasets
-from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
+from elfs_lib.artifacts import Artifact, Draft, Store
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import KEPT, LEFT_OUT
 from elfs_lib.duplicates import Copies, default_cosine, find_copies
 from elfs_lib.errors import ElfsError
-from elfs_lib.labeling import Labels, read_labels, tasks, write_labels
 from elfs_lib.params import Params
 from elfs_lib.selection import budget_count, easiness
 from elfs_lib.selection.double_end import hard_prune_count
@@ -90,10 +86,19 @@ class OwnRun(Run):
         params = {"dataset": "array", "shape": list(self.pixels.shape), "source": digest}
         return self.store.run("images", build, version=1, params=params)
 
+    def check(self) -> None:
+        if self.pixels is None:  # an array was checked when it came in
+            super().check()
+
     @property
     def paths(self) -> list[str]:
         """Path of each image relative to the folder; for an array its row."""
         return self.about["paths"]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How this run trains: flips, crops, device and precision."""
+        return self._training
 
     @cached_property
     def copies(self) -> Copies:
@@ -284,21 +289,8 @@ def choose_images(
     Raises:
         ElfsError: one sentence, before any long work where that can be known.
     """
-    _check_request(request)
-    pixels, path = _source(source)
-    # The stages up to the neighbours need neither the classes nor the budget; those can only be
-    # checked and estimated once the images are read.
-    given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
-    given |= {"dataset": "image_folder", "data_path": path}
-    run = OwnRun(Params.make(given), store, pixels, request.cosine)
-    say("[1/7] reading images")
+    run = open_run(source, request, store, say=say)
     n = len(run.train_images)
-    _check_counts(n, n, request)
-    say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
-    dimensions = run.embeddings.array("embeddings").shape[1]
-    crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
-    given = profile(n, dimensions) | crop | given
-    run = replace(run, params=Params.make(given))
     say("[3/7] neighbours and copies")
     different = run.copies.different
     if different == 1:
@@ -313,9 +305,9 @@ def choose_images(
     count = _check_counts(n, different, replace(request, classes=classes))
     done = _rows_of(request.done, run.paths)
     total = count + len(done)
-    given |= {"classes": classes, "budget": total}
-    given["budgets"] = _comparable(request, classes, n, different, total)
-    run = replace(run, params=Params.make(given))
+    budgets = _comparable(request, classes, n, different, total)
+    wanted = {"classes": classes, "budget": total, "budgets": budgets}
+    run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
     run.check()
     left = different - len(np.unique(run.copies.group[done]))
     if count > left:
@@ -333,6 +325,28 @@ def choose_images(
     choice = _choice(run, request, beta, count, done)
     choice.budgets  # noqa: B018
     return choice
+
+
+def open_run(
+    source: np.ndarray | str | Path,
+    request: Request,
+    store: Store,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> OwnRun:
+    """Read and embed the images, and set every parameter but the classes and the budget."""
+    _check_request(request)
+    pixels, path = _source(source)
+    given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
+    given |= {"dataset": "image_folder", "data_path": path}
+    run = OwnRun(Params.make(given), store, pixels, request.cosine)
+    say("[1/7] reading images")
+    n = len(run.train_images)
+    _check_counts(n, n, request)
+    say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
+    dimensions = run.embeddings.array("embeddings").shape[1]
+    crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
+    return replace(run, params=Params.make(profile(n, dimensions) | crop | given))
 
 
 def pick(
@@ -552,185 +566,3 @@ def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
             "none of them is listed."
         )
     return notes
-
-
-# --- files next to the list ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ListFiles:
-    """The files of one list; all lie next to it and share its name."""
-
-    csv: Path
-
-    def __post_init__(self) -> None:
-        folder = self.csv.resolve().parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ElfsError(f"Cannot write {self.csv}: {folder} is not a folder one can write to.")
-
-    def beside(self, suffix: str) -> Path:
-        return self.csv.with_name(f"{self.csv.stem}.{suffix}")
-
-    record = property(lambda self: self.beside("run.json"))
-    rest = property(lambda self: self.beside("rest.csv"))
-    tasks = property(lambda self: self.beside("tasks.json"))
-    html = property(lambda self: self.beside("html"))
-    labels = property(lambda self: self.beside("labels.csv"))
-    predictions = property(lambda self: self.beside("predictions.csv"))
-    next = property(lambda self: ListFiles(self.csv.with_name(f"{self.csv.stem}.next.csv")))
-
-
-def write_choice(files: ListFiles, choice: Choice, folder: Path) -> None:
-    """Write the list, Label Studio's tasks, and what became of every other file."""
-    listed = choice.listed[COLUMNS]
-    _write_csv(files.csv, listed)
-    named = folder.resolve().name
-    write_text_atomic(files.tasks, json.dumps(tasks(listed, named), ensure_ascii=False, indent=1))
-    unused = choice.files[~choice.files["used"].astype(bool)]
-    unused = unused.rename(columns={"meaning": "reason"})[["path", "kind", "reason"]]
-    rest = choice.rest.drop(columns="index")
-    _write_csv(files.rest, pd.concat([rest, unused], ignore_index=True)[list(rest.columns)])
-
-
-def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
-    """Write what is needed to open the list again."""
-    start, request = files.csv.resolve().parent, choice.request
-    record = {
-        "folder": os.path.relpath(folder.resolve(), start),
-        "artifacts": os.path.relpath(choice.run.store.root.resolve(), start),
-        "source": _fingerprint(folder, choice.run.params),
-        "request": {name: getattr(request, name) for name in request.__dataclass_fields__},
-    }
-    write_text_atomic(files.record, json.dumps(record, indent=1))
-
-
-def open_record(file: str | Path) -> tuple[Path, Request, Store]:
-    """The folder, request and store that a list came from.
-
-    Raises:
-        ElfsError: if the record is missing, or the folder is gone or has changed since.
-    """
-    file = Path(file)
-    try:
-        record = json.loads(file.read_text())
-        request = Request(**{**record["request"], "done": tuple(record["request"]["done"])})
-        folder = file.parent / record["folder"]
-        store = Store(file.parent / record["artifacts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ElfsError(
-            f"{file} is missing or damaged: make the list again with elfs select."
-        ) from None
-    sizes = {k: v for k, v in request.overrides.items() if k == "image_size"}
-    if _fingerprint(folder, Params.make(sizes)) != record["source"]:
-        raise ElfsError(
-            f"The images in {folder} have changed since the list was made: run elfs select again "
-            "(labels already imported are kept)."
-        )
-    return folder, request, store
-
-
-def _fingerprint(folder: Path, params: Params) -> str:
-    return datasets.source_fingerprint("image_folder", image_size=params.image_size, path=folder)
-
-
-def _write_csv(file: Path, frame: pd.DataFrame) -> None:
-    write_text_atomic(file, frame.to_csv(index=False, float_format="%.6g"))
-
-
-def listed_paths(files: ListFiles) -> list[str]:
-    """Every image that may carry a label: on the list, or not.
-
-    Raises:
-        ElfsError: if the list has not been made.
-    """
-    try:
-        first = pd.read_csv(files.csv, dtype=str, keep_default_na=False)
-        rest = pd.read_csv(files.rest, dtype=str, keep_default_na=False)
-        return [*first["path"], *rest["path"][rest["pseudo_class"] != ""]]
-    except (OSError, KeyError, ValueError):
-        raise ElfsError(
-            f"{files.csv} and {files.rest.name} are not there or not whole: make the list with "
-            "elfs select first, or name it with --list."
-        ) from None
-
-
-# --- labels that come back -----------------------------------------------------------------------
-
-
-def stored_labels(files: ListFiles) -> dict[str, str]:
-    """path -> label of the labels imported so far; empty if there are none."""
-    if not files.labels.exists():
-        return {}
-    frame = pd.read_csv(files.labels, dtype=str, keep_default_na=False)
-    return dict(zip(frame["path"], frame["label"], strict=True))
-
-
-def import_labels(
-    files: ListFiles,
-    source: Path,
-    *,
-    names: Collection[str] = (),
-    replace_old: bool = False,
-) -> tuple[Labels, dict[str, str]]:
-    """Check labels and store them next to the list, together with those given before.
-
-    Args:
-        source: CSV with the columns path and label, or an export of Label Studio.
-        names: The classes there are; empty for any.
-        replace_old: Let new labels win over stored ones.
-
-    Returns:
-        The labels of this file, and all labels stored now.
-
-    Raises:
-        ElfsError: if the file cannot be understood, names an unknown image, gives an image two
-            labels (here or against those stored), has no label, or names a class that is not one
-            of ``names``; or, without ``names``, more classes than the list was made for.
-    """
-    known = listed_paths(files)
-    folder, classes = _folder_and_classes(files)
-    labels = read_labels(source, known, folder=folder)
-    for path, label in labels.given.items():
-        if names and label not in names:
-            choose_class(source, path, label, names)
-    stored = stored_labels(files)
-    for path, label in labels.given.items():
-        if not replace_old and stored.get(path, label) != label:
-            raise ElfsError(
-                f"{source}: image {path!r} has the label {label!r} but was imported as "
-                f"{stored[path]!r} before; mend it, or let new labels win with --replace."
-            )
-    every = stored | labels.given
-    found = sorted(set(every.values()))
-    if not names and classes is not None and len(found) > classes:
-        raise ElfsError(
-            f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
-            f"for {classes}: mend the misspelt one, or name the classes there are with --names."
-        )
-    temporary = files.labels.with_name(f".{files.labels.name}.{os.getpid()}.tmp")
-    write_labels(temporary, every)
-    os.replace(temporary, files.labels)
-    return labels, every
-
-
-def choose_class(source: Path, path: str, label: str, names: Collection[str]) -> None:
-    """Raise for a label that is no class, with the nearest class there is."""
-    from elfs_lib.errors import choose
-
-    try:
-        choose("class", label, names)
-    except ElfsError as error:
-        raise ElfsError(f"{source}, image {path!r}: {error}") from None
-
-
-def _folder_and_classes(files: ListFiles) -> tuple[str, int | None]:
-    """Name of the images' folder, and the number of classes that was given by hand, if any."""
-    try:
-        record = json.loads(files.record.read_text())
-        classes = record["request"]["classes"]
-        folder = (files.csv.resolve().parent / record["folder"]).resolve().name
-        return folder, None if classes == "auto" else int(classes)
-    except (OSError, ValueError, KeyError):
-        raise ElfsError(
-            f"{files.record} is missing or damaged: make the list with elfs select first."
-        ) from None
