@@ -1,3 +1,15 @@
 """ELFS: label-free coreset selection with proxy training dynamics."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["select"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a notebook user calls only when it is called: PyTorch takes seconds."""
+    if name == "select":
+        from elfs_lib.own_images import select
+
+        return select
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

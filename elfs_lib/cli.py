@@ -50,6 +50,14 @@ def _parse(overrides: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
+def _number(name: str, text: str) -> int | float:
+    """A whole number, or a share."""
+    try:
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise ElfsError(f"{name} is {text!r}: give a number.") from None
+
+
 @app.command()
 def run(
     params_file: ParamsFile,
@@ -170,6 +178,133 @@ def sweep(
     if failed:
         print(f"{len(failed)} notebooks failed; --retry-failed runs them again.")
         raise typer.Exit(1)
+
+
+ListFile = Annotated[Path, typer.Option("--list", help="The list that elfs select wrote")]
+
+
+@app.command()
+def select(
+    folder: Annotated[Path, typer.Argument(help="Directory of images, flat or nested, no labels")],
+    budget: Annotated[str, typer.Option(help="Images to label: a count, or a share such as 0.1")],
+    classes: Annotated[
+        str, typer.Option(help="Number of classes, or auto to estimate it from the images")
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="The list to write")] = Path("to_label.csv"),
+    copies: Annotated[
+        float | None,
+        typer.Option(help="Cosine similarity from which two images are near copies"),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write the HTML page")] = True,
+    p: Overrides = None,
+    kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
+) -> None:
+    """Choose which images of a folder to label: a list, tasks for Label Studio, an HTML page.
+
+    Nothing is known of the images but their pixels. Copies are found, and at most one of each is
+    listed; damaged files and everything else that is not listed stand in `<out>.rest.csv`.
+
+    Examples:
+
+        elfs select photos --classes 10 --budget 500 --out to_label.csv
+
+        elfs select photos --budget 0.05 -p encoder=dino_vits16 -p seed=1
+    """
+    from elfs_lib import own_labels
+    from elfs_lib.own_images import Request
+    from elfs_lib.report import find_notebook, render_report
+    from elfs_lib.stages import default_store
+
+    overrides = _parse(p)
+    files = own_labels.ListFiles(out)
+    if report:
+        find_notebook()
+    request = Request(
+        "auto" if classes == "auto" else _number("classes", classes),
+        _number("budget", budget),
+        overrides.pop("seed", 0),
+        copies,
+        overrides,
+    )
+    choice = own_labels.make_list(
+        folder, files, request, default_store(repair=repair), say=lambda t: print(t, flush=True)
+    )
+    for line in choice.summary():
+        print(line)
+    written = [files.csv, files.tasks, files.rest]
+    if report:
+        print("Rendering the report", flush=True)
+        render_report(files.record, files.html, title=f"To label: {files.csv.stem}", kernel=kernel)
+        written.append(files.html)
+    print(f"Written: {', '.join(map(str, written))}")
+
+
+labels_app = typer.Typer(no_args_is_help=True, help="Labels that people gave.")
+app.add_typer(labels_app, name="labels")
+
+
+@labels_app.command("import")
+def labels_import(
+    file: Annotated[Path, typer.Argument(help="CSV (path, label), or Label Studio's JSON export")],
+    list_file: ListFile = Path("to_label.csv"),
+    names: Annotated[
+        str | None, typer.Option(help="All classes there are, with commas between them")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="New labels win over those imported before")
+    ] = False,
+) -> None:
+    """Check labels (unknown images, contradictions, misspelt classes) and keep them by the list.
+
+    Examples:
+
+        elfs labels import labels.csv
+
+        elfs labels import export.json --list to_label.csv --names "cat,dog,bird"
+    """
+    from elfs_lib import own_labels
+
+    files = own_labels.ListFiles(list_file)
+    known = [name.strip() for name in (names or "").split(",") if name.strip()]
+    labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
+    print(f"{len(labels.given):,} labels read, {len(labels.open):,} images without one.")
+    counts = ", ".join(f"{name} {count:,}" for name, count in own_labels.count(every).items())
+    print(f"{len(every):,} labels are in {files.labels}: {counts}")
+
+
+@app.command()
+def evaluate(
+    list_file: ListFile = Path("to_label.csv"),
+    folds: Annotated[int, typer.Option(help="Parts that are held out in turn")] = 5,
+    batch: Annotated[
+        int | None, typer.Option("--next", min=0, help="Images of the next batch; 0: none")
+    ] = None,
+) -> None:
+    """Train on the labels imported so far, and choose the next images to label.
+
+    Accuracy is cross-validated. The next batch, as many images as the first list unless `--next`
+    says otherwise, goes to `<list>.next.csv`; images that have a label are not asked for again.
+
+    Examples:
+
+        elfs evaluate
+
+        elfs evaluate --list to_label.csv --folds 10 --next 200
+    """
+    from elfs_lib import own_labels
+
+    files = own_labels.ListFiles(list_file)
+    assessment, choice = own_labels.evaluate(
+        files, folds=folds, batch=batch, say=lambda text: print(text, flush=True)
+    )
+    for line in assessment.lines():
+        print(line)
+    print(f"What the linear model says of every image: {files.predictions}")
+    if choice is not None:
+        for line in choice.summary():
+            print(line)
+        print(f"Written: {files.next.csv}, {files.next.tasks}, {files.next.rest}")
 
 
 @app.command()

@@ -40,12 +40,6 @@ class Labels:
     given: dict[str, str]
     open: tuple[str, ...]
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """label -> number of images, by name."""
-        values = list(self.given.values())
-        return {label: values.count(label) for label in sorted(set(values))}
-
 
 def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
     """Label Studio's import: one task an image, in rank order.

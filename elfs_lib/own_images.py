@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib import datasets
-from elfs_lib.artifacts import Artifact, Draft, Store
+from elfs_lib import datasets, encoders
+from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import KEPT, LEFT_OUT
 from elfs_lib.duplicates import Copies, default_cosine, find_copies
@@ -184,6 +184,23 @@ class Choice:
     rest: pd.DataFrame
     files: pd.DataFrame
     notes: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """What was chosen and what was not, in sentences."""
+        tally = self.rest["kind"].value_counts()
+        kinds = {"too_hard": "too hard", "too_easy": "too easy", "copy": "copies"}
+        others = [f"{tally[kind]:,} {title}" for kind, title in kinds.items() if kind in tally]
+        if "labelled" in tally:
+            others.append(f"{tally['labelled']:,} labelled already")
+        lines = [
+            f"{len(self.listed):,} of {len(self.run.paths):,} images to label; the others: "
+            f"{', '.join(others) or 'none'} (hard-prune ratio {self.hard_prune_ratio:g})."
+        ]
+        unused = self.files[~self.files["used"].astype(bool)]["kind"].value_counts()
+        if len(unused):
+            counts = (f"{count:,} {kind.replace('_', ' ')}" for kind, count in unused.items())
+            lines.append(f"Files left out: {', '.join(counts)}.")
+        return [*lines, *self.notes]
 
     @cached_property
     def budgets(self) -> pd.DataFrame:
@@ -379,6 +396,31 @@ def pick(
     walk = walk[~np.isin(group[walk], group[done])]
     _, first = np.unique(group[walk], return_index=True)
     return walk[np.sort(first)][:count]
+
+
+def facts(choice: Choice) -> list[str]:
+    """How a list was made, in sentences: what was asked for, and each threshold in force."""
+    run, request = choice.run, choice.request
+    p, copies = run.params, run.copies
+    encoder = encoders.describe(p.encoder, p.encoder_checkpoint)
+    seen = {True: "with labels", False: "without labels", None: "labels unknown"}
+    given = "estimated" if request.classes == "auto" else "given"
+    changed = ", ".join(f"{name}={value}" for name, value in request.overrides.items())
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    return [
+        f"{len(run.paths):,} images stored at {run.train_images.shape[-1]} pixels, {run.classes} "
+        f"classes ({given}), {len(choice.listed):,} images asked for, seed {request.seed}"
+        + (f", {changed}." if changed else "."),
+        f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}).",
+        f"Near copies: cosine similarity of embeddings of {copies.cosine:g} or more among the "
+        f"{p.neighbors} nearest neighbours; {copies.exact:,} images have the pixels of another "
+        f"one, {copies.near:,} more are near copies.",
+        f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
+        "neighbours.",
+        f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
+        f"{p.proxy_epochs} epochs; search: {p.search_steps} steps a model.",
+        f"Versions: {versions}.",
+    ]
 
 
 def _check_request(request: Request) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -186,6 +187,28 @@ def _write_csv(file: Path, frame: pd.DataFrame) -> None:
     write_text_atomic(file, frame.to_csv(index=False, float_format="%.6g"))
 
 
+def make_list(
+    folder: Path,
+    files: ListFiles,
+    request: Request,
+    store: Store,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> Choice:
+    """Choose from a folder, and write the list, its tasks, the rest and the record.
+
+    Labels imported for an earlier list of this name stay, and their images are not listed again.
+
+    Raises:
+        ElfsError: as :func:`elfs_lib.own_images.choose_images`.
+    """
+    request = replace(request, done=tuple(stored_labels(files)))
+    choice = choose_images(folder, request, store, say=say)
+    write_choice(files, choice, folder)
+    write_record(files, choice, folder)
+    return choice
+
+
 # --- labels that come back -----------------------------------------------------------------------
 
 
@@ -244,6 +267,11 @@ def import_labels(
     write_text_atomic(files.labels, frame.to_csv(index=False))
     write_text_atomic(files.beside("label_studio.xml"), label_config(names or found))
     return labels, every
+
+
+def count(labels: Mapping[str, str]) -> dict[str, int]:
+    """label -> number of images, by name."""
+    return dict(sorted(Counter(labels.values()).items()))
 
 
 def _known_paths(files: ListFiles) -> list[str]:

@@ -1,0 +1,110 @@
+"""The report of a list: a parameterised notebook, executed and turned into one HTML file."""
+
+from __future__ import annotations
+
+import tempfile
+from html import escape
+from pathlib import Path
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import NoSuchKernel
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.stages import project_root
+
+NOTEBOOK = "select_report.ipynb"
+# The page holds everything it shows. The policy makes sure: nothing is fetched, no script runs.
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff;
+  font: 16px/1.5 system-ui, sans-serif; }}
+h1, h2 {{ line-height: 1.2; margin: 2rem 0 .5rem; }}
+table {{ border-collapse: collapse; font-size: 14px; }}
+th, td {{ padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd;
+  overflow-wrap: anywhere; }}
+img {{ max-width: 100%; height: auto; }}
+.anchor-link, .prompt {{ display: none; }}
+</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def find_notebook() -> Path:
+    """The report's notebook: in the project around the current folder, else beside the library.
+
+    Raises:
+        ElfsError: if it is in neither.
+    """
+    places = (project_root(), Path(__file__).resolve().parents[1])
+    for place in places:
+        if (place / "notebooks" / NOTEBOOK).is_file():
+            return place / "notebooks" / NOTEBOOK
+    raise ElfsError(
+        f"The report needs notebooks/{NOTEBOOK}: run this in the project's folder, or leave the "
+        "report out with --no-report."
+    )
+
+
+def render_report(record: Path, html: Path, *, title: str, kernel: str | None = None) -> None:
+    """Execute the notebook on a list's record and write one self-contained HTML file.
+
+    Args:
+        record: The list's ``run.json``.
+        html: The file to write.
+        title: Title of the page.
+        kernel: Name of a Jupyter kernel; None for the one that the notebook names.
+
+    Raises:
+        ElfsError: naming the cell and the message, if it fails.
+    """
+    notebook = find_notebook()
+    with tempfile.TemporaryDirectory(prefix="elfs-") as folder:
+        output = Path(folder) / NOTEBOOK
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters={"record": str(record.resolve())},
+                kernel_name=kernel,
+                progress_bar=False,
+                log_output=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise ElfsError(
+                f"The report failed in cell {error.cell_index}: {error.ename}: {error.evalue}; the "
+                "list itself is written."
+            ) from error
+        except NoSuchKernel as error:
+            raise ElfsError(
+                f"The report needs the Jupyter kernel {error.name!r}: install ipykernel, name "
+                "another with -k, or leave the report out with --no-report."
+            ) from error
+        executed = nbformat.read(output, as_version=4)
+    config = Config()
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = ("remove-cell", "parameters")
+    exporter = HTMLExporter(
+        config=config,
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    body, _ = exporter.from_notebook_node(executed)
+    html.write_text(_PAGE.format(title=escape(title), body=body), encoding="utf-8")
