@@ -63,10 +63,11 @@ class TemiConfig:
             teacher is the default: the published results come from it, and the average of a
             slow teacher over heads is the steadier judge of whether two images belong together.
         pca: Project the embeddings on this many principal components first; None keeps all.
-        standardize: Scale each input feature to variance 1 after centring; constant features
-            become 0.
+        standardize: Scale each input feature to variance 1 first; constant features become 0.
+            In any case the inputs are centred, and scaled by one number to mean square 1.
         loss_epochs: A head's loss is its mean over this many last epochs.
-        keep_heads: Share of the heads, those of lowest loss, that enter the aligned mean.
+        keep_heads: Share of the heads, those of lowest loss, that enter the aligned mean; heads
+            with more empty clusters than others never do.
     """
 
     classes: int
@@ -128,6 +129,7 @@ class TemiResult:
     Attributes:
         assignments: int16 [H, N], each head's own cluster numbers (not aligned).
         head_losses: float64 [H], mean over the last epochs; lower is better.
+        reference: The head of lowest loss among those with the fewest empty clusters, 0..H-1.
         loss_curves: float32 [T, H], mean of each epoch.
         pseudo: "lowest_loss", "plain_mean" and "aligned_mean", each int64 [N] in 0..C-1, all
             numbered like the head of lowest loss except for the plain mean.
@@ -140,6 +142,7 @@ class TemiResult:
 
     assignments: np.ndarray
     head_losses: np.ndarray
+    reference: int
     loss_curves: np.ndarray
     pseudo: dict[str, np.ndarray]
     probabilities: np.ndarray
@@ -324,34 +327,37 @@ def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
 
 
 def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
-    """Mean [D], and where asked for scale [D] and components [D, P], of the unit rows."""
+    """What :func:`_prepare` does to unit rows: mean [D], features [D] or [D, P]."""
     mean = rows.mean(dim=0)
-    preparation = {"mean": mean}
-    if not config.standardize and config.pca is None:
-        preparation["mean"] = torch.zeros_like(mean)
-        return preparation
+    centred = rows - mean
+    features = torch.ones_like(mean)
     if config.standardize:
-        deviation = (rows - mean).square_().mean(dim=0).sqrt()
+        deviation = centred.square().mean(dim=0).sqrt()
+        # A constant feature says nothing: it becomes 0, not 0 / 0.
         constant = deviation <= 1e-6 * deviation.max()
-        preparation["scale"] = torch.where(constant, 0.0, 1.0 / deviation)
+        features = torch.where(constant, 0.0, 1.0 / deviation)
+        centred *= features
     if config.pca is not None:
-        centred = (rows - mean) * preparation.get("scale", 1.0)
         covariance = (centred.T @ centred).double() / len(rows)
         _, vectors = torch.linalg.eigh(covariance)
         vectors = vectors.flip(1)[:, : config.pca]
         # An eigenvector's sign is arbitrary: its largest entry is made positive.
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        preparation["components"] = (vectors * largest.sign()).float().contiguous()
-    return preparation
+        components = (vectors * largest.sign()).float()
+        centred = centred @ components
+        features = features[:, None] * components
+    # Unit rows of many features are tiny numbers, and first layers as commonly initialised
+    # expect numbers around 1: without this the heads need several times the epochs.
+    size = centred.square().mean().sqrt()
+    if not size > 0:
+        raise ElfsError("embeddings are all alike: there is nothing to cluster, check the encoder.")
+    return {"mean": mean, "features": (features / size).contiguous()}
 
 
 def _prepare(rows: Tensor, preparation: dict[str, Tensor]) -> Tensor:
-    inputs = rows - preparation["mean"]
-    if "scale" in preparation:
-        inputs = inputs * preparation["scale"]
-    if "components" in preparation:
-        inputs = inputs @ preparation["components"]
-    return inputs
+    """Inputs of the heads, float32 [N, P], of mean 0 and mean square 1 where they were fitted."""
+    mean, features = preparation["mean"], preparation["features"]
+    return (rows - mean) @ features if features.ndim == 2 else (rows - mean) * features
 
 
 def _new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> Heads:
@@ -559,10 +565,16 @@ def _consensus(
     assignments = np.empty((config.heads, count), dtype=np.int16)
     for part, probabilities in _stream(inputs, heads, temperature, dtype):
         assignments[:, part] = probabilities.argmax(dim=1).to(torch.int16).cpu().numpy()
-    best = int(head_losses.argmin())
+    # A head that lost clusters can show a low loss: its batches hop between clusters faster than
+    # the marginal follows. So heads with the fewest empty clusters come first, then the loss.
+    missing = np.array([classes - len(np.unique(own)) for own in assignments])
+    order = np.lexsort((head_losses, missing))
+    best = int(order[0])
     mapping = align_heads(assignments, best, classes=classes)
+    sound = order[missing[order] == missing[best]]
+    kept = sound[: max(1, round(config.keep_heads * config.heads))]
     weights = np.zeros(config.heads)
-    weights[head_losses.argsort(kind="stable")[: max(1, round(config.keep_heads * config.heads))]] = 1
+    weights[kept] = 1
     weights = torch.from_numpy(weights / weights.sum()).float().to(inputs.device)
     # inverse[h, c] is the cluster of head h that is called c.
     inverse = torch.from_numpy(mapping.argsort(axis=1)).to(inputs.device)
@@ -578,11 +590,18 @@ def _consensus(
         "plain_mean": plain,
         "aligned_mean": aligned.argmax(axis=1),
     }
-    notes = collapse_notes(pseudo["lowest_loss"], classes, name="lowest-loss head")
+    notes = []
+    if len(sound) < config.heads:
+        notes.append(
+            f"{config.heads - len(sound)} of {config.heads} heads have more empty clusters than the "
+            "others and are left out of the aligned mean."
+        )
+    notes += collapse_notes(pseudo["lowest_loss"], classes, name="lowest-loss head")
     notes += collapse_notes(pseudo["aligned_mean"], classes, name="aligned mean")
     return TemiResult(
         assignments=assignments,
         head_losses=head_losses.astype(np.float64),
+        reference=best,
         loss_curves=curves,
         pseudo=pseudo,
         probabilities=aligned,

@@ -1,0 +1,107 @@
+"""Neighbours: against brute force, and what a neighbour graph promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.neighbors import Neighbors, knn_accuracy, nearest_neighbors
+
+
+def random_rows(count: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+
+
+def cosines(rows: np.ndarray) -> np.ndarray:
+    """Slow reference: float64 cosine of every pair, -inf for a row with itself."""
+    rows = rows.astype(np.float64)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    similarity = rows @ rows.T
+    np.fill_diagonal(similarity, -np.inf)
+    return similarity
+
+
+def check_promises(found: Neighbors, rows: np.ndarray, k: int) -> None:
+    count = len(rows)
+    assert found.indices.shape == found.similarities.shape == (count, k)
+    assert found.indices.dtype == np.int32 and found.similarities.dtype == np.float32
+    assert (found.indices != np.arange(count)[:, None]).all(), "an image is its own neighbour"
+    assert (np.diff(found.similarities, axis=1) <= 0).all(), "not sorted"
+    ties = np.diff(found.similarities, axis=1) == 0
+    assert (np.diff(found.indices, axis=1)[ties] > 0).all(), "ties are not in order of index"
+    assert all(len(set(row)) == k for row in found.indices.tolist()), "a neighbour twice"
+    reference = cosines(rows)
+    best = -np.sort(-reference, axis=1)[:, :k]
+    np.testing.assert_allclose(found.similarities, best, atol=2e-6)
+    own = np.take_along_axis(reference, found.indices.astype(int), axis=1)
+    np.testing.assert_allclose(own, best, atol=2e-6)
+
+
+@pytest.mark.parametrize("count, width, k", [(300, 16, 10), (50, 3, 49), (2, 4, 1), (129, 200, 5)])
+def test_matches_brute_force(count, width, k):
+    rows = random_rows(count, width)
+    check_promises(nearest_neighbors(rows, k), rows, k)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 299, 300, 5000])
+def test_blocks_do_not_change_the_result(block):
+    rows = random_rows(300, 16)
+    whole = nearest_neighbors(rows, 10)
+    parts = nearest_neighbors(rows, 10, block=block)
+    assert (whole.indices == parts.indices).all()
+    assert (whole.similarities == parts.similarities).all()
+    check_promises(parts, rows, 10)
+
+
+def test_duplicates_are_neighbours_of_each_other_but_not_of_themselves():
+    rows = random_rows(200, 12)
+    rows[40:160:2] = rows[5]  # 61 equal rows, more than are asked for
+    found = nearest_neighbors(rows, 9, block=32)
+    check_promises(found, rows, 9)
+    equal = [5, *range(40, 160, 2)]
+    for row in equal:
+        # Of more equals than fit, those of lowest index, whatever order the search saw them in.
+        assert found.indices[row].tolist() == [e for e in equal if e != row][:9]
+
+
+def test_rows_all_alike():
+    found = nearest_neighbors(np.ones((30, 4), dtype="f4"), 3, block=8)
+    assert found.indices[0].tolist() == [1, 2, 3]
+    assert found.indices[2].tolist() == [0, 1, 3]
+    assert found.indices[29].tolist() == [0, 1, 2]
+
+
+def test_length_of_rows_does_not_matter():
+    rows = random_rows(100, 8)
+    scale = np.exp2(np.random.default_rng(1).integers(-9, 9, size=(100, 1))).astype("f4")
+    assert (nearest_neighbors(rows, 5).indices == nearest_neighbors(rows * scale, 5).indices).all()
+
+
+def test_knn_vote_closed_form():
+    indices = np.array([[1, 2], [0, 2], [3, 0], [2, 0]], dtype=np.int32)
+    near = Neighbors(indices, np.array([[0.9, 0.1]] * 4, dtype=np.float32))
+    assert knn_accuracy(near, np.array([0, 0, 1, 1]), k=1) == 1.0
+    assert knn_accuracy(near, np.array([0, 0, 1, 1]), k=2) == 1.0  # the nearer weighs more
+    assert knn_accuracy(near, np.array([0, 1, 0, 1]), k=1) == 0.0
+
+
+def test_mistakes_are_one_sentence():
+    rows = random_rows(10, 4)
+    with pytest.raises(ElfsError, match="k is 10: it must be from 1 to 9"):
+        nearest_neighbors(rows, 10)
+    with pytest.raises(ElfsError, match="k is 0"):
+        nearest_neighbors(rows, 0)
+    with pytest.raises(ElfsError, match="block"):
+        nearest_neighbors(rows, 3, block=0)
+    with pytest.raises(ElfsError, match="did you mean 'exact'"):
+        nearest_neighbors(rows, 3, method="exac")
+    with pytest.raises(ElfsError, match="all zero.*row 4"):
+        nearest_neighbors(rows * (np.arange(10) != 4)[:, None], 3)
+    with pytest.raises(ElfsError, match="NaN"):
+        nearest_neighbors(np.where(np.arange(10)[:, None] == 3, np.nan, rows), 3)
+    near = nearest_neighbors(rows, 3)
+    with pytest.raises(ElfsError, match="only 3 neighbours"):
+        knn_accuracy(near, np.zeros(10, int), k=4)
+    with pytest.raises(ElfsError, match="10 integers"):
+        knn_accuracy(near, np.zeros(9, int), k=3)
