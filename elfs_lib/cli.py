@@ -280,6 +280,7 @@ def evaluate(
     batch: Annotated[
         int | None, typer.Option("--next", min=0, help="Images of the next batch; 0: none")
     ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
     """Train on the labels imported so far, and choose the next images to label.
 
@@ -296,7 +297,7 @@ def evaluate(
 
     files = own_labels.ListFiles(list_file)
     assessment, choice = own_labels.evaluate(
-        files, folds=folds, batch=batch, say=lambda text: print(text, flush=True)
+        files, folds=folds, batch=batch, repair=repair, say=lambda t: print(t, flush=True)
     )
     for line in assessment.lines():
         print(line)
@@ -320,6 +321,20 @@ def book(
     from elfs_lib import pipeline
 
     print(f"The book is built: open {pipeline.build_book(strict=strict)}")
+
+
+@app.command()
+def notebooks() -> None:
+    """Run each notebook with its defaults, the digits, and keep the outputs in it.
+
+    Example:
+
+        elfs notebooks
+    """
+    from elfs_lib import pipeline
+
+    for path in pipeline.refresh_notebooks():
+        print(f"{path.name} holds the outputs of its defaults")
 
 
 @app.command()

@@ -127,6 +127,13 @@ def run_notebooks(
         return [job.result() for job in jobs]
 
 
+def refresh_notebooks() -> list[Path]:
+    """Run every page of ``notebooks/`` with its defaults and keep the outputs in it."""
+    root = project_root()
+    with _quiet(1):
+        return [execute(name, root / "notebooks", {}) for name in (*NOTEBOOKS, "results")]
+
+
 def execute(
     name: str, target: Path, parameters: Mapping[str, Any], *, kernel: str | None = None
 ) -> Path:
@@ -175,7 +182,7 @@ def _threads(workers: int) -> int:
 
 
 def tidy(path: Path) -> None:
-    """Drop what differs between two equal runs: papermill's times and paths, cell timings."""
+    """Drop what differs between two equal runs: times, paths, and what was said on stderr."""
     notebook = nbformat.read(path, as_version=4)
     kept = notebook.metadata.get("papermill", {}).get("parameters", {})
     notebook.metadata["papermill"] = {"parameters": kept}
@@ -183,6 +190,8 @@ def tidy(path: Path) -> None:
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("execution", None)
         cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     nbformat.write(notebook, path)
 
 
