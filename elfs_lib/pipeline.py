@@ -204,11 +204,14 @@ def build_book(*, strict: bool = True) -> Path:
     root = project_root()
     with _quiet(1):
         execute("results", root / "book" / "runs", {})
-    sphinx = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(root), "--quiet"]
+    sphinx = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    sphinx += ["build", str(root), "--quiet"]
     sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []
-    if subprocess.run(sphinx, cwd=root).returncode:
+    page = root / "_build" / "html" / "index.html"
+    page.unlink(missing_ok=True)  # so that a page that is there was built just now
+    if subprocess.run(sphinx, cwd=root).returncode or not page.exists():
         raise ElfsError("The book did not build: mend what Sphinx names above.")
-    return root / "_build" / "html" / "index.html"
+    return page
 
 
 RESULTS = "results.csv"
