@@ -15,6 +15,7 @@ import logging
 import os
 import queue
 import shutil
+import tempfile
 import time
 import uuid
 import warnings
@@ -33,7 +34,7 @@ import pydantic
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from elfs_lib.artifacts import NotBuilt, Store, canonical_json, write_text_atomic
+from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.evaluation import COLUMNS
 from elfs_lib.params import Params, Share, read_yaml
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # Dask takes seconds to import, and only running a sweep need
 
 NOTEBOOK = "06_coreset_evaluation"
 _GRID = ("methods", "budgets", "eval_seeds")
+_ASIDE = ".running_"
 _WORKER_BYTES = 2 * 2**30  # a worker and its kernel, each with torch, before any data
 
 
@@ -203,7 +205,7 @@ class Failure:
             was tried) or ``blocked`` (a stage that it needs failed).
         message: What happened: for ``failed`` the number of the notebook's cell and the error.
         notebook: Where the notebook is kept, if it was started.
-        params: The parameters, as one text. With others the failure no longer counts.
+        params: Hash of the parameters. With others the failure no longer counts.
     """
 
     cell: str
@@ -220,13 +222,15 @@ def failures(sweep: Sweep, store: Store | None = None) -> list[Failure]:
     if not file.exists():
         return []
     found = {entry["cell"]: Failure(**entry) for entry in json.loads(file.read_text())}
-    here = [found.get(cell.name) for cell in cells(sweep)]
-    texts = [_params_text(cell) for cell in cells(sweep)]
-    return [f for f, text in zip(here, texts, strict=True) if f and f.params == text]
+    return [
+        found[cell.name]
+        for cell in cells(sweep)
+        if cell.name in found and found[cell.name].params == _params_key(cell)
+    ]
 
 
-def _params_text(cell: Cell) -> str:
-    return canonical_json(cell.params.model_dump(mode="json"))
+def _params_key(cell: Cell) -> str:
+    return stage_key("sweep", 1, cell.params.model_dump(mode="json"), {})
 
 
 # ---------------------------------------------------------------------- what is done, what is left
@@ -452,27 +456,28 @@ def _run_stage(stage: Stage, place: _Place) -> _Outcome:
 def _run_cell(cell: Cell, place: _Place) -> _Outcome:
     parameters = cell.params.model_dump(mode="json")
     # Executed aside and moved when over, so a notebook under its final name is never half written.
-    aside = place.folder / f".{cell.name}"
-    for _ in range(place.retries + 1):
-        outcome = _execute(aside, parameters, place.kernel)
-        if outcome.kind != "died":
-            break
-    else:
-        times = "once" if place.retries == 0 else f"{place.retries + 1} times"
-        message = f"its kernel died {times}, most likely for want of memory: use fewer workers."
-        outcome = _Outcome("died", message)
-    if (aside / f"{NOTEBOOK}.ipynb").exists():
-        os.replace(aside / f"{NOTEBOOK}.ipynb", _kept(place.folder, cell))
-    shutil.rmtree(aside, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=place.folder) as aside:
+        for _ in range(place.retries + 1):
+            outcome = _execute(Path(aside), parameters, place.kernel)
+            if outcome.kind != "died":
+                break
+        else:
+            times = "once" if place.retries == 0 else f"{place.retries + 1} times"
+            message = f"its kernel died {times}, most likely for want of memory: use fewer workers"
+            outcome = _Outcome("died", message)
+        written = Path(aside) / f"{NOTEBOOK}.ipynb"
+        if written.exists():
+            os.replace(written, _kept(place.folder, cell))
     if outcome.kind != "done":
         return outcome
     row = _row(Run(cell.params, Store(place.root, look=True)), cell)
     if row is None:
-        return _Outcome("failed", "the notebook ended without a result in the store.")
+        return _Outcome("failed", "the notebook ended without a result in the store")
     return _Outcome("done", row=row)
 
 
 def _execute(aside: Path, parameters: Mapping[str, Any], kernel: str | None) -> _Outcome:
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the outcome says it all
     try:
         execute(NOTEBOOK, aside, parameters, kernel=kernel)
     except ElfsError as error:
@@ -534,6 +539,7 @@ def _client(
 ) -> Iterator[Client]:
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors become sentences
     with ExitStack() as stack:
         if scheduler:
             try:
@@ -663,6 +669,9 @@ def run_sweep(
         )
         with ExitStack() as stack:
             if client is None:
+                if not (scheduler or sweep.slurm):  # a killed sweep's workers died with it
+                    for left in folder.glob(f"{_ASIDE}*"):
+                        shutil.rmtree(left, ignore_errors=True)
                 client = stack.enter_context(_client(sweep, scheduler, workers, progress.say))
             stack.enter_context(progress)
             for item, outcome in _outcomes(client, todo, place, progress):
@@ -760,7 +769,7 @@ def _outcome(future: Future) -> _Outcome:
     try:
         return future.result()
     except KilledWorker:
-        return _Outcome("died", "its worker died each time: use fewer workers, or more memory.")
+        return _Outcome("died", "its worker died each time: use fewer workers, or more memory")
     except Exception as error:  # for example a worker without this package
         return _Outcome("failed", _name(error))
 
@@ -791,7 +800,7 @@ class _Record:
                 outcome.kind,
                 outcome.message,
                 str(kept) if kept.exists() and outcome.kind != "blocked" else None,
-                _params_text(cell),
+                _params_key(cell),
             )
         self.write()
 

@@ -1,0 +1,454 @@
+"""Sweeps: what they expand to, what they skip, and what they survive, with real kernels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY
+from typer.testing import CliRunner
+
+from elfs_lib import sweep as sweeps
+from elfs_lib.artifacts import Store
+from elfs_lib.cli import app
+from elfs_lib.errors import ElfsError
+from elfs_lib.params import Params
+from elfs_lib.stages import Run
+
+PARAMS = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
+GRID = {
+    "params": ["tiny.yaml"],
+    "methods": ["random", "elfs", "ccs"],
+    "budgets": [0.3, 0.1],
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder of its own, as the current one, with one params file and one sweep."""
+    (tmp_path / "_toc.yml").touch()
+    write(tmp_path / "tiny.yaml", PARAMS)
+    write(tmp_path / "grid.yaml", GRID)
+    monkeypatch.chdir(tmp_path)
+    # The tasks of a sweep set these in their process, which may be this one.
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("ELFS_PROGRESS", "0")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    return tmp_path
+
+
+@pytest.fixture
+def client() -> Iterator[object]:
+    """Dask inside this process: quick to start, and kernels are real all the same."""
+    from distributed import Client
+
+    with Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as inside:
+        yield inside
+
+
+def write(path: Path, values: dict) -> None:
+    path.write_text(yaml.safe_dump(values))
+
+
+def grid(project: Path, **changes: object) -> sweeps.Sweep:
+    write(project / "grid.yaml", GRID | changes)
+    return sweeps.load_sweep(project / "grid.yaml")
+
+
+def notebook(project: Path, source: str) -> None:
+    """Put a notebook in the place of notebook 06."""
+    v4 = nbformat.v4
+    cells = [
+        v4.new_code_cell("methods = []", metadata={"tags": ["parameters"]}),
+        v4.new_code_cell(source),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    page = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    (project / "notebooks").mkdir()
+    nbformat.write(page, project / "notebooks" / f"{sweeps.NOTEBOOK}.ipynb")
+
+
+def started(project: Path) -> list[str]:
+    log = project / "log.txt"
+    return log.read_text().split() if log.exists() else []
+
+
+# ---------------------------------------------------------------------- expansion and checks
+
+
+def test_cells_come_budget_by_budget_then_seed_by_seed(project: Path):
+    cells = sweeps.cells(grid(project, overrides={"eval_steps": 7}))
+    assert len(cells) == 2 * 2 * 3
+    assert [(c.budget, c.seed, c.method) for c in cells[:4]] == [
+        (0.3, 0, "random"),
+        (0.3, 0, "elfs"),
+        (0.3, 0, "ccs"),
+        (0.3, 1, "random"),
+    ]
+    first = cells[0].params
+    assert (first.methods, first.budgets, first.eval_seeds) == (("random",), (0.3,), (0,))
+    assert first.eval_steps == 7 and first.encoder == "pixels"
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
+    write(project / "tiny.yaml", PARAMS | {"floor_accuracy": 99.0})
+    assert sweeps.cells(grid(project))[0].params.floor_accuracy is None
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"method": ["elfs"]}, "Unknown sweep key 'method': did you mean 'methods'"),
+        ({"methods": ["elf"]}, "Unknown method 'elf': did you mean 'elfs'"),
+        ({"methods": []}, "'methods' must list at least one"),
+        ({"methods": "elfs"}, "'methods'.*'elfs'.*list"),
+        ({"budgets": [0.1, 0.1]}, "'budgets'.*none twice"),
+        ({"budgets": [1.5]}, "budget.*1.5"),
+        ({"budgets": ["many"]}, "'budgets'.*many"),
+        ({"seeds": [0.5]}, "'seeds'.*0.5"),
+        ({"params": []}, "'params'.*at least 1"),
+        ({"params": ["absent.yaml"]}, "absent.yaml.*check the path"),
+        ({"params": ["tiny.yaml", "tiny.yaml"]}, "'digits' twice"),
+        ({"overrides": {"eval_stepz": 3}}, "'eval_stepz': did you mean 'eval_steps'"),
+        ({"overrides": {"budgets": [0.2]}}, "overrides 'budgets': give 'budgets' of the sweep"),
+        ({"overrides": {"eval_seeds": [0]}}, "give 'seeds' of the sweep"),
+        ({"workers": 0}, "'workers'.*0.*greater"),
+        ({"retries": -1}, "'retries'.*-1"),
+        ({"slurm": {"queue": "gpu"}}, "'slurm'.*'jobs'"),
+    ],
+)
+def test_a_wrong_sweep_is_one_sentence(project: Path, changes: dict, words: str):
+    with pytest.raises(ElfsError, match=words) as caught:
+        grid(project, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (project / "artifacts").exists()
+
+
+def test_a_missing_key_is_named(project: Path):
+    write(project / "grid.yaml", {k: v for k, v in GRID.items() if k != "seeds"})
+    with pytest.raises(ElfsError, match="lacks 'seeds'"):
+        sweeps.load_sweep(project / "grid.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "params" / "sweeps").glob("*.yaml")))
+def test_the_sweeps_that_ship_are_valid(file: Path, monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")  # paths are looked for in the project, too
+    assert sweeps.cells(sweeps.load_sweep(file))
+
+
+def test_budgets_that_do_not_fit_the_data_are_refused_before_work(project: Path):
+    for budgets, words in ([[0.1, 144], "same number"], [[5000], "5000"]):
+        with pytest.raises(ElfsError, match=words):
+            sweeps.run_sweep(grid(project, budgets=budgets), Store(project / "artifacts"))
+    assert not (project / "artifacts" / "results").exists()
+
+
+# ---------------------------------------------------------------------- what is left
+
+
+def test_shared_stages_run_once_and_before_what_needs_them(project: Path):
+    plan = sweeps.plan(grid(project, budgets=[0.1]), Store(project / "artifacts"))
+    assert [stage.name.removeprefix("digits_") for stage in plan.stages] == [
+        "embeddings",
+        "neighbors",
+        "temi",
+        "pseudo",
+        "proxies",
+        "search_0.1_aum",
+        "coreset_elfs_0.1",  # both seeds train on it
+        "true_proxy",
+    ]
+    known = set()
+    for stage in plan.stages:
+        assert known.issuperset(stage.needs)
+        known.add(stage.name)
+    assert plan.needs["digits_random_0.1_seed0"] == ()
+    assert plan.needs["digits_elfs_0.1_seed1"] == ("digits_coreset_elfs_0.1",)
+    assert plan.needs["digits_ccs_0.1_seed0"] == ("digits_true_proxy",)
+    assert not (project / "artifacts").exists()  # planning builds nothing
+
+
+def test_every_method_finds_the_stages_that_it_needs(project: Path, tiny_run: Run):
+    """With the planned stages there, selecting runs no further stage."""
+    from elfs_lib.selection import METHODS
+
+    names = list(METHODS)
+    sweep = grid(project, methods=names, budgets=[0.1], seeds=[0])
+    planned = sweeps.plan(sweep, Store(project / "nothing"))
+    by_name = {stage.name: stage for stage in planned.stages}
+
+    def upstream(names: tuple[str, ...]) -> set[str]:
+        return set(names).union(*(upstream(by_name[name].needs) for name in names))
+
+    built: list[str] = []
+
+    class Recorder(Store):
+        def run(self, stage, *args, **kwargs):
+            built.append(stage)
+            return super().run(stage, *args, **kwargs)
+
+    renamed = {"proxy": "proxies"}
+    for name in names:
+        built.clear()
+        Run(tiny_run.params, Recorder(tiny_run.store.root)).coreset(name, 0.1, 0)
+        wanted = {renamed.get(stage, stage) for stage in built} - {"images", "coreset"}
+        there = upstream(planned.needs[f"digits_{name}_0.1_seed0"])
+        assert {s.removeprefix("digits_").partition("_0.1")[0] for s in there} >= wanted, name
+
+
+def test_what_is_done_is_skipped_and_collected(project: Path):
+    store = Store(project / "artifacts")
+    sweep = grid(project, methods=["random"], budgets=[0.1])
+    assert sweeps.collect(sweep, store).empty
+    run = Run(sweep.datasets[0], store)
+    first = run.result_row("random", 0.1, 0)
+    expected = pd.DataFrame([first]).astype({"hard_prune_ratio": float})
+    pd.testing.assert_frame_equal(sweeps.collect(sweep, store), expected)
+    assert [c.seed for c in sweeps.plan(sweep, store).waiting] == [1]
+    run.evaluate("random", 0.1, 1)
+
+    lines: list[str] = []
+    table = sweeps.run_sweep(sweep, store, say=lines.append)  # no notebook 06 is even there
+    assert table["seed"].tolist() == [0, 1]
+    assert lines == ["Sweep grid: 2 notebooks, 2 results there, 0 to run."]
+    pd.testing.assert_frame_equal(pd.read_parquet(sweeps.results_file(sweep, store)), table)
+
+
+def test_one_sweep_does_not_run_twice_at_a_time(project: Path):
+    import filelock
+
+    store, sweep = Store(project / "artifacts"), grid(project)
+    folder = sweeps.notebooks_folder(sweep, store)
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / ".lock"), pytest.raises(ElfsError, match="running already"):
+        sweeps.run_sweep(sweep, store)
+
+
+def test_results_of_a_sweep_are_no_damaged_artifacts(project: Path):
+    store, sweep = Store(project / "artifacts"), grid(project)
+    sweeps.notebooks_folder(sweep, store).mkdir(parents=True)
+    (sweeps.notebooks_folder(sweep, store) / f"{sweeps._ASIDE}x").mkdir()
+    assert store.damaged() == [] and store.artifacts() == []
+
+
+# ---------------------------------------------------------------------- workers
+
+
+def test_workers_divide_cores_and_gpus(monkeypatch):
+    gib = 2**30
+    assert sweeps.local_workers(cores=2, gpus=0, memory=16 * gib) == 2
+    assert sweeps.local_workers(cores=64, gpus=0, memory=256 * gib) == 16
+    assert sweeps.local_workers(cores=64, gpus=0, memory=5 * gib) == 2
+    assert sweeps.local_workers(cores=1, gpus=0, memory=gib) == 1
+    assert sweeps.local_workers(cores=64, gpus=8, memory=256 * gib) == 8
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    each = sweeps.worker_environments(3, cores=8, gpus=["4", "5"])
+    assert [e["OMP_NUM_THREADS"] for e in each] == ["2", "2", "2"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in each] == ["4", "5", "4"]
+    assert "CUDA_VISIBLE_DEVICES" not in sweeps.worker_environments(1, cores=8, gpus=[])[0]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's word counts
+    assert sweeps.worker_environments(1, cores=8, gpus=[])[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_slurm_jobs_run_one_notebook_at_a_time(monkeypatch):
+    pytest.importorskip("dask_jobqueue")
+    options = dict(sweeps.load_sweep(ROOT / "params" / "sweeps" / "slurm.yaml").slurm)
+    with sweeps._slurm_cluster(options | {"jobs": 0}) as cluster:
+        script = cluster.job_script()
+    for line in ("#SBATCH -p gpu", "--gres=gpu:1", "--cpus-per-task=8", "--nthreads 1"):
+        assert line in script
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence(project: Path, monkeypatch):
+    import distributed
+
+    class Absent:
+        def __init__(self, *args, **kwargs):
+            raise OSError("Timed out trying to connect")
+
+    monkeypatch.setattr(distributed, "Client", Absent)
+    with pytest.raises(ElfsError, match="No Dask scheduler answers at 'tcp://x:1'"):
+        sweeps.run_sweep(grid(project), Store(project / "artifacts"), scheduler="tcp://x:1")
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_dry_run_prints_and_builds_nothing(project: Path):
+    result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run"])
+    assert result.exit_code == 0
+    assert "would run  digits, temi\n" in result.output
+    assert "would run  digits, elfs, 30%, seed 1\n" in result.output
+    assert "12 notebooks, 0 results there, 12 to run" in result.output
+    assert not (project / "artifacts").exists()
+
+
+# ---------------------------------------------------------------------- notebook 06 itself
+
+
+@pytest.mark.parametrize("method", ["random", "ccs"])
+def test_notebook_06_runs_for_one_cell(tiny_run: Run, monkeypatch, method: str):
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tiny_run.store.root))
+    page = nbformat.read(ROOT / "notebooks" / f"{sweeps.NOTEBOOK}.ipynb", as_version=4)
+    change = {"methods": (method,), "budgets": (0.1,), "eval_seeds": (0,)}
+    space = tiny_run.params.model_copy(update=change).model_dump()
+    for cell in page.cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            exec(compile(cell.source, cell.id, "exec"), space)  # our own file, without a kernel
+    assert len(space["results"]) == 1 and space["paired"] is None
+
+
+# ---------------------------------------------------------------------- failures and kills
+
+FAILING = """
+import os, pathlib, shutil
+with open("log.txt", "a") as file:
+    file.write(methods[0] + "\\n")
+mended = pathlib.Path("mended").exists()
+if methods == ["ccs"]:
+    os._exit(9)
+if methods == ["elfs"] and not mended:
+    raise ValueError("boom")
+shutil.copytree(f"results_of_{methods[0]}", os.environ["ELFS_ARTIFACTS_DIR"], dirs_exist_ok=True)
+"""
+
+
+@pytest.mark.slow
+def test_failures_are_kept_reported_and_retried_on_request(project: Path, client):
+    notebook(project, FAILING)  # finishes by copying results made here, to save time
+    sweep = grid(project, budgets=[0.1], seeds=[0])
+    for method in ("random", "elfs"):
+        run = Run(sweep.datasets[0], Store(project / f"results_of_{method}"))
+        run.evaluate(method, 0.1, 0)
+    store, lines = Store(project / "artifacts"), []
+
+    table = sweeps.run_sweep(sweep, store, client=client, say=lines.append)
+    assert table["method"].tolist() == ["random"]  # the others did not stop it
+    assert sorted(started(project)) == ["ccs", "ccs", "elfs", "random"]  # the dead one: twice
+    failed, died = sweeps.failures(sweep, store)
+    assert (failed.kind, failed.message) == ("failed", "cell 2: ValueError: boom")
+    assert "boom" in Path(failed.notebook).read_text()
+    assert died.kind == "died" and "died 2 times" in died.message
+    assert not list(Path(failed.notebook).parent.glob(f"{sweeps._ASIDE}*"))
+    assert any(line.startswith("[3/3]") for line in lines)
+
+    result = CliRunner().invoke(app, ["sweep", "grid.yaml"])  # they stay failed, and are told
+    assert result.exit_code == 1
+    assert "failed: digits, elfs, 10%, seed 0: cell 2: ValueError: boom (kept as" in result.output
+    assert len(started(project)) == 4
+
+    (project / "mended").touch()
+    table = sweeps.run_sweep(sweep, store, client=client, retry_failed=True, say=lines.append)
+    assert table["method"].tolist() == ["random", "elfs"]
+    assert sorted(started(project)[4:]) == ["ccs", "ccs", "elfs"]
+    assert [failure.kind for failure in sweeps.failures(sweep, store)] == ["died"]
+
+    changed = grid(project, budgets=[0.1], seeds=[0], overrides={"eval_steps": 5})
+    assert sweeps.failures(changed, store) == []  # a failure belongs to its parameters
+
+
+def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeypatch):
+    store = Store(project / "artifacts")
+    sweep = grid(project, methods=["random", "elfs"], budgets=[0.1], seeds=[0])
+    monkeypatch.setattr(sweeps, "_execute", lambda *args: sweeps._Outcome("done"))
+    Run(sweep.datasets[0], Store(project / "done")).evaluate("random", 0.1, 0)
+
+    def finish(run, call):  # in place of training: stages fail, results are there already
+        raise RuntimeError("no memory")
+
+    plan = sweeps.plan(sweep, store)
+    monkeypatch.setattr(sweeps, "plan", lambda *args, **kwargs: plan)
+    monkeypatch.setattr(sweeps, "_perform", finish)
+    shutil.copytree(project / "done", store.root, dirs_exist_ok=True)
+    table = sweeps.run_sweep(sweep, store, client=client, say=lambda line: None)
+    assert table["method"].tolist() == ["random"]
+    (failure,) = sweeps.failures(sweep, store)
+    assert failure.kind == "blocked" and failure.notebook is None
+    assert failure.message == "its stage 'digits, embeddings' failed: RuntimeError: no memory"
+
+
+TRAINING = """
+with open("log.txt", "a") as file:
+    file.write(methods[0] + "\\n")
+from elfs_lib.stages import Run
+Run.from_notebook(globals()).results()
+"""
+
+
+@pytest.mark.slow
+def test_killed_worker_and_killed_sweep_change_nothing(project: Path, client):
+    """SIGKILL to a Dask worker, then to the sweep; going on gives what an undisturbed run gives."""
+    notebook(project, TRAINING)
+    sweep = grid(project, methods=["random", "elfs"], budgets=[0.1], seeds=[0])
+    store = Store(project / "artifacts")
+    file = sweeps.results_file(sweep, store)
+
+    command = [sys.executable, "-c", "from elfs_lib.cli import main; main()"]
+    process = subprocess.Popen(
+        [*command, "sweep", "grid.yaml", "--workers", "1"], stdout=subprocess.DEVNULL
+    )
+    family = psutil.Process(process.pid)
+    try:
+        wait_for(lambda: started(project), process)
+        (worker,) = (p for p in family.children() if "spawn_main" in " ".join(p.cmdline()))
+        worker.kill()
+        wait_for(lambda: len(pd.read_parquet(file)) == 1, process)  # readable at any time
+        everyone = family.children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
+    gone, alive = psutil.wait_procs(everyone, timeout=20)
+    assert not alive, "workers or kernels outlive the sweep"
+
+    before = pd.read_parquet(file)
+    first = next((store.root / "evaluation").glob("[!.]*/manifest.json")).stat().st_mtime_ns
+    table = with_one_thread(lambda: sweeps.run_sweep(sweep, store, client=client, say=print))
+    manifests = list((store.root / "evaluation").glob("[!.]*/manifest.json"))
+    assert len(manifests) == 2 and first in {path.stat().st_mtime_ns for path in manifests}
+    pd.testing.assert_frame_equal(table[:1], before)
+    assert started(project).count("random") == 2  # once under the killed worker, never again
+
+    params = Params.make(PARAMS | {"methods": ["random", "elfs"], "budgets": [0.1]})
+    undisturbed = Run(params.model_copy(update={"eval_seeds": (0,)}), Store(project / "other"))
+    expected = with_one_thread(undisturbed.results).drop(columns="seconds")
+    pd.testing.assert_frame_equal(
+        table.drop(columns="seconds"), expected.astype({"hard_prune_ratio": float})
+    )
+    for method in ("random", "elfs"):
+        here = Run(params, store).evaluate(method, 0.1, 0).array("predictions")
+        there = undisturbed.evaluate(method, 0.1, 0).array("predictions")
+        assert (here == there).all()
+
+
+def wait_for(ready: Callable[[], object], process: subprocess.Popen, limit: float = 180) -> None:
+    end = time.monotonic() + limit
+    while not ready():
+        assert process.poll() is None, "the sweep ended early"
+        assert time.monotonic() < end, "the sweep takes too long"
+        time.sleep(0.1)
+
+
+def with_one_thread(work: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(threads)
