@@ -271,7 +271,7 @@ class Run:
         return self.store.run(
             "temi",
             build,
-            version=1,
+            version=2,
             params=params,
             inputs={"embeddings": self.embeddings, "neighbors": self.neighbors},
             seed=self.params.seed,
