@@ -160,7 +160,8 @@ def test_each_method_reads_only_what_it_declares(method):
     got = select(method, declared, 30, seed=2, **options)
     assert got.indices.tolist() == run(method, inputs, 30, seed=2).indices.tolist()
     for need in entry.needs:
-        missing = SelectionInputs(n=90, classes=3, **{**fields, need: {} if need == "scores" else None})
+        nothing = {} if need == "scores" else None
+        missing = SelectionInputs(n=90, classes=3, **{**fields, need: nothing})
         with pytest.raises(ElfsError, match=f"needs {need}"):
             select(method, missing, 30, **options)
 

@@ -61,7 +61,7 @@ def ccs(
 
 
 def equal_width_strata(values: np.ndarray, strata: int) -> np.ndarray:
-    """Number of the stratum of each value: int64 [N] in 0..strata-1, equal widths from min to max."""
+    """Stratum of each value: int64 [N] in 0..strata-1, of equal width from min to max."""
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros(len(values), dtype=np.int64)

@@ -35,7 +35,7 @@ def prototypicality(
 def prototype_distances(
     inputs: SelectionInputs, *, seed: int, clusters: int | None = None
 ) -> np.ndarray:
-    """Euclidean distance of each normalised embedding to its k-means centroid: float64 [N], >= 0."""
+    """Distance of each normalised embedding to its k-means centroid: float64 [N] in [0, 2]."""
     clusters = inputs.classes if clusters is None else clusters
     if clusters is None:
         raise ElfsError("The number of classes is not known: give the option clusters a value.")
