@@ -195,6 +195,9 @@ def select(
         float | None,
         typer.Option(help="Cosine similarity from which two images are near copies"),
     ] = None,
+    balanced: Annotated[
+        bool, typer.Option(help="Prune each pseudo-class at its own two ends")
+    ] = True,
     report: Annotated[bool, typer.Option(help="Write the HTML page")] = True,
     p: Overrides = None,
     kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")] = None,
@@ -225,6 +228,7 @@ def select(
         _number("budget", budget),
         overrides.pop("seed", 0),
         copies,
+        balanced,
         overrides,
     )
     choice = own_labels.make_list(
@@ -357,20 +361,34 @@ def verify() -> None:
 
 
 @app.command()
-def methods() -> None:
-    """List the selection methods: what each needs, and whether it sees labels.
+def methods(
+    n: Annotated[int | None, typer.Option("--n", help="Number of images, for the cost")] = None,
+    dim: Annotated[int, typer.Option(help="Numbers in an embedding")] = 768,
+    budget: Annotated[float, typer.Option(help="Share of the images, or a count")] = 0.1,
+    classes: Annotated[int, typer.Option(help="Number of classes")] = 10,
+) -> None:
+    """List the selection methods: what each needs, whether it sees labels, and what it costs.
 
-    Example:
+    Cost (memory at the peak and time on one core) is extrapolated from measured growth.
+
+    Examples:
 
         elfs methods
-    """
-    from elfs_lib.selection import METHODS
 
+        elfs methods --n 1300000 --dim 768 --classes 1000
+    """
+    from elfs_lib.selection import METHODS, expected_cost
+
+    share = int(budget) if budget > 1 and budget == int(budget) else budget
     width = max(map(len, METHODS))
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
+        cost = ""
+        if n is not None:
+            memory, seconds = expected_cost(entry.name, n, dim, share, classes=classes)
+            cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s  "
         needs = ", ".join(sorted(entry.needs)) or "nothing"
-        print(f"{entry.name:{width}}  {kind:10}  {entry.summary} (needs {needs})")
+        print(f"{entry.name:{width}}  {kind:10}  {cost}{entry.summary} (needs {needs})")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Pieces of HTML for reports: pictures and tables that hold everything inside themselves.
+"""Pieces of the report on a list: pictures, tables and one figure, with nothing outside them.
 
 File names are people's data: whatever they contain stays text.
 """
@@ -13,6 +13,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+from elfs_lib.plots import DPI, EASY, HARD, MIDDLE, NEUTRAL, SHADE, WIDTH, PageFigure
 
 THUMBNAIL = 96  # pixels, the longest side that is embedded
 SHOWN = 84  # pixels on the page
@@ -69,3 +71,47 @@ def table(frame: pd.DataFrame) -> str:
 def bullets(sentences: Sequence[str]) -> str:
     """A list of sentences; whatever they contain stays text."""
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences)}</ul>"
+
+
+def cuts_by_class(
+    scores: np.ndarray, labels: np.ndarray, listed: np.ndarray, cuts: np.ndarray, *, most: int = 20
+) -> PageFigure:
+    """A histogram of the score for each pseudo-class, with its two cuts.
+
+    Args:
+        scores: float [N], low is hard.
+        labels: int [N], pseudo-classes.
+        listed: bool [N], images on the list: drawn in full over the others.
+        cuts: float [C, 2], scores of the hardest and easiest image between the cuts of each class;
+            NaN where nothing lies between them.
+        most: Classes drawn, the largest ones.
+    """
+    sizes = np.bincount(labels, minlength=len(cuts))
+    shown = np.sort(np.argsort(-sizes, kind="stable")[: min(most, (sizes > 0).sum())])
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = PageFigure(figsize=(WIDTH, 0.4 + 1.25 * rows), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    bins = np.histogram_bin_edges(scores, 24)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for axes, label in zip(panels, shown, strict=False):
+        own = labels == label
+        low, high = cuts[label]
+        parts = [own & (scores < low), own & (scores >= low) & (scores <= high), own & (scores > high)]
+        if np.isnan(low):
+            parts = [own]
+        axes.hist(
+            [scores[part] for part in parts],
+            bins=bins,
+            stacked=True,
+            color=[HARD, SHADE, EASY][: len(parts)] if len(parts) > 1 else [NEUTRAL],
+        )
+        axes.hist(scores[own & listed], bins=bins, color=MIDDLE)
+        if len(parts) > 1:
+            for cut in (low, high):
+                axes.axvline(cut, color="#222222", lw=0.8)
+        axes.set_title(f"class {label}: {(own & listed).sum():,} of {own.sum():,}", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

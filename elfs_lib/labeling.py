@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
-from xml.sax.saxutils import escape
 
 import pandas as pd
 
@@ -57,15 +56,6 @@ def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
         {"data": {"image": LOCAL_FILES + quote(f"{folder}/{row['path']}"), **row}}
         for row in frame.to_dict("records")
     ]
-
-
-def label_config(names: Collection[str]) -> str:
-    """Label Studio's labelling interface for one choice among ``names``, as XML."""
-    choices = "\n".join(f'    <Choice value="{_attribute(name)}"/>' for name in names)
-    return (
-        '<View>\n  <Image name="img" value="$image"/>\n'
-        f'  <Choices name="label" toName="img" choice="single">\n{choices}\n  </Choices>\n</View>\n'
-    )
 
 
 def read_labels(
@@ -186,7 +176,3 @@ def _known_path(name: str, known: set[str], folder: str) -> str | None:
             if path in known:
                 return path
     return None
-
-
-def _attribute(text: str) -> str:
-    return escape(text, {'"': "&quot;"})

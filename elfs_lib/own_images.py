@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
-from elfs_lib.decoding import KEPT, LEFT_OUT
-from elfs_lib.duplicates import Copies, default_cosine, find_copies
+from elfs_lib.compute import track
+from elfs_lib.decoding import FORMATS, KEPT, LEFT_OUT, decode_images, read_file
+from elfs_lib.duplicates import (
+    ALIKE,
+    ALIKE_COSINE,
+    ALIKE_SIDE,
+    Copies,
+    default_cosine,
+    find_copies,
+)
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.selection import budget_count, easiness
+from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count
 from elfs_lib.stages import Run
 
@@ -32,6 +42,9 @@ FEWEST = 10  # images below which there is nothing to choose
 OUTLIERS = 0.05  # share of images, those least like their neighbours, called outliers
 BUDGETS = (200, 500, 1000)  # what the report compares the list with
 COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
+ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
+_CHUNK = 512  # files decoded at a time for the encoder: 77 MB at 224 pixels
+_SAMPLE = 256  # files whose headers say how large the images are
 _SET_HERE = {"dataset", "data_path", "classes", "budget"}
 
 
@@ -70,6 +83,7 @@ class OwnRun(Run):
 
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
     cosine: float | None = None
+    balanced: bool = True
 
     @cached_property
     def images(self) -> Artifact:
@@ -95,6 +109,60 @@ class OwnRun(Run):
         """Path of each image relative to the folder; for an array its row."""
         return self.about["paths"]
 
+    @cached_property
+    def embeddings(self) -> Artifact:
+        """As for any run, but photos are read again at the encoder's own size: the small squares
+        that networks are trained on here have lost most of what a pretrained encoder can see."""
+        side, p = self._view, self.params
+        if side is None:
+            return super().embeddings
+        root, paths = Path(p.data_path), self.paths
+
+        def build(draft: Draft) -> None:
+            blocks = []
+            for start in track(range(0, len(paths), _CHUNK), "Embedding"):
+                part = paths[start : start + _CHUNK]
+                decoded = decode_images(
+                    ((path, root / path) for path in part),
+                    len(part),
+                    image_size=side,
+                    read=read_file,
+                    desc="reading",
+                )
+                if len(decoded.names) < len(part):
+                    gone = sorted(set(part) - set(decoded.names))[0]
+                    raise ElfsError(f"{root / gone} changed while it was read: start again.")
+                blocks.append(
+                    encoders.embed(
+                        decoded.images,
+                        p.encoder,
+                        checkpoint=p.encoder_checkpoint,
+                        input_size=p.encoder_size,
+                        device=p.device,
+                        precision=p.precision,
+                        seed=p.seed,
+                    )
+                )
+            draft.array("embeddings", np.concatenate(blocks))
+            draft.fact(device=self._device, encoder=encoders.describe(p.encoder))
+
+        params = self._some("encoder", "encoder_size", "precision") | {"view": side}
+        params["checkpoint"] = encoders.checkpoint_fingerprint(p.encoder_checkpoint)
+        return self.store.run(
+            "embeddings", build, version=1, params=params, inputs={"images": self.images}
+        )
+
+    @cached_property
+    def _view(self) -> int | None:
+        """Side in pixels at which the files are read again for the encoder; None: not at all."""
+        p = self.params
+        if self.pixels is not None or p.encoder == "pixels":
+            return None
+        step = max(1, len(self.paths) // _SAMPLE)
+        sides = list(_short_sides(Path(p.data_path) / path for path in self.paths[::step]))
+        side = min(p.encoder_size or ENCODER_SIDE, int(np.median(sides)) if sides else 0)
+        return side if side > self.train_images.shape[-1] else None
+
     @property
     def training(self) -> dict[str, Any]:
         """How this run trains: flips, crops, device and precision."""
@@ -107,8 +175,23 @@ class OwnRun(Run):
             self.train_images,
             self.neighbors.array("indices"),
             self.neighbors.array("similarities"),
-            cosine=self.cosine or default_cosine(self.params.encoder),
+            cosine=default_cosine(self.params.encoder) if self.cosine is None else self.cosine,
+            look=self.params.encoder != "pixels",
         )
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """float64 [N], what the list is ordered by, low is hard: the score, or where it stands
+        inside its pseudo-class (a quantile) if the list is balanced."""
+        ascending = easiness(self.scores, self.params.score)
+        return class_quantile(ascending, self.pseudo_labels) if self.balanced else ascending
+
+    def hard_prune_ratio(self, budget: float | int, score: str | None = None) -> float:
+        """Beta for a budget: the parameter if given, else the choice of this order's search."""
+        if self.params.hard_prune_ratio is not None:
+            return self.params.hard_prune_ratio
+        found = self.search(budget, score, balanced=self.balanced)
+        return float(found.json("search")["best"])
 
     @cached_property
     def class_estimate(self) -> ClassEstimate:
@@ -149,6 +232,7 @@ class Request:
         budget: Images to label: a count, or a share in (0, 1] of all.
         seed: Same seed, same list.
         cosine: Similarity from which images are near copies; None: by the encoder.
+        balanced: Whether each pseudo-class is pruned at its own two ends, and so has its share.
         overrides: Parameters that win over the profile.
         done: Paths of images that are labelled already.
     """
@@ -157,6 +241,7 @@ class Request:
     budget: float | int
     seed: int = 0
     cosine: float | None = None
+    balanced: bool = True
     overrides: Mapping[str, Any] = field(default_factory=dict)
     done: tuple[str, ...] = ()
 
@@ -196,11 +281,28 @@ class Choice:
             f"{len(self.listed):,} of {len(self.run.paths):,} images to label; the others: "
             f"{', '.join(others) or 'none'} (hard-prune ratio {self.hard_prune_ratio:g})."
         ]
+        copies = self.run.copies
+        if copies.exact or copies.near:
+            lines.append(
+                f"Copies: {copies.exact:,} images have the pixels of another one, {copies.near:,} more "
+                "are near copies."
+            )
         unused = self.files[~self.files["used"].astype(bool)]["kind"].value_counts()
         if len(unused):
             counts = (f"{count:,} {kind.replace('_', ' ')}" for kind, count in unused.items())
             lines.append(f"Files left out: {', '.join(counts)}.")
         return [*lines, *self.notes]
+
+    @property
+    def cuts(self) -> np.ndarray:
+        """float64 [C, 2]: scores (low is hard) of the hardest and the easiest listed image of each
+        pseudo-class; NaN where none is listed."""
+        ascending = easiness(self.run.scores, self.run.params.score)[self.listed["index"]]
+        found = np.full((self.run.classes, 2), np.nan)
+        for label in self.listed["pseudo_class"].unique():
+            own = ascending[self.listed["pseudo_class"] == label]
+            found[label] = own.min(), own.max()
+        return found
 
     @cached_property
     def budgets(self) -> pd.DataFrame:
@@ -208,13 +310,16 @@ class Choice:
         overlap (share of the shorter list that is on the longer one), classes (pseudo-classes
         on the list). Each budget has its own search of beta."""
         run, mine = self.run, set(self.listed["index"])
+        done = _rows_of(self.request.done, run.paths)
         rows = []
         for count in sorted({*run.params.budgets, len(mine)}):
-            beta = run.hard_prune_ratio(count)
-            if beta + count / len(run.paths) > 1:
+            total = count + len(done)
+            p = run.params
+            least = min(p.hard_prune_ratios) if p.hard_prune_ratio is None else p.hard_prune_ratio
+            if least + total / len(run.paths) > 1:
                 continue
-            done = _rows_of(self.request.done, run.paths)
-            chosen = pick(_ascending(run), run.copies.group, beta, count, done)
+            beta = run.hard_prune_ratio(total)
+            chosen = pick(run.order, run.copies.group, beta, count, done)
             rows.append(
                 {
                     "budget": count,
@@ -236,6 +341,7 @@ def select(
     budget: float | int,
     seed: int = 0,
     cosine: float | None = None,
+    balanced: bool = True,
     artifacts: str | Path | None = None,
     **overrides: Any,
 ) -> pd.DataFrame:
@@ -248,6 +354,8 @@ def select(
         seed: Same seed, same list.
         cosine: Similarity of embeddings from which two images are near copies, of which at most
             one is listed; None: 0.95, or 0.998 for the encoder ``pixels``.
+        balanced: Whether each pseudo-class is pruned at its own two ends, and so has its share of
+            the list at every length; False prunes all images in one order, as the paper does.
         artifacts: Folder that keeps the work of the stages, so that another call goes on from
             there; None: a temporary one.
         overrides: Parameters of :class:`elfs_lib.params.Params`, such as ``encoder``, ``flip``,
@@ -277,12 +385,12 @@ def select(
         (20, 7)
         >>> list(to_label["rank"][:3])
         [1, 2, 3]
-        >>> bool(to_label["score"].is_monotonic_increasing)
-        True
+        >>> int(to_label["index"].nunique())
+        20
     """
-    request = Request(classes, budget, seed, cosine, overrides)
+    request = Request(classes, budget, seed, cosine, balanced, overrides)
     with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
-        choice = choose_images(images, request, Store(artifacts or temporary))
+        choice = choose_images(images, request, Store(artifacts or temporary), compare=False)
         frame = choice.listed.copy()
     frame.attrs = {
         "hard_prune_ratio": choice.hard_prune_ratio,
@@ -296,11 +404,13 @@ def choose_images(
     request: Request,
     store: Store,
     *,
+    compare: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Run every stage and choose; arguments as in :func:`select`.
 
     Args:
+        compare: Whether to prepare :attr:`Choice.budgets`, a search for each.
         say: Called with a line of progress before each stage.
 
     Raises:
@@ -338,9 +448,10 @@ def choose_images(
     run.proxies  # noqa: B018
     say("[6/7] searching how many of the hardest to leave out")
     beta = run.hard_prune_ratio(total)
-    say("[7/7] choosing, and comparing budgets")
+    say("[7/7] comparing budgets" if compare else "[7/7] choosing")
     choice = _choice(run, request, beta, count, done)
-    choice.budgets  # noqa: B018
+    if compare:
+        choice.budgets  # noqa: B018
     return choice
 
 
@@ -356,7 +467,7 @@ def open_run(
     pixels, path = _source(source)
     given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
     given |= {"dataset": "image_folder", "data_path": path}
-    run = OwnRun(Params.make(given), store, pixels, request.cosine)
+    run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
     say("[1/7] reading images")
     n = len(run.train_images)
     _check_counts(n, n, request)
@@ -404,6 +515,12 @@ def facts(choice: Choice) -> list[str]:
     p, copies = run.params, run.copies
     encoder = encoders.describe(p.encoder, p.encoder_checkpoint)
     seen = {True: "with labels", False: "without labels", None: "labels unknown"}
+    near = f"cosine similarity of embeddings of {copies.cosine:g} or more"
+    if p.encoder != "pixels":
+        near += (
+            f", or up to {ALIKE_COSINE:g} less and brightness at {ALIKE_SIDE} pixels correlated by "
+            f"{ALIKE:g} or more,"
+        )
     given = "estimated" if request.classes == "auto" else "given"
     changed = ", ".join(f"{name}={value}" for name, value in request.overrides.items())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
@@ -412,15 +529,25 @@ def facts(choice: Choice) -> list[str]:
         f"classes ({given}), {len(choice.listed):,} images asked for, seed {request.seed}"
         + (f", {changed}." if changed else "."),
         f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}).",
-        f"Near copies: cosine similarity of embeddings of {copies.cosine:g} or more among the "
-        f"{p.neighbors} nearest neighbours; {copies.exact:,} images have the pixels of another "
-        f"one, {copies.near:,} more are near copies.",
+        f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} images "
+        f"have the pixels of another one, {copies.near:,} more are near copies.",
         f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
         "neighbours.",
         f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
         f"{p.proxy_epochs} epochs; search: {p.search_steps} steps a model.",
         f"Versions: {versions}.",
     ]
+
+
+def _short_sides(files: Iterable[Path]) -> Iterator[int]:
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    for file in files:
+        try:
+            with Image.open(file, formats=formats) as image:
+                yield min(image.size)
+        except Exception:  # noqa: BLE001 - parsers fail in any way they like; others will do
+            continue
 
 
 def _check_request(request: Request) -> None:
@@ -488,16 +615,11 @@ def _rows_of(paths: Collection[str], known: list[str]) -> np.ndarray:
     return np.array([row for row, path in enumerate(known) if path in wanted], np.int64)
 
 
-def _ascending(run: OwnRun) -> np.ndarray:
-    return easiness(run.scores, run.params.score)
-
-
 def _choice(
     run: OwnRun, request: Request, beta: float, count: int, done: np.ndarray
 ) -> Choice:
-    ascending = _ascending(run)
-    chosen = pick(ascending, run.copies.group, beta, count, done)
-    order = np.argsort(ascending, kind="stable")
+    chosen = pick(run.order, run.copies.group, beta, count, done)
+    order = np.argsort(run.order, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     cut = hard_prune_count(len(order), beta, count + len(done))
@@ -513,9 +635,11 @@ def _choice(
     )
     listed = every.iloc[chosen].copy()
     listed.insert(0, "rank", np.arange(1, count + 1))
+    easier = 1 - run.order if run.balanced else 1 - (place + 1) / len(order)
     listed["reason"] = [
-        f"harder than {1 - (place[row] + 1) / len(order):.0%} of the images, and not among the "
-        f"hardest {cut / len(order):.0%}"
+        f"harder than {easier[row]:.0%} of "
+        + (f"pseudo-class {run.pseudo_labels[row]}" if run.balanced else "the images")
+        + f", and not among the hardest {cut / len(order):.0%}"
         if place[row] >= cut
         else "among the hardest: taken because copies left the list short"
         for row in chosen
@@ -554,7 +678,7 @@ def _rest(
             kind, reason = "labelled", "labelled already"
         elif twin is not None:
             same = copies.first[row] == copies.first[twin]
-            how = "same pixels as" if same else f"near copy (cosine {copies.cosine:g} or more) of"
+            how = "same pixels as" if same else "near copy of"
             where = "on the list" if group in listed else "labelled already"
             kind, reason = "copy", f"{how} {paths[twin]}, which is {where}"
         elif hard[row] and far[row]:

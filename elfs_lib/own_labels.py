@@ -23,7 +23,7 @@ from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import unit_rows
 from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.labeling import Labels, label_config, read_labels, tasks
+from elfs_lib.labeling import Labels, read_labels, tasks
 from elfs_lib.labels import LabelOracle
 from elfs_lib.own_images import COLUMNS, Choice, OwnRun, Request, choose_images, open_run
 from elfs_lib.selection.by_class import rank_in_class
@@ -138,8 +138,8 @@ class Record:
         return self.folder.resolve().name
 
 
-def read_record(file: str | Path) -> Record:
-    """Read a list's ``run.json``.
+def read_record(file: str | Path, *, repair: bool = False) -> Record:
+    """Read a list's ``run.json``; ``repair`` recomputes damaged artifacts.
 
     Raises:
         ElfsError: if it is missing or damaged.
@@ -150,7 +150,7 @@ def read_record(file: str | Path) -> Record:
         asked = record["request"]
         request = Request(**{**asked, "done": tuple(asked["done"])})
         folder, artifacts = file.parent / record["folder"], file.parent / record["artifacts"]
-        return Record(folder, request, Store(artifacts), int(record["count"]))
+        return Record(folder, request, Store(artifacts, repair=repair), int(record["count"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ElfsError(
             f"{file} is missing or damaged: make the list with elfs select first, or name it with "
@@ -265,7 +265,6 @@ def import_labels(
         )
     frame = pd.DataFrame(every.items(), columns=["path", "label"])
     write_text_atomic(files.labels, frame.to_csv(index=False))
-    write_text_atomic(files.beside("label_studio.xml"), label_config(names or found))
     return labels, every
 
 
@@ -334,8 +333,8 @@ class Assessment:
                 f"  Fewer than {self.folds} labels: {', '.join(rare)}; some folds test without them."
             )
         lines.append(
-            "The labelled images were chosen for being informative, so this is the accuracy on "
-            "images like them, as a rule below that on all images."
+            "The labelled images were chosen and not drawn at random: this is the accuracy on images "
+            "like them, not on all."
         )
         return lines
 
@@ -447,6 +446,7 @@ def evaluate(
     *,
     folds: int = 5,
     batch: int | None = None,
+    repair: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Assessment, Choice | None]:
     """Assess the labels imported so far, and choose the next images to label.
@@ -457,11 +457,12 @@ def evaluate(
 
     Args:
         batch: Images in the next batch; None: as many as in the first list; 0: no batch.
+        repair: Recompute damaged artifacts.
 
     Raises:
         ElfsError: if there is no list, no label, or nothing left to label.
     """
-    record = read_record(files.record)
+    record = read_record(files.record, repair=repair)
     labels = stored_labels(files)
     if not labels:
         raise ElfsError(f"There are no labels for {files.csv} yet: run elfs labels import first.")
@@ -474,7 +475,7 @@ def evaluate(
     if not batch:
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels))
-    choice = choose_images(record.folder, request, record.store, say=say)
+    choice = choose_images(record.folder, request, record.store, compare=False, say=say)
     write_choice(files.next, choice, record.folder)
     return assessment, choice
 

@@ -38,6 +38,7 @@ from elfs_lib.selection import (
     search_hard_prune_ratio,
     select,
 )
+from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.self_training import relabel
 from elfs_lib.temi import TemiConfig, fit_temi
 from elfs_lib.training.loop import Length, Seeds, train
@@ -405,8 +406,13 @@ class Run:
 
     # ------------------------------------------------------------------ search and selection
 
-    def search(self, budget: float | int, score: str | None = None) -> Artifact:
-        """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``."""
+    def search(
+        self, budget: float | int, score: str | None = None, *, balanced: bool = False
+    ) -> Artifact:
+        """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``.
+
+        ``balanced`` prunes inside each pseudo-class, as method ``elfs_balanced`` does.
+        """
         p = self.params
         score = score or p.score
         n = len(self.train_images)
@@ -430,8 +436,9 @@ class Run:
                     self.train_images[held_out], self.pseudo_labels[held_out]
                 )
 
+            order = easiness(self.scores, score)
             found = search_hard_prune_ratio(
-                easiness(self.scores, score),
+                class_quantile(order, self.pseudo_labels) if balanced else order,
                 budget_count(budget, n),
                 ratios=p.hard_prune_ratios,
                 fit_and_score=fit_and_score,
@@ -444,6 +451,7 @@ class Run:
         names = ("hard_prune_ratios", "search_steps", "search_seeds", "eval_recipe", "flip")
         params = self._some(*names, "crop_pad", "seed", "precision")
         params |= {"score": score, "count": budget_count(budget, n), "classes": self.classes}
+        params |= {"balanced": True} if balanced else {}
         inputs = {"images": self.images, "pseudo": self.pseudo}
         inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
         return self.store.run(

@@ -577,8 +577,10 @@ def _local_cluster(
     say(f"Workers: {count}, each with {threads} CPU threads" + (" and a GPU" if gpus else "") + ".")
     settings = {
         "distributed.scheduler.allowed-failures": sweep.retries,
-        # A stage may hold Python's lock for minutes; it is not dead for that.
+        # A stage may hold Python's lock for minutes, and a busy machine answers late: neither is
+        # dead for that.
         "distributed.scheduler.worker-ttl": None,
+        "distributed.comm.timeouts.connect": "300s",
     }
     quiet = {"silence_logs": logging.CRITICAL}
     nanny = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": None} | quiet
@@ -760,16 +762,17 @@ def _outcomes(
 
 def _outcome(future: Future) -> _Outcome:
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
 
-    if future.status in ("cancelled", "lost"):
-        raise ElfsError(
-            "The Dask scheduler went away: start it again and repeat the command, which goes on "
-            "from what is done."
-        )
     try:
         return future.result()
     except KilledWorker:
         return _Outcome("died", "its worker died each time: use fewer workers, or more memory")
+    except FutureCancelledError:
+        raise ElfsError(
+            "The Dask scheduler went away: start it again and repeat the command, which goes on "
+            "from what is done."
+        ) from None
     except Exception as error:  # for example a worker without this package
         return _Outcome("failed", _name(error))
 

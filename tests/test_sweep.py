@@ -288,6 +288,17 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(project: Path, monkeypatc
         sweeps.run_sweep(grid(project), Store(project / "artifacts"), scheduler="tcp://x:1")
 
 
+def test_a_scheduler_that_goes_away_is_no_failure_of_a_notebook():
+    from distributed.client import FutureCancelledError
+
+    class Lost:
+        def result(self):
+            raise FutureCancelledError("notebook", "scheduler-connection-lost")
+
+    with pytest.raises(ElfsError, match="scheduler went away: start it again"):
+        sweeps._outcome(Lost())
+
+
 # ---------------------------------------------------------------------- the command
 
 
@@ -437,7 +448,7 @@ def test_killed_worker_and_killed_sweep_change_nothing(project: Path, client):
         assert (here == there).all()
 
 
-def wait_for(ready: Callable[[], object], process: subprocess.Popen, limit: float = 180) -> None:
+def wait_for(ready: Callable[[], object], process: subprocess.Popen, limit: float = 600) -> None:
     end = time.monotonic() + limit
     while not ready():
         assert process.poll() is None, "the sweep ended early"

@@ -14,7 +14,7 @@ from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
-from elfs_lib.training.models import NETWORKS, ConvNet, WhiteningConv, build_network
+from elfs_lib.training.models import ConvNet, WhiteningConv, build_network
 from elfs_lib.training.recipes import RECIPES, build_optimizer, find_recipe, set_learning_rate
 
 CPU = torch.device("cpu")
@@ -105,9 +105,9 @@ def test_every_image_comes_once_an_epoch_in_near_equal_batches(batch: int, batch
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("crop, flip, pad", [("zero", True, 2), ("reflect", True, 2),
-                                             ("reflect", False, 3), ("zero", False, 0)])  # fmt: skip
+                                             ("reflect", False, 1), ("zero", False, 0)])  # fmt: skip
 def test_views_are_crops_and_flips_pixel_by_pixel(channels: int, crop: str, flip: bool, pad: int):
-    images = noise(40, channels, 8)  # 5 px shifted by 2 would read the same mirrored
+    images = noise(20, channels, 6)  # 5 px shifted by 2 would read the same mirrored
     loader = ResidentLoader(
         images, None, batch=5, device=CPU, crop_pad=pad, crop=crop, flip=flip, augment_seed=1
     )
@@ -117,7 +117,7 @@ def test_views_are_crops_and_flips_pixel_by_pixel(channels: int, crop: str, flip
         for position, view in raw_epoch(loader, number).items()
     ]
     downs, rights, mirrored = (set(kind) for kind in zip(*kinds, strict=True))
-    assert downs == rights == set(range(-pad, pad + 1))  # 80 draws reach every shift
+    assert downs == rights == set(range(-pad, pad + 1))  # 40 draws reach every shift
     assert mirrored == ({False, True} if flip else {False})
 
 
@@ -251,17 +251,17 @@ def test_unknown_names_are_named():
 # --- networks --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 28, 32, 96])
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "resnet34"])
+@pytest.mark.parametrize("side, channels", [(8, 1), (8, 3), (28, 1), (32, 3), (96, 1), (96, 3)])
+@pytest.mark.parametrize("name", ["convnet_tiny", "convnet_small", "convnet", "resnet18"])
 def test_networks_take_every_size_and_channel_count(name: str, side: int, channels: int):
-    images = torch.randn(4, channels, side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
     model = build_network(name, images, 7, seed=0)
     logits = model(images)
-    assert logits.shape == (4, 7) and torch.isfinite(logits).all()
-    logits.sum().backward()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
+    assert logits.shape == (2, 7) and torch.isfinite(logits).all()
+    if side == 8:
+        logits.sum().backward()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
 
 
 def test_resnets_have_the_published_number_of_parameters():
