@@ -21,6 +21,7 @@ from typing import Any
 import filelock
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.labels import stage_lock
@@ -47,6 +48,12 @@ def stage_key(stage: str, version: int, params: Mapping, inputs: Mapping[str, st
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers."""
     return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Hash of a manifest as it reads from its file, its own checksum left out."""
+    facts = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -169,62 +176,81 @@ class Store:
         inputs = inputs or {}
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         key = stage_key(stage, version, params, input_keys)
-        found = self._find_or_remove(stage, key)
+        try:
+            found = self.find(stage, key)
+        except ElfsError:
+            if not self.repair:
+                raise
+            found = None
         if found:
             return found
         if self.look:
             raise NotBuilt(f"Stage {stage!r} has not been run for these parameters: run it first.")
-        parent = self.root / stage
-        draft_folder = parent / f".{key}.draft"
+        about = {"stage": stage, "key": key, "version": version, "params": dict(params)}
+        about |= {"inputs": input_keys, "seed": seed}
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(parent / f".{key}.lock"):
-                found = self._find_or_remove(stage, key)  # another process may have built it
-                if found:
-                    return found
-                shutil.rmtree(draft_folder, ignore_errors=True)  # left by a killed run
-                draft_folder.mkdir()
-                draft, start = Draft(draft_folder), time.perf_counter()
-                with stage_lock(labels, stage=stage) as opened:
-                    build(draft)
-                manifest = {
-                    "stage": stage,
-                    "key": key,
-                    "version": version,
-                    "params": dict(params),
-                    "inputs": input_keys,
-                    "seed": seed,
-                    "labels": {"policy": labels, "opened": list(opened)},
-                    **draft.facts,
-                    "packages": package_versions(),
-                    "wall_s": round(time.perf_counter() - start, 3),
-                    "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "sha256": {f.name: _sha256(f) for f in sorted(draft_folder.iterdir())},
-                }
-                (draft_folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-                for file in draft_folder.iterdir():
-                    _fsync(file)
-                os.replace(draft_folder, parent / key)
-                _fsync(parent)
-        except OSError as error:
-            shutil.rmtree(draft_folder, ignore_errors=True)
-            raise ElfsError(
-                f"Cannot write stage {stage!r} under {self.root}: {error.strerror or error}; free "
-                "some space or name another folder with ELFS_ARTIFACTS_DIR."
-            ) from error
-        except BaseException:
-            shutil.rmtree(draft_folder, ignore_errors=True)
-            raise
-        return Artifact(stage, key, parent / key, manifest)
+            (self.root / stage).mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.root / stage / f".{key}.lock"):
+                return self._find_or_build(stage, key, build, about, labels)
+        except (OSError, SafetensorError) as error:
+            raise ElfsError(self._sentence(stage, error)) from error
 
-    def _find_or_remove(self, stage: str, key: str) -> Artifact | None:
+    def _find_or_build(
+        self,
+        stage: str,
+        key: str,
+        build: Callable[[Draft], None],
+        about: Mapping[str, Any],
+        labels: str,
+    ) -> Artifact:
+        """Holding the stage's lock: return what another process built meanwhile, or build."""
+        folder, draft_folder = self.root / stage / key, self.root / stage / f".{key}.draft"
+        shutil.rmtree(draft_folder, ignore_errors=True)  # left by a killed run
         try:
-            return self.find(stage, key)
+            found = self.find(stage, key)
         except ElfsError:
             if not self.repair:
                 raise
-            shutil.rmtree(self.root / stage / key)
-            return None
+            os.replace(folder, draft_folder)  # at once: a kill leaves it whole, or gone
+            shutil.rmtree(draft_folder)
+            found = None
+        if found:
+            return found
+        try:
+            draft_folder.mkdir()
+            draft, start = Draft(draft_folder), time.perf_counter()
+            with stage_lock(labels, stage=stage) as opened:
+                build(draft)
+            manifest = {
+                **about,
+                "labels": {"policy": labels, "opened": list(opened)},
+                **draft.facts,
+                "packages": package_versions(),
+                "wall_s": round(time.perf_counter() - start, 3),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "sha256": {f.name: _sha256(f) for f in sorted(draft_folder.iterdir())},
+            }
+            manifest = json.loads(json.dumps(manifest))
+            manifest["checksum"] = _checksum(manifest)
+            (draft_folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for path in (*draft_folder.iterdir(), draft_folder):
+                _fsync(path)
+            os.replace(draft_folder, folder)
+            _fsync(folder.parent)
+        except BaseException:
+            shutil.rmtree(draft_folder, ignore_errors=True)
+            raise
+        return Artifact(stage, key, folder, manifest)
+
+    def _sentence(self, stage: str, error: Exception) -> str:
+        reason = getattr(error, "strerror", None) or str(error)
+        file = getattr(error, "filename", None)
+        if file and not Path(os.fsdecode(file)).is_relative_to(self.root):
+            return f"Stage {stage!r} cannot use {os.fsdecode(file)}: {reason}; mend that file."
+        return (
+            f"Cannot write stage {stage!r} under {self.root}: {reason}; free some space or name "
+            "another folder with ELFS_ARTIFACTS_DIR."
+        )
 
     def artifacts(self) -> list[Artifact]:
         """Every finished artifact, oldest first, without verifying checksums."""
@@ -251,9 +277,14 @@ class Store:
         remedy = "run the command again with --repair to recompute it."
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-            checksums = manifest["sha256"]
-        except (OSError, ValueError, KeyError) as error:
+            checksums = dict(manifest["sha256"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ElfsError(f"Artifact {folder} has no readable {MANIFEST}: {remedy}") from error
+        checksum = _checksum(manifest)
+        if manifest.get("checksum", checksum) != checksum:  # the first manifests have none
+            raise ElfsError(
+                f"Artifact file {folder / MANIFEST} is damaged (its checksum changed): {remedy}"
+            )
         for name, expected in checksums.items():
             path = folder / name
             if not path.exists():

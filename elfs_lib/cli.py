@@ -13,6 +13,8 @@ import yaml
 
 from elfs_lib.errors import ElfsError
 
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+
 app = typer.Typer(
     name="elfs",
     help="Label-free coreset selection: choose which images are worth a label.",
@@ -417,6 +419,7 @@ def main() -> None:
             traceback.print_exc()
         print(f"elfs: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("elfs: stopped; run the same command again to go on from here.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            print("elfs: stopped; run the same command again to go on from here.", file=sys.stderr)
+        raise

@@ -165,6 +165,7 @@ def execute(
             cwd=str(root),
             progress_bar=False,
             log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
         raise ElfsError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable
 
 from elfs_lib.artifacts import Artifact, package_versions
@@ -18,8 +20,13 @@ def command(params: Params) -> str:
         for name, value in params.model_dump().items()
         if value != getattr(base, name) and not name.startswith("floor_")
     }
-    words = [f"-p {name}={value!r}".replace("'", "") for name, value in changed.items()]
+    words = [f"-p {shlex.quote(f'{name}={_as_yaml(value)}')}" for name, value in changed.items()]
     return " ".join([f"elfs run params/{params.dataset}.yaml", *words])
+
+
+def _as_yaml(value: object) -> str:
+    """A value as it is written on one line of YAML."""
+    return value if isinstance(value, str) else json.dumps(value)  # every JSON value is YAML
 
 
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:

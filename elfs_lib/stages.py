@@ -639,7 +639,7 @@ class Run:
     def result_row(self, method: str, budget: float | int, seed: int) -> dict[str, Any]:
         """One row of the results table; see :mod:`elfs_lib.evaluation` for its columns."""
         p, entry = self.params, METHODS[method]
-        n = len(self.train_images)
+        n = len(self.images.array("train"))
         count = budget_count(budget, n)
         result = self.evaluate(method, budget, seed).json("result")
         info = self.coreset(method, budget, seed).json("info")

@@ -1,0 +1,557 @@
+"""Own images: from a folder to a list, to labels, to a model and the next list."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from elfs_lib import cli, datasets, encoders, own_images
+from elfs_lib.artifacts import Store
+from elfs_lib.class_count import estimate_classes
+from elfs_lib.duplicates import find_copies
+from elfs_lib.errors import ElfsError
+from elfs_lib.labeling import LOCAL_FILES, read_labels, tasks
+from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.own_images import BUDGETS, COLUMNS, OwnRun, Request, choose_images, pick, select
+from elfs_lib.own_labels import (
+    LINEAR,
+    NETWORK,
+    ListFiles,
+    evaluate,
+    import_labels,
+    make_list,
+    open_choice,
+    read_record,
+    stored_labels,
+)
+from elfs_lib.params import Params
+from elfs_lib.selection.double_end import double_end_prune
+
+TINY = {
+    "encoder": "pixels",
+    "flip": False,
+    "crop_pad": 1,
+    "device": "cpu",
+    "precision": "float32",
+    "temi_heads": 2,
+    "temi_epochs": 8,
+    "temi_batch": 64,
+    "temi_hidden": 16,
+    "temi_bottleneck": 8,
+    "proxy_epochs": 2,
+    "hard_prune_ratios": [0.0, 0.4],
+    "search_steps": 2,
+    "eval_steps": 6,
+    "budgets": [10, 20],
+}
+DIGITS = load_digits()
+NASTY = "<script>alert('x')<&.png"
+
+
+def picture(number: int) -> Image.Image:
+    return Image.fromarray((DIGITS.images[number] * 15.9375).astype(np.uint8))
+
+
+def fill(root: Path, count: int, place=lambda number: f"{number:03}.png") -> None:
+    for number in range(count):
+        file = root / place(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(file)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """120 different digits of three sorts, in folders by sort; copies, and files of no use."""
+    root = tmp_path_factory.mktemp("own") / "photos"
+    wanted = np.flatnonzero(DIGITS.target < 3)[:120]
+    for number in wanted:
+        file = root / f"sort{DIGITS.target[number]}" / f"{number:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(file)
+    for name in ("copy.png", "again.bmp", NASTY):
+        picture(wanted[0]).save(root / name)
+    (root / "cut.png").write_bytes(b"\x89PNG no more")
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> ListFiles:
+    """A list of 20 of them."""
+    files = ListFiles(folder.parent / "to_label.csv")
+    make_list(folder, files, Request(3, 20, overrides=TINY), Store(folder.parent / "artifacts"))
+    return files
+
+
+def truth(path: str) -> str:
+    return path.split("/")[0] if "/" in path else "sort0"
+
+
+def run_cli(monkeypatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["elfs", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0
+
+
+def options(changes: dict | None = None) -> list[str]:
+    pairs = {**TINY, **(changes or {})}.items()
+    return [word for name, value in pairs for word in ("-p", f"{name}={json.dumps(value)}")]
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_pick_is_double_end_pruning_that_takes_one_of_each_group(data):
+    n = data.draw(st.integers(4, 40))
+    scores = np.array(data.draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)), float)
+    group = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=n, max_size=n)))
+    done = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=3, unique=True)), int)
+    count = data.draw(st.integers(1, n - len(done)))
+    beta = data.draw(st.floats(0, 1 - (count + len(done)) / n))
+    chosen = pick(scores, group, beta, count, done)
+    left = set(group.tolist()) - set(group[done].tolist())
+    assert len(chosen) == min(count, len(left))  # exact wherever enough groups are left
+    assert len(set(group[chosen].tolist())) == len(chosen)
+    assert not set(group[chosen].tolist()) & set(group[done].tolist())
+    if len(set(group.tolist())) == n and not len(done):
+        np.testing.assert_array_equal(chosen, double_end_prune(scores, beta, count))
+
+
+def test_pick_goes_on_to_the_easy_end_before_it_goes_back_to_the_hard_one():
+    group = np.array([0, 1, 2, 3, 4, 3, 6, 7])
+    assert pick(np.arange(8.0), group, 0.25, 3).tolist() == [2, 3, 4]
+    assert pick(np.arange(8.0), group, 0.25, 5).tolist() == [2, 3, 4, 6, 7]
+    assert pick(np.arange(8.0), group, 0.25, 6).tolist() == [2, 3, 4, 6, 7, 1]
+
+
+def test_copies_are_found_by_pixels_by_embedding_and_through_others():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 1, 8, 8), np.uint8)
+    images[11] = images[10]
+    images[20:29] = images[3]  # more copies than neighbours
+    embeddings = rng.normal(size=(30, 40)).astype(np.float32)
+    embeddings[11] = embeddings[10]
+    embeddings[20:29] = embeddings[3]
+    embeddings[5] = embeddings[4] + 0.2 * rng.normal(size=40)
+    found = nearest_neighbors(embeddings, 4)
+    copies = find_copies(images, found.indices, found.similarities, cosine=0.95, look=False)
+    expected = np.arange(30)
+    expected[11], expected[20:29] = 10, 3
+    assert copies.first.tolist() == expected.tolist()
+    expected[5] = 4
+    assert copies.group.tolist() == expected.tolist()
+    assert (copies.exact, copies.near, copies.different) == (10, 1, 19)
+    strict = find_copies(images, found.indices, found.similarities, cosine=1.0, look=False)
+    assert strict.group[5] == 5
+    with pytest.raises(ElfsError, match="1.5"):
+        find_copies(images, found.indices, found.similarities, cosine=1.5)
+
+
+def test_a_picture_saved_again_is_a_copy_though_its_embedding_moved():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 200, (3, 3, 32, 32), np.uint8)
+    images[1] = images[0] + rng.integers(0, 3, images[0].shape, np.uint8)
+    indices = np.array([[1, 2], [0, 2], [0, 1]])
+    similarities = np.array([[0.85, 0.84], [0.85, 0.2], [0.84, 0.2]], np.float32)
+    assert find_copies(images, indices, similarities, cosine=0.95).group.tolist() == [0, 0, 2]
+    blind = find_copies(images, indices, similarities, cosine=0.95, look=False)
+    assert blind.group.tolist() == [0, 1, 2]
+
+
+def test_classes_are_counted_where_there_are_some():
+    rng = np.random.default_rng(0)
+    centres = 4 * rng.normal(size=(4, 12))
+    points = (centres[rng.integers(0, 4, 240)] + rng.normal(size=(240, 12))).astype(np.float32)
+    found = estimate_classes(points, seed=1, subsets=3)
+    assert found.classes == 4 and found.low <= 4 <= found.high
+    assert "about 4 classes" in found.sentence() and "silhouette" in found.sentence()
+    again = estimate_classes(points, seed=1, subsets=3)
+    np.testing.assert_array_equal(found.silhouettes, again.silhouettes)
+    with pytest.raises(ElfsError, match="alike"):
+        estimate_classes(np.ones((20, 4), np.float32))
+    with pytest.raises(ElfsError, match="too few"):
+        estimate_classes(points[:9])
+
+
+def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: ListFiles):
+    listed = pd.read_csv(made.csv)
+    rest = pd.read_csv(made.rest)
+    assert list(listed.columns) == COLUMNS
+    assert listed["rank"].tolist() == list(range(1, 21))
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert sorted([*listed["path"], *rest["path"]]) == sorted(files)
+    kinds = dict(zip(rest["path"], rest["kind"], strict=True))
+    assert kinds["cut.png"] == "damaged" and kinds["notes.txt"] == "not_an_image"
+    first = sorted(folder.glob("sort0/*"))[0].relative_to(folder).as_posix()
+    same = {"copy.png", "again.bmp", NASTY, first}
+    assert len(same & set(listed["path"])) <= 1
+    assert set(rest["kind"]) <= {"too_hard", "too_easy", "copy", "damaged", "not_an_image"}
+    assert listed["confidence"].between(0, 1).all() and listed["reason"].str.len().min() > 10
+
+
+def test_each_pseudo_class_has_its_share_at_every_length(made: ListFiles):
+    choice = open_choice(made.record)
+    sizes = np.bincount(choice.run.pseudo_labels, minlength=3)
+    for length in (6, 12, 20):
+        counts = np.bincount(choice.listed["pseudo_class"][:length], minlength=3)
+        assert (np.abs(counts - length * sizes / sizes.sum()) <= 2).all()  # a copy may cost one
+
+
+def test_an_unbalanced_list_is_in_the_order_of_the_score(folder: Path, made: ListFiles):
+    request = Request(3, 20, balanced=False, overrides=TINY)
+    choice = choose_images(folder, request, Store(made.csv.parent / "artifacts"))
+    assert choice.listed["score"].is_monotonic_increasing
+    assert choice.cuts.shape == (3, 2)
+
+
+def test_copies_go_to_the_rest_and_say_what_of(folder: Path, made: ListFiles):
+    # all images listed but the copies: so one of the group is on the list
+    request = Request(3, 120, overrides={**TINY, "hard_prune_ratio": 0.0})
+    choice = choose_images(folder, request, Store(made.csv.parent / "artifacts"))
+    assert choice.run.copies.exact == 3
+    copies = choice.rest[choice.rest["kind"] == "copy"]
+    assert len(copies) + 120 <= 123 and len(copies) >= 3
+    assert copies["reason"].str.contains("same pixels as|near copy of").all()
+
+
+def test_the_record_opens_the_same_choice_without_new_work(made: ListFiles, monkeypatch):
+    monkeypatch.setattr(Store, "__init__", _look_only(Store.__init__))
+    choice = open_choice(made.record)
+    assert choice.listed["path"].tolist() == pd.read_csv(made.csv)["path"].tolist()
+    budgets = choice.budgets.set_index("budget")
+    assert budgets.loc[20, "overlap"] == 1.0 and set(budgets.index) == {10, 20}
+    assert not re.search(r'"/', made.record.read_text())  # no path of this machine
+
+
+def _look_only(init):
+    return lambda self, root, **kwargs: init(self, root, look=True)
+
+
+def test_the_list_does_not_depend_on_labels_or_class_folders(tmp_path: Path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the selection opened the labels")
+
+    monkeypatch.setattr(datasets, "load_labels", refuse)
+    monkeypatch.setattr(own_images.OwnRun, "labels", property(refuse))
+    frames = []
+    for name, place in {
+        "flat": lambda i: f"{i:03}.png",
+        "sorted": lambda i: f"class{i // 20}/{i:03}.png",  # the same order of paths
+    }.items():
+        fill(tmp_path / name, 60, place)
+        frames.append(select(tmp_path / name, classes=3, budget=9, **TINY))
+    bare = [path.rpartition("/")[2] for path in frames[1]["path"]]
+    assert bare == frames[0]["path"].tolist()
+    assert frames[0]["score"].tolist() == frames[1]["score"].tolist()
+
+
+def test_arrays_and_folders_give_the_same_list(tmp_path: Path):
+    fill(tmp_path / "photos", 60)
+    array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
+    here = select(array, classes=3, budget=9, **TINY)
+    there = select(tmp_path / "photos", classes=3, budget=0.15, **TINY)
+    assert here["index"].tolist() == there["index"].tolist()
+    assert here["path"].tolist() == [str(i) for i in here["index"]]
+    assert select(array, classes=3, budget=9, seed=1, **TINY)["index"].tolist() != here[
+        "index"
+    ].tolist()
+
+
+def test_auto_classes_are_estimated_and_a_number_by_hand_wins(tmp_path: Path):
+    array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
+    store = Store(tmp_path)
+    auto = choose_images(array, Request("auto", 30, overrides=TINY), store)
+    assert auto.run.classes == auto.run.class_estimate.classes
+    assert any("silhouette" in note for note in auto.notes)
+    assert choose_images(array, Request(4, 30, overrides=TINY), store).run.classes == 4
+    own = choose_images(array, Request(4, 30, overrides=TINY | {"budgets": BUDGETS}), store)
+    assert own.budgets["budget"].tolist() == [30]  # 200 and more are not to be had
+
+
+def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 256, (120, 150, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.jpg")
+    shapes = []
+
+    def embed(images, encoder, **kwargs):
+        shapes.append(images.shape)
+        return rng.normal(size=(len(images), 16)).astype(np.float32)
+
+    monkeypatch.setattr(encoders, "embed", embed)
+    monkeypatch.setattr(own_images, "_CHUNK", 5)
+
+    def embeddings(**changes) -> np.ndarray:
+        values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos")}
+        params = Params.make({**values, "encoder": "efficientnet_lite0", **changes})
+        return OwnRun(params, Store(tmp_path / "store")).embeddings.array("embeddings")
+
+    assert embeddings(image_size=32).shape == (12, 16)
+    assert shapes == [(5, 3, 120, 120), (5, 3, 120, 120), (2, 3, 120, 120)]
+    embeddings(image_size=32, encoder_size=64)
+    assert shapes[3] == (5, 3, 64, 64)
+    embeddings(image_size=120)  # nothing to gain
+    assert shapes[6:] == [(12, 3, 120, 120)]
+
+
+# --- what cannot be done -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--classes", 3, "--budget", 0], "budget is 0"),
+        (["--classes", 3, "--budget", -4], "budget is -4"),
+        (["--classes", 3, "--budget", 2], "below the 3 classes"),
+        (["--classes", 3, "--budget", 5000], "5000 is above the 123 images"),
+        (["--classes", 3, "--budget", 122], "copies"),
+        (["--classes", 3, "--budget", "many"], "'many'"),
+        (["--classes", "1", "--budget", 20], "at least 2"),
+        (["--classes", "some", "--budget", 20], "'some'"),
+        (["--classes", 130, "--budget", 130], "for 130 classes"),
+        (["--classes", 3, "--budget", 20, "-p", "temi_hedas=2"], "temi_heads"),
+        (["--classes", 3, "--budget", 20, "-p", "budget=5"], "argument of its own"),
+        (["--classes", 3, "--budget", 20, "--copies", 2], "cosine of near copies"),
+        (["--classes", 3, "--budget", 20, "--out", "no/such/list.csv"], "not a folder"),
+    ],
+)
+def test_impossible_requests_are_one_sentence(
+    folder: Path, tmp_path, monkeypatch, capsys, words: list, message: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(folder.parent / "artifacts"))
+    assert run_cli(monkeypatch, "select", folder, "--no-report", *words, *options()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("elfs: ") and error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "useless", "few", "alike"])
+def test_folders_without_a_choice_are_one_sentence(tmp_path, monkeypatch, capsys, kind: str):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    photos = tmp_path / "photos"
+    if kind == "file":
+        photos.write_text("no folder")
+    elif kind != "missing":
+        photos.mkdir()
+    if kind == "useless":
+        (photos / "a.png").write_bytes(b"no image")
+    if kind == "few":
+        fill(photos, 6)
+    if kind == "alike":
+        for number in range(15):
+            picture(0).save(photos / f"{number}.png")
+    words = ("select", photos, "--classes", 2, "--budget", 5, "--no-report", *options())
+    assert run_cli(monkeypatch, *words) == 2
+    error = capsys.readouterr().err
+    expected = {
+        "missing": "does not exist",
+        "file": "is a file",
+        "empty": "has no image files",
+        "useless": "no usable train image",
+        "few": "only 6 usable images",
+        "alike": "all alike",
+    }
+    assert error.startswith("elfs: ") and error.count("\n") == 1
+    assert expected[kind] in error
+    assert not list(tmp_path.glob("to_label*"))
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+KNOWN = ["a/1.png", "a/2.png", "b, c/3.png", "ü.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,label\na/1.png,cat\n"b, c/3.png",dog\n',
+        "path;label\na/1.png;cat\nb, c/3.png;dog\n",
+        'rank,path,Label\n1,./a/1.png, cat \n2,"b, c/3.png",dog\n3,a/2.png,\n',
+        '\ufeffimage,choice\n/data/local-files/?d=photos/a/1.png,cat\n"/data/local-files/?d=photos'
+        '/b%2C%20c/3.png",dog\n',
+        json.dumps([{"image": "x", "path": "a/1.png", "label": "cat"},
+                    {"path": "b, c/3.png", "choice": {"choices": ["dog"]}}]),
+        json.dumps([
+            {"data": {"path": "a/1.png"}, "annotations": [
+                {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]},
+                {"was_cancelled": True, "result": []}]},
+            {"data": {"image": "/data/local-files/?d=photos/b%2C%20c/3.png"}, "annotations": [
+                {"result": [{"type": "choices", "value": {"choices": ["dog"]}}]}]},
+            {"data": {"path": "a/2.png"}, "annotations": [{"was_cancelled": True}]},
+        ]),
+    ],
+    ids=["csv", "semicolons", "spaces", "urls", "json-min", "json"],
+)  # fmt: skip
+def test_labels_are_read_from_whatever_people_export(tmp_path: Path, text: str):
+    (tmp_path / "labels").write_text(text, encoding="utf-8")
+    labels = read_labels(tmp_path / "labels", KNOWN, folder="photos")
+    assert labels.given == {"a/1.png": "cat", "b, c/3.png": "dog"}
+    assert set(labels.open) <= {"a/2.png"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("path,label\nno.png,cat\n", "line 2: image 'no.png' is not in the folder"),
+        ("path,label\na/1.png,cat\na/1.png,dog\n", "labels 'cat' and 'dog'"),
+        ("path,label\na/1.png,\n", "holds no label"),
+        ("", "column 'path'"),
+        ("path,note\na/1.png,x\n", "column 'label'"),
+        ("[1]", "names no image"),
+        ("[{", "not valid JSON"),
+        ('[{"data": {"path": "a/1.png"}, "annotations": [{"result": [{"value": {"choices": '
+         '["cat", "dog"]}}]}]}]', "labels 'cat' and 'dog'"),
+        ('[{"data": 3, "annotations": []}]', "names no image"),
+        ('[{"path": "a/1.png", "annotations": 3}]', "holds no label"),
+    ],
+)  # fmt: skip
+def test_labels_that_cannot_be_meant_are_one_sentence(tmp_path: Path, text: str, message: str):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ElfsError, match=re.escape(message)):
+        read_labels(tmp_path / "labels.csv", KNOWN)
+
+
+def test_tasks_come_back_as_they_went(tmp_path: Path):
+    frame = pd.DataFrame({"rank": [1, 2], "path": [NASTY, "b, c/3.png"]})
+    sent = json.loads(json.dumps(tasks(frame, "photos")))
+    assert sent[0]["data"]["image"].startswith(LOCAL_FILES) and " " not in sent[1]["data"]["image"]
+    done = [{"value": {"choices": ["cat"]}}]
+    for task in sent:
+        del task["data"]["path"]  # whoever labels may have kept the URL alone
+        task["annotations"] = [{"result": done}]
+    (tmp_path / "export.json").write_text(json.dumps(sent))
+    back = read_labels(tmp_path / "export.json", frame["path"], folder="photos")
+    assert list(back.given) == [NASTY, "b, c/3.png"]
+
+
+def test_the_round_trip_keeps_labels_and_never_asks_twice(
+    folder: Path, made: ListFiles, tmp_path: Path, monkeypatch, capsys
+):
+    files = ListFiles(made.csv)
+    monkeypatch.chdir(made.csv.parent)
+    listed = pd.read_csv(files.csv)
+    listed.assign(label=listed["path"].map(truth)).to_csv(tmp_path / "labels.csv", index=False)
+    assert run_cli(monkeypatch, "evaluate", "--next", 0) == 2
+    assert "labels import" in capsys.readouterr().err
+
+    assert run_cli(monkeypatch, "labels", "import", tmp_path / "labels.csv") == 0
+    assert "20 labels read" in capsys.readouterr().out
+    assert stored_labels(files) == dict(zip(listed["path"], map(truth, listed["path"]), strict=True))
+
+    assert run_cli(monkeypatch, "evaluate", "--folds", 4, "--next", 15) == 0
+    out = capsys.readouterr().out
+    assert "4-fold cross-validation" in out and "standard deviation" in out
+    batch = pd.read_csv(files.next.csv)
+    assert len(batch) == 15 and not set(batch["path"]) & set(listed["path"])
+    first = sorted(folder.glob("sort0/*"))[0].relative_to(folder).as_posix()
+    same = {"copy.png", "again.bmp", NASTY, first}
+    assert len(same & {*batch["path"], *listed["path"]}) <= 1
+    predictions = pd.read_csv(files.predictions, keep_default_na=False)
+    assert len(predictions) == 123 and (predictions["given"] != "").sum() == 20
+    right = predictions["label"] == predictions["path"].map(truth)
+    assert right.mean() > 0.8  # three easy digits, by a linear model
+
+    # the second batch is labelled, one image otherwise than before
+    batch.assign(label=batch["path"].map(truth)).to_csv(tmp_path / "more.csv", index=False)
+    import_labels(files, tmp_path / "more.csv")
+    assert len(stored_labels(files)) == 35
+    (tmp_path / "other.csv").write_text(f"path,label\n{batch['path'][0]},other\n")
+    with pytest.raises(ElfsError, match="before"):
+        import_labels(files, tmp_path / "other.csv")
+    with pytest.raises(ElfsError, match="made for 3"):
+        import_labels(files, tmp_path / "other.csv", replace_old=True)
+    with pytest.raises(ElfsError, match="did you mean 'others'"):
+        import_labels(files, tmp_path / "other.csv", names=["others"], replace_old=True)
+    assert len(stored_labels(files)) == 35
+
+    # choosing again leaves out what has a label; only which images have one plays a part
+    store = read_record(files.record).store
+    choice = make_list(folder, files, Request(3, 20, overrides=TINY), store)
+    assert not set(choice.listed["path"]) & set(stored_labels(files))
+    assert (choice.rest["kind"] == "labelled").sum() == 35
+    with pytest.raises(ElfsError, match="different images that have no label"):
+        make_list(folder, files, Request(3, 100, overrides=TINY), store)
+
+
+def test_the_assessment_says_which_labels_it_opened_and_repeats_itself(made: ListFiles, tmp_path):
+    listed = pd.read_csv(made.csv)
+    frame = listed.assign(label=listed["path"].map(truth))[["path", "label"]]
+    other = ListFiles(made.csv.parent / "other.csv")
+    for suffix in ("csv", "rest.csv", "run.json"):
+        source = made.csv if suffix == "csv" else made.beside(suffix)
+        (other.csv if suffix == "csv" else other.beside(suffix)).write_bytes(source.read_bytes())
+    frame.to_csv(tmp_path / "labels.csv", index=False)
+    import_labels(other, tmp_path / "labels.csv")
+    assessment, choice = evaluate(other, folds=3, batch=0)
+    assert choice is None
+    labels = assessment.artifact.manifest["labels"]
+    assert labels == {"policy": "evaluation", "opened": ["train:evaluation"]}
+    table = assessment.accuracies
+    assert table["images"].sum() == len(frame) and np.ptp(table["images"]) <= 1
+    assert table[[NETWORK, LINEAR]].stack().between(0, 100).all()
+    for folds in (1, 200):
+        with pytest.raises(ElfsError, match="folds"):
+            evaluate(other, folds=folds, batch=0)
+
+
+def test_a_folder_that_changed_is_noticed(tmp_path: Path):
+    fill(tmp_path / "photos", 40)
+    files = ListFiles(tmp_path / "list.csv")
+    make_list(tmp_path / "photos", files, Request(2, 6, overrides=TINY), Store(tmp_path / "store"))
+    picture(50).save(tmp_path / "photos" / "new.png")
+    with pytest.raises(ElfsError, match="have changed"):
+        open_choice(files.record)
+    files.record.write_text("{}")
+    with pytest.raises(ElfsError, match="missing or damaged"):
+        open_choice(files.record)
+
+
+# --- pages and packages --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_report_holds_everything_and_file_names_stay_text(
+    folder: Path, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(folder.parent / "artifacts"))
+    words = ("select", folder, "--classes", 3, "--budget", 20, "--out", "list.csv", *options())
+    assert run_cli(monkeypatch, *words) == 0
+    page = (tmp_path / "list.html").read_text()
+    assert "<script" not in page.lower()
+    assert "&lt;script&gt;alert" in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", page)
+    assert str(tmp_path) not in page and str(folder) not in page
+    for heading in ("To label", "Too hard", "Copies", "Too easy", "Files left out", "Clusters"):
+        assert heading in page
+    listed = pd.read_csv("list.csv")
+    assert page.index(listed["path"][0]) < page.index(listed["path"][19])
+    capsys.readouterr()
+
+
+def test_the_example_in_the_documentation_runs():
+    results = doctest.testmod(own_images)
+    assert results.attempted > 5 and not results.failed
+
+
+def test_importing_the_package_stays_light():
+    code = "import sys, elfs_lib; assert 'torch' not in sys.modules; elfs_lib.select"
+    subprocess.run([sys.executable, "-c", code], check=True)
