@@ -73,10 +73,10 @@ def estimate_classes(
         raise ElfsError(
             f"{len(rows)} images are too few to estimate the number of classes: give classes."
         )
+    if np.ptp(rows, axis=0).max() < 1e-5:
+        raise ElfsError("The images are all alike: there are no classes to count.")
     parts = min(COMPONENTS, *rows.shape)
     points = PCA(parts, svd_solver="randomized", random_state=seed).fit_transform(rows)
-    if np.ptp(points, axis=0).max() < 1e-5:
-        raise ElfsError("The images are all alike: there are no classes to count.")
     size = min(subset_size, max(10, len(rows) // 2))
     # at least three images a cluster: silhouettes of smaller ones say nothing
     grid = np.array([k for k in GRID if k == 2 or k <= size // 3])

@@ -131,13 +131,15 @@ def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
     records = [records] if isinstance(records, dict) else records
     for number, record in enumerate(records, 1):
         where = f"task {number}"
-        data = record.get("data", record) if isinstance(record, dict) else {}
-        name = next((data[key] for key in PATH_COLUMNS if isinstance(data.get(key), str)), None)
-        if name is None:
+        try:
+            data = record.get("data", record)
+            name = next(data[key] for key in PATH_COLUMNS if isinstance(data.get(key), str))
+            labels = _annotated(record) if "annotations" in record else _flat(record)
+        except (AttributeError, TypeError, StopIteration):
             raise ElfsError(
-                f"{file}, {where}: names no image; export from Label Studio as JSON or JSON-MIN."
-            )
-        labels = _annotated(record) if "annotations" in record else _flat(record)
+                f"{file}, {where}: is not as Label Studio exports it or names no image; export as "
+                "JSON or JSON-MIN."
+            ) from None
         for label in labels or [""]:
             yield where, name, label
 

@@ -273,10 +273,13 @@ class Choice:
     def summary(self) -> list[str]:
         """What was chosen and what was not, in sentences."""
         tally = self.rest["kind"].value_counts()
-        kinds = {"too_hard": "too hard", "too_easy": "too easy", "copy": "copies"}
+        kinds = {
+            "too_hard": "too hard",
+            "too_easy": "too easy",
+            "copy": "a copy of one listed or labelled",
+            "labelled": "labelled already",
+        }
         others = [f"{tally[kind]:,} {title}" for kind, title in kinds.items() if kind in tally]
-        if "labelled" in tally:
-            others.append(f"{tally['labelled']:,} labelled already")
         lines = [
             f"{len(self.listed):,} of {len(self.run.paths):,} images to label; the others: "
             f"{', '.join(others) or 'none'} (hard-prune ratio {self.hard_prune_ratio:g})."
@@ -284,8 +287,8 @@ class Choice:
         copies = self.run.copies
         if copies.exact or copies.near:
             lines.append(
-                f"Copies: {copies.exact:,} images have the pixels of another one, {copies.near:,} more "
-                "are near copies."
+                f"Copies among all images: {copies.exact:,} with the pixels of another one, "
+                f"{copies.near:,} more near copies."
             )
         unused = self.files[~self.files["used"].astype(bool)]["kind"].value_counts()
         if len(unused):
@@ -431,17 +434,17 @@ def choose_images(
     classes = run.class_estimate.classes if auto else int(request.classes)
     count = _check_counts(n, different, replace(request, classes=classes))
     done = _rows_of(request.done, run.paths)
-    total = count + len(done)
-    budgets = _comparable(request, classes, n, different, total)
-    wanted = {"classes": classes, "budget": total, "budgets": budgets}
-    run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
-    run.check()
     left = different - len(np.unique(run.copies.group[done]))
     if count > left:
         raise ElfsError(
             f"budget {count} is above the {left:,} different images that have no label yet: ask "
             f"for at most {left:,}."
         )
+    total = count + len(done)
+    budgets = _comparable(request, classes, n, different, total)
+    wanted = {"classes": classes, "budget": total, "budgets": budgets}
+    run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
+    run.check()
     say(f"[4/7] clustering into {classes} pseudo-classes (TEMI)")
     run.pseudo_labels  # noqa: B018 - the stage runs on first use
     say("[5/7] proxy training on the pseudo-labels")
@@ -529,8 +532,8 @@ def facts(choice: Choice) -> list[str]:
         f"classes ({given}), {len(choice.listed):,} images asked for, seed {request.seed}"
         + (f", {changed}." if changed else "."),
         f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}).",
-        f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} images "
-        f"have the pixels of another one, {copies.near:,} more are near copies.",
+        f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} with "
+        f"the pixels of another one, {copies.near:,} more near copies.",
         f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
         "neighbours.",
         f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
