@@ -14,6 +14,7 @@ import yaml
 from elfs_lib.errors import ElfsError
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+_UsageError = typer.BadParameter.__bases__[0]  # click's, which newer versions of typer contain
 
 app = typer.Typer(
     name="elfs",
@@ -40,13 +41,15 @@ def _options(
 
 def _parse(overrides: list[str] | None) -> dict[str, Any]:
     """Turn name=value texts into parameters, values read as YAML."""
+    from elfs_lib.params import parse_yaml
+
     parsed = {}
     for text in overrides or []:
         name, equals, value = text.partition("=")
         if not equals:
             raise ElfsError(f"Write -p name=value, not {text!r}.")
         try:
-            parsed[name.strip()] = yaml.safe_load(value)
+            parsed[name.strip()] = parse_yaml(value)
         except yaml.YAMLError:
             raise ElfsError(f"Parameter {name!r} has a value that is not YAML: {value!r}.") from None
     return parsed
@@ -413,13 +416,24 @@ def encoders() -> None:
 def main() -> None:
     """Entry point: errors a user can mend are one sentence on stderr, exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except ElfsError as error:
-        if os.environ.get("ELFS_DEBUG"):
-            traceback.print_exc()
-        print(f"elfs: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            print("elfs: stopped; run the same command again to go on from here.", file=sys.stderr)
-        raise
+        raise SystemExit(_say(str(error))) from None
+    except _UsageError as error:
+        message = error.format_message()
+        if not message or "\n" in message:  # not an error, but the help of a bare command
+            print(message, end="")
+            raise SystemExit(2) from None
+        command = error.ctx.command_path if error.ctx else "elfs"
+        raise SystemExit(_say(f"{message.rstrip('.')}: see {command} --help.")) from None
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this
+        print("elfs: stopped; run the same command again to go on from here.", file=sys.stderr)
+    raise SystemExit(code or 0)
+
+
+def _say(message: str) -> int:
+    """Print what went wrong on stderr, with the traceback if that is asked for."""
+    if os.environ.get("ELFS_DEBUG"):
+        traceback.print_exc()
+    print(f"elfs: {message}", file=sys.stderr)
+    return 2

@@ -7,13 +7,14 @@ papermill passes the same flat keys.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder
@@ -23,17 +24,27 @@ from elfs_lib.training.recipes import find_recipe
 
 Share = float | int
 
+_Item = TypeVar("_Item")
+# YAML and papermill write lists; text is no list of its letters, and stays for the message
+_ListOf = Annotated[
+    tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+_Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
 
 class Params(BaseModel):
     """One run's parameters. Field descriptions are the documentation of the YAML keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: true is no number and '0.1' no share, whatever Python makes of them
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     # data
     dataset: str = Field("digits", description="name of the dataset")
     data_path: str | None = Field(None, description="file or folder of parquet and image_folder")
     image_size: int | None = Field(None, ge=4, le=1024, description="stored side in pixels")
-    classes: int | None = Field(None, ge=2, description="number of classes; null: the dataset's")
+    classes: int | None = Field(
+        None, ge=2, le=32767, description="number of classes; null: the dataset's"
+    )
     flip: bool = Field(True, description="whether a mirrored image keeps its class")
     crop_pad: int = Field(4, ge=0, le=64, description="random shift in pixels when training")
     # how to compute
@@ -72,19 +83,19 @@ class Params(BaseModel):
     score: str = Field("aum", description="training-dynamics score that ELFS sorts by")
     budget: Share = Field(0.1, description="share of the images, or a count, to be labelled")
     hard_prune_ratio: float | None = Field(None, ge=0, lt=1, description="beta; null: search")
-    hard_prune_ratios: tuple[float, ...] = Field(
+    hard_prune_ratios: _ListOf[float] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="betas that are tried"
     )
     search_steps: int = Field(40_000, ge=1, description="steps of each model of the search")
     search_seeds: int = Field(1, ge=1, le=20, description="splits that the search averages")
     # evaluation
-    methods: tuple[str, ...] = ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest")
-    budgets: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.5, 0.7)
+    methods: _ListOf[str] = ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest")
+    budgets: _ListOf[Share] = (0.1, 0.2, 0.3, 0.5, 0.7)
     eval_recipe: str = Field("resnet18")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
-    eval_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    hindsight_seeds: tuple[int, ...] = Field((), description="seeds that try every beta on test")
+    eval_seeds: _ListOf[_Seed] = (0, 1, 2, 3, 4)
+    hindsight_seeds: _ListOf[_Seed] = Field((), description="seeds that try every beta on test")
     # what the closing cells of the notebooks insist on; null: nothing
     floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")
     floor_clustering: float | None = Field(None, description="least accuracy of pseudo-labels")
@@ -93,30 +104,55 @@ class Params(BaseModel):
     floor_accuracy: float | None = Field(None, description="least accuracy of ELFS, percent")
 
     @pydantic.model_validator(mode="after")
-    def _check_names(self) -> Params:
-        choose("dataset", self.dataset, DATASETS)
+    def _check(self) -> Params:
+        spec = DATASETS[choose("dataset", self.dataset, DATASETS)]
+        self._check_device()
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=self.encoder_size)
         for recipe in (self.proxy_recipe, self.eval_recipe):
             find_recipe(recipe)
         choose("score", self.score, SCORES)
         for method in self.methods:
             choose("method", method, METHODS)
-        for name in ("methods", "budgets", "eval_seeds", "hard_prune_ratios"):
+        for name in ("methods", "budgets", "eval_seeds", "hard_prune_ratios", "hindsight_seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
+            if len(set(values)) != len(values) or not (values or name == "hindsight_seeds"):
                 raise ElfsError(f"Parameter {name!r} must list at least one value, none twice.")
-        for budget in (self.budget, *self.budgets):
-            if budget <= 0 or (isinstance(budget, float) and budget > 1):
-                raise ElfsError(
-                    f"Parameter 'budget' is {budget}: give a share above 0 and at most 1, "
-                    "or a whole number of images."
-                )
         for ratio in self.hard_prune_ratios:
             if not 0 <= ratio < 1:
                 raise ElfsError(
                     f"Parameter 'hard_prune_ratios' holds {ratio}: each must be in [0, 1)."
                 )
+        for name, budget in (("budget", self.budget), *(("budgets", b) for b in self.budgets)):
+            if budget <= 0 or (isinstance(budget, float) and budget > 1):
+                raise ElfsError(
+                    f"Parameter {name!r} is {budget}: give a share above 0 and at most 1, "
+                    "or a whole number of images."
+                )
+            if isinstance(budget, float):  # a count waits until the number of images is known
+                self._check_sum(name, budget)
+        side = self.image_size or spec.image_size
+        if side is not None and self.crop_pad >= side:
+            raise ElfsError(
+                f"Parameter 'crop_pad' is {self.crop_pad} on images of {side} px: "
+                f"choose at most {side - 1}."
+            )
         return self
+
+    def _check_device(self) -> None:
+        kind, colon, number = self.device.partition(":")
+        choose("device", kind, ("auto", "cpu", "cuda", "mps"))
+        if colon and not (kind == "cuda" and number.isascii() and number.isdecimal()):
+            raise ElfsError(f"Parameter 'device' is {self.device!r}: number a GPU as cuda:0.")
+
+    def _check_sum(self, name: str, budget: float) -> None:
+        ratio = self.hard_prune_ratio
+        least = min(self.hard_prune_ratios) if ratio is None else ratio
+        if least + budget > 1 + 1e-9:
+            given = "hard_prune_ratios" if ratio is None else "hard_prune_ratio"
+            raise ElfsError(
+                f"Parameter {given!r} ({least:g}) and {name!r} ({budget:g}) add up to more than 1: "
+                "lower one of them."
+            )
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Params:
@@ -132,7 +168,7 @@ class Params(BaseModel):
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"][:1]) or "?"
-            reason = first["msg"].lower().removeprefix("input ")
+            reason = first["msg"].lower().removeprefix("input ").replace("tuple", "list")
             raise ElfsError(
                 f"Parameter {name!r} is {first['input']!r} but {reason}."
                 if reason.startswith("should")
@@ -162,6 +198,37 @@ class Params(BaseModel):
         return cls.make({k: namespace[k] for k in cls.model_fields if k in namespace})
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset; 1e-4 is a number, as in YAML 1.2, and no key is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML safely: numbers, texts, lists and mappings, never an object.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML, or a mapping gives a key twice.
+    """
+    return yaml.load(text, _Loader)
+
+
 def check_floor(name: str, value: float, floor: float | None) -> None:
     """Fail a notebook whose result fell below what its parameters insist on.
 
@@ -180,7 +247,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ElfsError(f"Cannot read {path}: {error.strerror}; check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,0 +1,145 @@
+"""Parameters: what is accepted, in the three ways they come in, and what they read as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+import yaml
+from conftest import ROOT, TINY
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.params import Params, check_floor, parse_yaml, read_yaml
+from elfs_lib.stages import Run
+
+FILES = sorted(ROOT.glob("params/*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_params_files_are_valid(file: Path):
+    assert file.stem.removesuffix("_paper") == Params.load(file).dataset
+
+
+def test_the_default_file_shows_every_parameter():
+    assert set(read_yaml(ROOT / "params" / "digits.yaml")) == set(Params.model_fields)
+
+
+def test_the_papers_params_hold_the_papers_numbers():
+    paper = Params.load(ROOT / "params" / "cifar10_paper.yaml")
+    assert (paper.temi_heads, paper.temi_epochs, paper.temi_batch) == (50, 200, 1024)
+    assert (paper.temi_learning_rate, paper.temi_beta, paper.neighbors) == (1e-4, 0.6, 50)
+    assert (paper.temi_teacher_momentum, paper.temi_warmup_epochs) == (0.996, 20)
+    assert (paper.proxy_recipe, paper.proxy_epochs, paper.eval_steps) == ("resnet18", 200, 40_000)
+    assert paper.hard_prune_ratios == tuple(round(0.1 * i, 1) for i in range(10))
+
+
+def test_the_three_ways_in_agree(tmp_path: Path):
+    as_lists = {k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(as_lists))
+    assert Params.load(file) == Params.make(TINY) == Params.make(as_lists)
+    assert Params.from_notebook({**as_lists, "In": [""], "run": 1, "np": 2}) == Params.make(TINY)
+
+
+def test_overrides_win_over_the_file(tmp_path: Path):
+    file = tmp_path / "p.yaml"
+    file.write_text("seed: 1\nencoder: pixels\n")
+    assert Params.load(file, {"seed": 5}).seed == 5
+    assert Params.load(file).seed == 1 and Params.load(file).encoder == "pixels"
+
+
+def test_a_share_is_a_float_and_a_count_is_an_integer():
+    for value, kind in ((0.1, float), (1.0, float), (1, int), (144, int)):
+        params = Params.make(TINY | {"budget": value, "budgets": [value]})
+        assert type(params.budget) is kind and type(params.budgets[0]) is kind
+
+
+def test_whole_numbers_do_for_real_ones_but_not_the_other_way():
+    assert Params.make(TINY | {"temi_weight_decay": 0}).temi_weight_decay == 0.0
+    with pytest.raises(ElfsError, match="'temi_epochs' is 4.0 but should be a valid integer"):
+        Params.make(TINY | {"temi_epochs": 4.0})
+
+
+def test_parameters_cannot_be_changed_afterwards():
+    with pytest.raises(pydantic.ValidationError):
+        Params.make(TINY).seed = 3
+
+
+def test_the_callers_mapping_is_left_alone():
+    values = {"budgets": [0.1], "encoder": "pixels"}
+    Params.make(values)
+    assert values == {"budgets": [0.1], "encoder": "pixels"}
+
+
+def test_names_injected_by_papermill_are_checked_and_others_are_not():
+    cells = ["", "budget = 0.1\nmine = 3", "# Parameters\nbudget = 0.2\nseed = 1\n"]
+    params = Params.from_notebook({"In": cells, "budget": 0.2, "seed": 1, "mine": 3})
+    assert (params.budget, params.seed) == (0.2, 1)
+    cells[2] += "bugdet = 0.3\n"
+    with pytest.raises(ElfsError, match="Unknown parameter 'bugdet': did you mean 'budget'"):
+        Params.from_notebook({"In": cells, "budget": 0.2})
+
+
+def test_a_run_from_a_notebook_is_checked_before_any_work(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    with pytest.raises(ElfsError, match="neighbors.*5000.*1436"):
+        Run.from_notebook(TINY | {"neighbors": 5000})
+    done = {path.parent.name for path in (tmp_path / "artifacts").glob("*/*/")}
+    assert done <= {"images"}
+
+
+# --- YAML --------------------------------------------------------------------------------------
+
+
+def test_yaml_reads_exponents_as_numbers():
+    text = "a: 1e-4\nb: 2.5E3\nc: -1e+2\nd: 1.0e-4\ne: '1e-4'\nf: e5\ng: .5e1"
+    assert parse_yaml(text) == {
+        "a": 1e-4, "b": 2500.0, "c": -100.0, "d": 1e-4, "e": "1e-4", "f": "e5", "g": 5.0
+    }  # fmt: skip
+    assert yaml.safe_load("1e-4") == "1e-4"  # why: YAML 1.1 wants a point; this must not leak out
+
+
+def test_yaml_knows_anchors_and_merges_but_no_key_twice():
+    assert parse_yaml("a: &x {b: 1}\nc: {<<: *x, d: 2}") == {"a": {"b": 1}, "c": {"b": 1, "d": 2}}
+    with pytest.raises(yaml.YAMLError, match="given twice"):
+        parse_yaml("a: 1\nb: 2\na: 3")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"seed: 0\n\tbudget: 0.1", r"not valid YAML \(line 2\)"),
+        (b"seed: [0, 1", "not valid YAML"),
+        (b"seed: 0\nseed: 1", r"\(line 2\): 'seed' is given twice"),
+        (b"- seed", "'name: value' lines"),
+        (b"", "'name: value' lines"),
+        (b"\xff\xfe\x00s", "is not valid YAML: not text"),
+        (b"seed: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (b"? [a, b]\n: 1", "not valid YAML"),
+    ],
+)
+def test_files_that_hold_no_parameters_are_one_sentence(tmp_path: Path, content: bytes, words: str):
+    file = tmp_path / "p.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ElfsError, match=words) as caught:
+        Params.load(file)
+    assert "\n" not in str(caught.value) and "p.yaml" in str(caught.value)
+
+
+def test_paths_with_spaces_and_unicode_are_read(tmp_path: Path):
+    file = tmp_path / "mes paramètres 図.yaml"
+    file.write_text("seed: 3  # числа\nencoder: pixels\n", encoding="utf-8")
+    assert Params.load(file).seed == 3
+
+
+# --- floors ------------------------------------------------------------------------------------
+
+
+def test_floors():
+    check_floor("accuracy", 0.5, None)
+    check_floor("accuracy", 0.5, 0.5)
+    with pytest.raises(ElfsError, match="accuracy is 0.4, below the floor of 0.5"):
+        check_floor("accuracy", 0.4, 0.5)
+    with pytest.raises(ElfsError, match="nan"):
+        check_floor("accuracy", float("nan"), 0.5)

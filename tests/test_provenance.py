@@ -1,0 +1,70 @@
+"""The line under a results page: the command in it really makes the same run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, TINY
+
+from elfs_lib.artifacts import package_versions
+from elfs_lib.cli import _parse
+from elfs_lib.params import Params
+from elfs_lib.provenance import command, provenance
+from elfs_lib.stages import Run
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def params_of(line: str) -> Params:
+    """What ``elfs run`` would make of a command line, split as a shell splits it."""
+    program, verb, file, *rest = shlex.split(line)
+    assert (program, verb) == ("elfs", "run")
+    assert rest[::2] == ["-p"] * (len(rest) // 2)
+    return Params.load(ROOT / file, _parse(rest[1::2]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        TINY,
+        {"seed": 3, "budget": 144, "budgets": [0.1, 300]},
+        {"temi_learning_rate": 1e-5, "temi_weight_decay": 1e-7, "hard_prune_ratio": 0.25},
+        {"methods": ["random", "elfs_el2n"], "eval_seeds": [7], "flip": True, "crop_pad": 0},
+        {"encoder": "pixels", "device": "cpu", "eval_epochs": 3, "temi_pca": 8},
+    ],
+)
+def test_the_command_makes_the_same_parameters(changes: dict):
+    base = Params.load(ROOT / "params" / "digits.yaml")
+    params = Params.make({**base.model_dump(), **changes})
+    assert params_of(command(params)) == params
+
+
+def test_only_what_differs_from_the_params_file_is_named():
+    base = Params.load(ROOT / "params" / "digits.yaml")
+    assert command(base) == "elfs run params/digits.yaml"
+    changed = base.model_copy(update={"seed": 4})
+    assert command(changed) == "elfs run params/digits.yaml -p seed=4"
+
+
+def test_floors_are_no_part_of_a_run():
+    base = Params.load(ROOT / "params" / "digits.yaml")
+    assert command(base.model_copy(update={"floor_knn": 0.1})) == command(base)
+
+
+def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny_run: Run):
+    text = provenance(tiny_run, [tiny_run.pseudo, tiny_run.true_proxy])
+    assert f"`{command(tiny_run.params)}`" in text and "with seed 0" in text
+    assert "1,437 training images" in text
+    for name, version in package_versions().items():
+        assert f"{name} {version}" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| pseudo")]
+    rows += [line.split(" | ") for line in text.splitlines() if line.startswith("| true_proxy")]
+    assert [row[-1] for row in rows] == ["none |", "train:ceiling |"]
+    assert rows[0][1] == f"`{tiny_run.pseudo.key}`"
+    assert all(re.fullmatch(r"\d+\.\d", row[3]) and "cpu" in row[2] for row in rows)

@@ -1,0 +1,91 @@
+"""Self-labelling: who is trained on, and what a round gives back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elfs_lib import self_training
+from elfs_lib.self_training import most_confident, relabel
+from elfs_lib.training.loop import Length
+from elfs_lib.training.recipes import find_recipe
+
+TINY = find_recipe("speedrun_tiny")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40),
+    keep=st.floats(0.01, 1.0),
+)
+def test_the_most_confident_of_each_class_are_kept(rows: list, keep: float):
+    labels = np.array([label for label, _ in rows])
+    confidence = np.array([value / 5 for _, value in rows])
+    chosen = most_confident(labels, confidence, keep)
+    assert (np.diff(chosen) > 0).all()
+    for label in set(labels.tolist()):
+        members = [i for i in range(len(rows)) if labels[i] == label]
+        kept = [i for i in members if i in set(chosen.tolist())]
+        ranked = sorted(members, key=lambda i: (-confidence[i], i))
+        assert sorted(kept) == sorted(ranked[: max(1, round(keep * len(members)))])
+
+
+def test_ties_break_by_index():
+    assert most_confident(np.zeros(4, int), np.ones(4), 0.5).tolist() == [0, 1]
+
+
+def test_all_are_kept_when_all_are_asked_for():
+    labels = np.random.default_rng(0).integers(0, 5, 30)
+    assert most_confident(labels, np.arange(30.0), 1.0).tolist() == list(range(30))
+
+
+def two_kinds(n: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bright and dark images, pseudo-labels of which the doubtful quarter is wrong."""
+    rng = np.random.default_rng(0)
+    true = np.arange(n) % 2
+    images = rng.integers(0, 60, (n, 1, 8, 8)) + 150 * true[:, None, None, None]
+    doubtful = np.arange(n) % 4 == 3
+    pseudo = np.where(doubtful, 1 - true, true)
+    confidence = np.where(doubtful, 0.4, 0.9) + rng.uniform(0, 0.05, n)
+    return images.astype(np.uint8), true, (pseudo, confidence)
+
+
+def run(images: np.ndarray, pseudo: np.ndarray, confidence: np.ndarray, **changes):
+    options = {"keep": 0.5, "seed": 0, "flip": False, "crop_pad": 1, "device": "cpu"}
+    options |= {"precision": "float32"} | changes
+    return relabel(images, pseudo, confidence, 2, TINY, Length(epochs=12), **options)
+
+
+def test_a_round_mends_doubtful_labels_and_says_how_many_changed():
+    images, true, (pseudo, confidence) = two_kinds()
+    found = run(images, pseudo, confidence)
+    assert found.labels.dtype == np.int64 and found.labels.shape == pseudo.shape
+    assert (found.labels == true).mean() > 0.95 > (pseudo == true).mean()
+    assert found.changed == pytest.approx((found.labels != pseudo).mean())
+    assert found.confidence.dtype == np.float32
+    assert (found.confidence >= 0.5 - 1e-6).all() and (found.confidence <= 1).all()
+
+
+def test_the_same_seed_gives_the_same_bits():
+    images, _, (pseudo, confidence) = two_kinds()
+    first, again = run(images, pseudo, confidence), run(images, pseudo, confidence)
+    assert (first.labels == again.labels).all() and (first.confidence == again.confidence).all()
+
+
+def test_only_the_confident_share_is_trained_on(monkeypatch):
+    seen = {}
+    real = self_training.train
+
+    def spy(images, targets, *args, **options):
+        seen.update(targets=targets, subset=options["subset"])
+        return real(images, targets, *args, **options)
+
+    monkeypatch.setattr(self_training, "train", spy)
+    images, _, (pseudo, confidence) = two_kinds()
+    before = pseudo.copy()
+    run(images, pseudo, confidence, keep=0.25)
+    assert (seen["subset"] == most_confident(pseudo, confidence, 0.25)).all()
+    assert (seen["targets"] == pseudo[seen["subset"]]).all()
+    assert (pseudo == before).all()
