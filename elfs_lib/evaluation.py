@@ -47,11 +47,14 @@ _SPELLED = {
     "imagenet": "ImageNet",
     "stl10": "STL-10",
     "svhn": "SVHN",
+    "fashion_mnist": "Fashion-MNIST",
 }
 
 
 def display_name(name: str) -> str:
     """Spell a method or dataset name for people: ``ccs_pseudo`` becomes ``CCS pseudo``."""
+    if name in _SPELLED:
+        return _SPELLED[name]
     words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
     words = words.replace("k center", "k-center")
     return words if any(c.isupper() for c in words.split(" ")[0]) else words[:1].upper() + words[1:]

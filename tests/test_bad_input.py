@@ -1,0 +1,195 @@
+"""Bad input over parameters, the command and the Python API: one clear sentence, no traceback.
+
+Each case names what the message must say: the parameter (or file), and, mostly, the way out.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elfs_lib import cli
+from elfs_lib.encoders import embed
+from elfs_lib.errors import ElfsError
+from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.params import Params
+from elfs_lib.selection import SelectionInputs, budget_count, select
+from elfs_lib.temi import TemiConfig, fit_temi
+
+PARAMETERS = [
+    ({"dataset": "digitz"}, "dataset 'digitz'.*digits"),
+    ({"datset": "digits"}, "parameter 'datset'.*dataset"),
+    ({"dataset": 3}, "'dataset' is 3"),
+    ({"encoder": "pixel"}, "encoder 'pixel'.*pixels"),
+    ({"encoder": "dino_vitb61"}, "encoder 'dino_vitb61'.*dino_vitb16"),
+    ({"encoder": "efficientnet_lite0", "encoder_checkpoint": "missing.pth"}, "encoder_checkpoint.*missing.pth"),
+    ({"encoder": "efficientnet_lite0", "encoder_size": 0}, "'encoder_size' is 0"),
+    ({"image_size": 1}, "'image_size' is 1"),
+    ({"image_size": "big"}, "'image_size' is 'big'"),
+    ({"classes": 1}, "'classes' is 1"),
+    ({"classes": -3}, "'classes' is -3"),
+    ({"classes": 2.5}, "'classes' is 2.5"),
+    ({"flip": "yes"}, "'flip' is 'yes'"),
+    ({"crop_pad": -1}, "'crop_pad' is -1"),
+    ({"seed": -1}, "'seed' is -1"),
+    ({"seed": 2**31}, "'seed' is"),
+    ({"seed": "one"}, "'seed' is 'one'"),
+    ({"seed": True}, "'seed' is True"),
+    ({"device": "gpu"}, "device 'gpu'.*cuda"),
+    ({"device": "cuda:x"}, "'device' is 'cuda:x'.*cuda:0"),
+    ({"precision": "fp8"}, "'precision' is 'fp8'"),
+    ({"neighbors": 0}, "'neighbors' is 0"),
+    ({"neighbors": 2.5}, "'neighbors' is 2.5"),
+    ({"temi_heads": 0}, "'temi_heads' is 0"),
+    ({"temi_epochs": -1}, "'temi_epochs' is -1"),
+    ({"temi_batch": 1}, "'temi_batch' is 1"),
+    ({"temi_learning_rate": 0}, "'temi_learning_rate' is 0"),
+    ({"temi_learning_rate": float("nan")}, "'temi_learning_rate' is nan"),
+    ({"temi_teacher_momentum": 1.0}, "'temi_teacher_momentum' is 1.0"),
+    ({"temi_beta": 0.0}, "'temi_beta' is 0"),
+    ({"temi_weighting": "both"}, "'temi_weighting' is 'both'"),
+    ({"temi_pca": 1}, "'temi_pca' is 1"),
+    ({"temi_keep_heads": 0.0}, "'temi_keep_heads' is 0"),
+    ({"pseudo_labels": "best"}, "'pseudo_labels' is 'best'"),
+    ({"relabel_keep": 1.5}, "'relabel_keep' is 1.5"),
+    ({"proxy_recipe": "resnet81"}, "recipe 'resnet81'.*resnet18"),
+    ({"eval_recipe": "speed_run"}, "recipe 'speed_run'.*speedrun"),
+    ({"proxy_epochs": 0}, "'proxy_epochs' is 0"),
+    ({"score": "amu"}, "score 'amu'.*aum"),
+    ({"budget": 0}, "'budget' is 0"),
+    ({"budget": -0.1}, "'budget' is -0.1"),
+    ({"budget": 1.5}, "'budget' is 1.5"),
+    ({"budget": "0.1"}, "'budget' is '0.1'"),
+    ({"budget": float("inf")}, "'budget' is inf"),
+    ({"budgets": []}, "'budgets'"),
+    ({"budgets": [0.1, 0.1]}, "'budgets'.*twice"),
+    ({"budgets": 0.1}, "'budgets' is 0.1"),
+    ({"hard_prune_ratio": 1.0}, "'hard_prune_ratio' is 1.0"),
+    ({"hard_prune_ratio": 0.8, "budget": 0.3}, "hard_prune_ratio.*add up"),
+    ({"hard_prune_ratios": [0.0, 1.2]}, "'hard_prune_ratios' holds 1.2"),
+    ({"methods": ["random", "elf"]}, "method 'elf'.*elfs"),
+    ({"methods": "random"}, "'methods' is 'random'"),
+    ({"eval_seeds": [0, 0]}, "'eval_seeds'.*twice"),
+    ({"eval_steps": 0}, "'eval_steps' is 0"),
+]
+
+
+@pytest.mark.parametrize("values, words", PARAMETERS, ids=lambda v: str(v)[:40])
+def test_parameters(values: dict, words: str):
+    base = {"encoder": "pixels"} if "encoder" not in values else {}
+    with pytest.raises(ElfsError) as caught:
+        Params.make(base | values)
+    assert re.search(words, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Run ``elfs`` in this process: (exit code, stderr)."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["elfs", *arguments])
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.delenv("ELFS_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    monkeypatch.delenv("ELFS_DEBUG", raising=False)
+    return stop.value.code, stderr.getvalue()
+
+
+FILES = {
+    "tabs.yaml": "dataset: digits\n\tseed: 1\n",
+    "list.yaml": "- digits\n",
+    "empty.yaml": "",
+    "twice.yaml": "seed: 1\nseed: 2\n",
+    "code.yaml": "dataset: !!python/object/apply:os.system ['true']\n",
+    "unknown.yaml": "dataset: digits\nbudgte: 0.1\n",
+    "späte bilder.yaml": "dataset: digits\nencoder: pixels\nneighbors: 2000\n",
+}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["run", "missing.yaml"], "missing.yaml.*check the path"),
+        (["run", "."], "Cannot read"),
+        (["run", "tabs.yaml"], r"tabs.yaml is not valid YAML \(line 2\)"),
+        (["run", "list.yaml"], "list.yaml must hold"),
+        (["run", "empty.yaml"], "empty.yaml must hold"),
+        (["run", "twice.yaml"], "given twice"),
+        (["run", "code.yaml"], "code.yaml is not valid YAML"),
+        (["run", "unknown.yaml"], "parameter 'budgte'.*budget"),
+        (["run", "späte bilder.yaml"], "'neighbors' is 2000.*1436"),
+        (["run", "späte bilder.yaml", "-p", "neighbors"], "name=value"),
+        (["run", "späte bilder.yaml", "-p", "nieghbors=3"], "'nieghbors'.*neighbors"),
+        (["run", "späte bilder.yaml", "-p", "seed=[1"], "'seed' has a value that is not YAML"),
+        (["status", "missing.yaml"], "check the path"),
+        (["rnu", "missing.yaml"], "rnu"),
+        (["run"], "params_file"),
+        (["methods", "--n", "0"], "n, dim and classes"),
+        (["methods", "--n", "many"], "'--n'"),
+        (["sweep", "missing.yaml"], "missing.yaml"),
+        (["select", "missing", "--classes", "10", "--budget", "5"], "missing"),
+    ],
+    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else None,
+)
+def test_command(arguments: list[str], words: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    code, said = command(arguments, monkeypatch)
+    assert code not in (0, None)
+    assert said.startswith("elfs: ") and said.count("\n") == 1, said
+    assert re.search(words, said, re.IGNORECASE), said
+    assert not (tmp_path / "artifacts" / "embeddings").exists()  # refused before any work
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = command(["--debug", "run", "missing.yaml"], monkeypatch)
+    assert code == 2 and "Traceback" in said
+
+
+def rows(n: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((n, 4)).astype(np.float32)
+
+
+def with_nan() -> np.ndarray:
+    bad = rows()
+    bad[3, 1] = np.nan
+    return bad
+
+
+NEAR = np.zeros((20, 3), dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: nearest_neighbors(with_nan(), 3), "embeddings"),
+        (lambda: nearest_neighbors(np.zeros((20, 4), np.float32), 3), "zero"),
+        (lambda: nearest_neighbors(rows(), 20), "20"),
+        (lambda: nearest_neighbors(rows(), 0), "0"),
+        (lambda: fit_temi(with_nan(), NEAR, TemiConfig(classes=3)), "embeddings"),
+        (lambda: fit_temi(rows(), NEAR[:5], TemiConfig(classes=3)), "neighbors"),
+        (lambda: fit_temi(rows(), NEAR, TemiConfig(classes=30)), "classes"),
+        (lambda: TemiConfig(classes=1), "classes"),
+        (lambda: embed(rows(), "pixels"), "images"),
+        (lambda: budget_count(0, 100), "budget"),
+        (lambda: budget_count(101, 100), "budget"),
+        (lambda: budget_count(1.5, 100), "budget"),
+        (lambda: select("elfs", SelectionInputs(n=20), 5, hard_prune_ratio=0.1), "scores"),
+        (lambda: select("k_centre", SelectionInputs(n=20), 5), "k_center"),
+        (lambda: select("random", SelectionInputs(n=20), 21), "count"),
+        (lambda: select("random", SelectionInputs(n=20), 5, gamma=1), "gamma"),
+    ],
+)
+def test_python_api(call, words: str):
+    with pytest.raises(ElfsError) as caught:
+        call()
+    assert re.search(words, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
