@@ -93,10 +93,9 @@ def command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int,
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "argv", ["elfs", *arguments])
     monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.delenv("ELFS_DEBUG", raising=False)
+    monkeypatch.setenv("ELFS_DEBUG", "")  # --debug sets it; this way the test's end undoes that
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    monkeypatch.delenv("ELFS_DEBUG", raising=False)
     return stop.value.code, stderr.getvalue()
 
 
