@@ -218,7 +218,7 @@ class Store:
             return found
         try:
             draft_folder.mkdir()
-            draft, start = Draft(draft_folder), time.perf_counter()
+            draft, start, spent = Draft(draft_folder), time.perf_counter(), time.process_time()
             with stage_lock(labels, stage=stage) as opened:
                 build(draft)
             manifest = {
@@ -227,6 +227,7 @@ class Store:
                 **draft.facts,
                 "packages": package_versions(),
                 "wall_s": round(time.perf_counter() - start, 3),
+                "cpu_s": round(time.process_time() - spent, 3),  # of all threads together
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "sha256": {f.name: _sha256(f) for f in sorted(draft_folder.iterdir())},
             }
