@@ -209,6 +209,11 @@ def embed(
     return np.concatenate(blocks, axis=1)
 
 
+def trains_here(encoder: str) -> bool:
+    """Whether an encoder, or one of several joined by "+", is trained on the images it embeds."""
+    return "self_supervised" in map(str.strip, encoder.split("+"))
+
+
 def check_encoder(
     encoder: str, checkpoint: str | Path | None = None, *, input_size: int | None = None
 ) -> None:

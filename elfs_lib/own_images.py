@@ -132,31 +132,23 @@ class OwnRun(Run):
                 if len(decoded.names) < len(part):
                     gone = sorted(set(part) - set(decoded.names))[0]
                     raise ElfsError(f"{root / gone} changed while it was read: start again.")
-                blocks.append(
-                    encoders.embed(
-                        decoded.images,
-                        p.encoder,
-                        checkpoint=p.encoder_checkpoint,
-                        input_size=p.encoder_size,
-                        device=p.device,
-                        precision=p.precision,
-                        seed=p.seed,
-                    )
-                )
+                blocks.append(self._embed(decoded.images))
             draft.array("embeddings", np.concatenate(blocks))
             draft.fact(device=self._device, encoder=encoders.describe(p.encoder))
 
-        params = self._some("encoder", "encoder_size", "precision") | {"view": side}
-        params["checkpoint"] = encoders.checkpoint_fingerprint(p.encoder_checkpoint)
         return self.store.run(
-            "embeddings", build, version=1, params=params, inputs={"images": self.images}
+            "embeddings",
+            build,
+            version=1,
+            params=self._embedding_params | {"view": side},
+            inputs={"images": self.images},
         )
 
     @cached_property
     def _view(self) -> int | None:
         """Side in pixels at which the files are read again for the encoder; None: not at all."""
         p = self.params
-        if self.pixels is not None or p.encoder == "pixels":
+        if self.pixels is not None or p.encoder == "pixels" or encoders.trains_here(p.encoder):
             return None
         step = max(1, len(self.paths) // _SAMPLE)
         sides = list(_short_sides(Path(p.data_path) / path for path in self.paths[::step]))

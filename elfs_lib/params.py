@@ -20,6 +20,7 @@ from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.selection import METHODS, SCORES
+from elfs_lib.training.models import NETWORKS
 from elfs_lib.training.recipes import find_recipe
 
 Share = float | int
@@ -55,6 +56,12 @@ class Params(BaseModel):
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(None, description="local weights file")
     encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
+    encoder_epochs: int | None = Field(
+        None, ge=1, description="epochs of an encoder trained on the images; null: its own default"
+    )
+    encoder_network: str | None = Field(
+        None, description="network of encoder self_supervised; null: by the size of the images"
+    )
     neighbors: int = Field(50, ge=1, description="K, nearest neighbours of each image")
     # TEMI clustering
     temi_heads: int = Field(50, ge=1, description="H, clustering heads")
@@ -108,6 +115,8 @@ class Params(BaseModel):
         spec = DATASETS[choose("dataset", self.dataset, DATASETS)]
         self._check_device()
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=self.encoder_size)
+        if self.encoder_network is not None:
+            choose("network", self.encoder_network, NETWORKS)
         for recipe in (self.proxy_recipe, self.eval_recipe):
             find_recipe(recipe)
         choose("score", self.score, SCORES)

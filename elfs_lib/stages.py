@@ -39,6 +39,7 @@ from elfs_lib.selection import (
     select,
 )
 from elfs_lib.selection.by_class import class_quantile
+from elfs_lib.self_supervised import SelfSupervisedConfig
 from elfs_lib.self_training import relabel
 from elfs_lib.temi import TemiConfig, fit_temi
 from elfs_lib.training.loop import Length, Seeds, train
@@ -195,26 +196,50 @@ class Run:
     @cached_property
     def embeddings(self) -> Artifact:
         """Array ``embeddings`` float32 [N, D] of the training images."""
-        p = self.params
+
 
         def build(draft: Draft) -> None:
-            embeddings = encoders.embed(
-                self.train_images,
-                p.encoder,
-                checkpoint=p.encoder_checkpoint,
-                input_size=p.encoder_size,
-                device=p.device,
-                precision=p.precision,
-                seed=p.seed,
-            )
-            draft.array("embeddings", embeddings)
-            draft.fact(device=self._device, encoder=encoders.describe(p.encoder))
+            draft.array("embeddings", self._embed(self.train_images))
+            draft.fact(device=self._device, encoder=encoders.describe(self.params.encoder))
 
-        params = self._some("encoder", "encoder_size", "precision")
-        params["checkpoint"] = encoders.checkpoint_fingerprint(p.encoder_checkpoint)
         return self.store.run(
-            "embeddings", build, version=1, params=params, inputs={"images": self.images}
+            "embeddings",
+            build,
+            version=1,
+            params=self._embedding_params,
+            inputs={"images": self.images},
         )
+
+    def _embed(self, images: np.ndarray) -> np.ndarray:
+        p = self.params
+        return encoders.embed(
+            images,
+            p.encoder,
+            checkpoint=p.encoder_checkpoint,
+            input_size=p.encoder_size,
+            device=p.device,
+            precision=p.precision,
+            seed=p.seed,
+            self_supervised=self._encoder_training,
+        )
+
+    @property
+    def _encoder_training(self) -> SelfSupervisedConfig | None:
+        """How the encoder is trained on the images; None where it is frozen."""
+        p = self.params
+        if not encoders.trains_here(p.encoder):
+            return None
+        changed = {"epochs": p.encoder_epochs, "network": p.encoder_network}
+        given = {name: value for name, value in changed.items() if value is not None}
+        return SelfSupervisedConfig(flip=p.flip, **given)
+
+    @property
+    def _embedding_params(self) -> dict[str, Any]:
+        params = self._some("encoder", "encoder_size", "precision")
+        params["checkpoint"] = encoders.checkpoint_fingerprint(self.params.encoder_checkpoint)
+        if self._encoder_training:
+            params |= self._some("seed") | {"training": dataclasses.asdict(self._encoder_training)}
+        return params
 
     @cached_property
     def neighbors(self) -> Artifact:
