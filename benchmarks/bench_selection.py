@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import cpu_model
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select
 from elfs_lib.selection.cost import GROWTH, measured_as, zcore_samples
 
@@ -150,12 +151,8 @@ def on_the_n_axis(row: dict) -> bool:
 
 def machine() -> str:
     """Hardware and versions, one thread."""
-    try:
-        cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].split("\n")[0].strip("\t :")
-    except (OSError, IndexError):
-        cpu = platform.machine()
     python = platform.python_version()
-    return f"{cpu}, 1 thread, Python {python}, numpy {np.__version__}"
+    return f"{cpu_model()}, 1 thread, Python {python}, numpy {np.__version__}"
 
 
 # ---------------------------------------------------------------- against textbook loops

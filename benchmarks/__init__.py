@@ -1,0 +1,1 @@
+"""Speed of each stage against a plain baseline, as ratios of alternating runs."""
