@@ -413,6 +413,43 @@ def encoders() -> None:
         print(f"{name:{width}}  {seen:10}  {facts['pretraining']}")
 
 
+@app.command("compare-encoders")
+def compare_encoders(
+    params_file: ParamsFile,
+    names: Annotated[
+        list[str], typer.Argument(metavar="ENCODERS...", help="Encoders, e.g. pixels dino_vits16")
+    ],
+    p: Overrides = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
+) -> None:
+    """Compare encoders on a labelled dataset: neighbours, clusters, the coreset's accuracy, cost.
+
+    Writes a row for each into `book/runs/<dataset>/encoders.csv` as it is done, beside those of
+    encoders compared before; `elfs book` shows them. A comparison that was stopped goes on where
+    it was.
+
+    Examples:
+
+        elfs compare-encoders params/digits.yaml pixels self_supervised
+
+        elfs compare-encoders params/cifar10.yaml dino_vitb16 dino_vitb16+swav_resnet50
+    """
+    from elfs_lib import encoder_comparison, pipeline
+    from elfs_lib.stages import default_store
+
+    table = pipeline.runs_folder(params_file) / encoder_comparison.TABLE
+    found = encoder_comparison.compare_encoders(
+        params_file,
+        names,
+        table,
+        default_store(repair=repair),
+        overrides=_parse(p),
+        say=lambda text: print(text, flush=True),
+    )
+    print(encoder_comparison.as_shown(found).to_string(index=False))
+    print(f"Written: {table}")
+
+
 def main() -> None:
     """Entry point: errors a user can mend are one sentence on stderr, exit code 2."""
     try:

@@ -34,6 +34,7 @@ NOTEBOOKS = (
     "06_coreset_evaluation",
     "07_comparison",
 )
+SUMMARIES = ("results", "encoders")  # pages over all runs, written anew with each book
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def refresh_notebooks() -> list[Path]:
     """Run every page of ``notebooks/`` with its defaults and keep the outputs in it."""
     root = project_root()
     with _quiet(1):
-        return [execute(name, root / "notebooks", {}) for name in (*NOTEBOOKS, "results")]
+        return [execute(name, root / "notebooks", {}) for name in (*NOTEBOOKS, *SUMMARIES)]
 
 
 def execute(
@@ -210,14 +211,15 @@ def tidy(path: Path) -> None:
 
 
 def build_book(*, strict: bool = True) -> Path:
-    """Write the results page, render the book to ``_build/html`` and return its first page.
+    """Write the pages over all runs, render the book to ``_build/html`` and return its first page.
 
     Raises:
         ElfsError: if Sphinx finds an error or, when ``strict``, a warning.
     """
     root = project_root()
     with _quiet(1):
-        execute("results", root / "book" / "runs", {})
+        for name in SUMMARIES:
+            execute(name, root / "book" / "runs", {})
     sphinx = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     sphinx += ["build", str(root), "--quiet"]
     sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []

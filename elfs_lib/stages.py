@@ -197,7 +197,6 @@ class Run:
     def embeddings(self) -> Artifact:
         """Array ``embeddings`` float32 [N, D] of the training images."""
 
-
         def build(draft: Draft) -> None:
             draft.array("embeddings", self._embed(self.train_images))
             draft.fact(device=self._device, encoder=encoders.describe(self.params.encoder))

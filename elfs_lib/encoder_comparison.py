@@ -1,0 +1,280 @@
+"""Encoders side by side on one dataset: neighbours, clusters, and the coreset that they lead to.
+
+All stages but the embeddings take the same parameters for every encoder, and all of them are
+artifacts: a comparison that was stopped goes on where it was, and shares the work of other runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elfs_lib import encoders
+from elfs_lib.artifacts import Artifact, Draft, Store, package_versions, write_text_atomic
+from elfs_lib.clustering import clustering_accuracy, kmeans_labels
+from elfs_lib.errors import ElfsError
+from elfs_lib.evaluation import display_name, paired_difference, summarise
+from elfs_lib.neighbors import Neighbors, knn_accuracy
+from elfs_lib.params import Params, read_yaml
+from elfs_lib.provenance import command
+from elfs_lib.stages import Run, project_root
+
+TABLE = "encoders.csv"
+METHOD, BASELINE = "elfs", "random"
+VOTERS = 20  # of the nearest-neighbour vote
+
+#: The columns of a comparison, one row an encoder.
+COLUMNS: dict[str, str] = {
+    "dataset": "name of the dataset",
+    "encoder": "name, or names joined by +",
+    "saw_labels": "whether its pretraining read labels; empty where that is not known",
+    "pretraining": "data and method that made its weights",
+    "license": "of its weights",
+    "dimensions": "numbers in an embedding",
+    "images": "images embedded, the training split",
+    "knn_accuracy": "leave-one-out vote of the 20 nearest neighbours, percent",
+    "neighbor_purity": "share of the K neighbours that have the image's class, percent",
+    "neighbors": "K",
+    "temi_accuracy": "pseudo-labels right under the best matching to classes, percent",
+    "kmeans_accuracy": "the same for k-means on the embeddings",
+    "budget": "share of the images in the coreset",
+    "seeds": "trainings of each coreset method",
+    "elfs_accuracy": "test accuracy after training on the ELFS coreset, percent, mean over seeds",
+    "elfs_sd": "its standard deviation over seeds",
+    "elfs_by_seed": "the accuracies behind it in the order of the seeds, with spaces between",
+    "random_accuracy": "the same for a random coreset of this size",
+    "difference": "ELFS minus random, paired by seed, in points",
+    "low": "lower end of its 95% t-interval",
+    "high": "upper end of it",
+    "wall_s": "seconds to embed, training of the encoder included",
+    "cpu_s": "processor seconds of it, all threads together; empty if not recorded",
+    "device": "hardware that embedded",
+    "is_default": "whether the dataset's parameters file names this encoder",
+    "command": "what repeats the run behind the row",
+    "versions": "of the packages",
+}
+
+
+def compare_encoders(
+    params_file: Path,
+    names: Sequence[str],
+    table: Path,
+    store: Store,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> pd.DataFrame:
+    """Run the pipeline with each encoder and write the table, row by row.
+
+    Args:
+        params_file: YAML of parameters; its encoder is called the default.
+        names: Encoders; names joined by "+" are concatenated.
+        table: CSV to write. Rows of other encoders that it holds are kept, so that a comparison
+            can grow encoder by encoder.
+        store: Where the artifacts are.
+        overrides: Parameters that win over the file.
+        say: Called with a line before each stage.
+
+    Returns:
+        The table, columns as in :data:`COLUMNS`.
+
+    Raises:
+        ElfsError: before any work, if an encoder or a parameter is wrong, or the dataset has no
+            labels to compare by.
+    """
+    overrides = dict(overrides or {})
+    if "encoder" in overrides:
+        raise ElfsError("Name the encoders as arguments, and leave -p encoder=... out.")
+    default = {**read_yaml(params_file), **overrides}
+    runs = [Run(_params(default, name), store) for name in dict.fromkeys(names)]
+    for run in runs:
+        run.check()
+        if not {"train", "test"} <= set(run.labels.has):
+            raise ElfsError(
+                f"Dataset {run.params.dataset!r} has no labels of both splits: encoders are "
+                "compared by labels."
+            )
+    for run in runs:
+        row = compare(run, is_default=run.params.encoder == default.get("encoder"), say=say)
+        _write(table, row)
+    return pd.read_csv(table)
+
+
+def compare(
+    run: Run, *, is_default: bool = False, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """One row of the table: runs whatever stage is missing."""
+    p, name = run.params, run.params.encoder
+    say(f"{name}: embedding {len(run.train_images):,} images")
+    embedded = run.embeddings
+    say(f"{name}: neighbours and clusters")
+    quality = _quality(run).json("quality")
+    rows = []
+    for method in (BASELINE, METHOD):
+        for seed in p.eval_seeds:
+            say(f"{name}: {method} at budget {p.budget:g}, seed {seed}")
+            rows.append(run.result_row(method, p.budget, seed))
+    results = pd.DataFrame(rows)
+    means = summarise(results).set_index("method")
+    paired = paired_difference(results, METHOD, BASELINE).iloc[0]
+    facts = encoders.describe(name, p.encoder_checkpoint)
+    versions = ", ".join(f"{k} {v}" for k, v in embedded.manifest["packages"].items())
+    return {
+        "dataset": p.dataset,
+        "encoder": name,
+        "saw_labels": facts["saw_labels"],
+        "pretraining": facts["pretraining"],
+        "license": facts["license"],
+        "dimensions": embedded.array("embeddings").shape[1],
+        "images": len(run.train_images),
+        **quality,
+        "neighbors": p.neighbors,
+        "budget": paired["budget"],
+        "seeds": len(p.eval_seeds),
+        "elfs_accuracy": means.loc[METHOD, "mean"],
+        "elfs_sd": means.loc[METHOD, "sd"],
+        "elfs_by_seed": " ".join(f"{a:.4f}" for a in results["accuracy"][-len(p.eval_seeds) :]),
+        "random_accuracy": means.loc[BASELINE, "mean"],
+        **paired[["difference", "low", "high"]],
+        "wall_s": embedded.manifest["wall_s"],
+        "cpu_s": embedded.manifest.get("cpu_s"),
+        "device": embedded.manifest["device"],
+        "is_default": is_default,
+        "command": command(p),
+        "versions": versions,
+    }
+
+
+def comparison_tables() -> dict[str, pd.DataFrame]:
+    """Every comparison of the book, by dataset; the small default comes last."""
+    files = sorted((project_root() / "book" / "runs").glob(f"*/{TABLE}"))
+    tables = {file.parent.name: pd.read_csv(file) for file in files}
+    return dict(sorted(tables.items(), key=lambda item: item[0] == "digits"))
+
+
+def as_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A comparison as texts for the page, one row an encoder."""
+    labels = {True: "yes", False: "no"}
+
+    def seconds(row: Any) -> str:
+        return "" if np.isnan(row.cpu_s) else f"{row.cpu_s:,.0f}"
+
+    rows = [
+        {
+            "encoder": row.encoder + (" (default)" if row.is_default else ""),
+            "saw labels": labels.get(row.saw_labels, "not known"),
+            "20-NN": f"{row.knn_accuracy:.1f}",
+            "purity": f"{row.neighbor_purity:.1f}",
+            "k-means": f"{row.kmeans_accuracy:.1f}",
+            "TEMI": f"{row.temi_accuracy:.1f}",
+            "ELFS": f"{row.elfs_accuracy:.1f}"
+            + (f" ± {row.elfs_sd:.1f}" if row.seeds > 1 else ""),
+            "minus random": f"{row.difference:+.1f}"
+            + (f" ({row.low:+.1f} to {row.high:+.1f})" if row.low == row.low else ""),
+            "seconds": f"{row.wall_s:,.0f}",
+            "processor seconds": seconds(row),
+        }
+        for row in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def sentences(table: pd.DataFrame) -> list[str]:
+    """What a comparison bears out: the best neighbours, and each encoder against the default."""
+    first = table.iloc[0]
+    dataset = display_name(first["dataset"])
+    best = table.loc[table["knn_accuracy"].idxmax()]
+    lines = [
+        f"On {dataset} the neighbours of {best['encoder']} are the best by 20-NN "
+        f"({best['knn_accuracy']:.1f}%), of {len(table)} encoders."
+    ]
+    if not table["is_default"].any():
+        return lines
+    default = table[table["is_default"]].iloc[0]
+    trainings = pd.concat(
+        pd.DataFrame(
+            {
+                "dataset": row.dataset,
+                "method": row.encoder,
+                "budget": row.budget,
+                "count": round(row.budget * row.images),
+                "seed": range(row.seeds),  # places in the list of seeds, which all rows share
+                "accuracy": [float(text) for text in str(row.elfs_by_seed).split()],
+            }
+        )
+        for row in table.itertuples()
+    )
+    better = []
+    for name in table["encoder"][~table["is_default"]]:
+        found = paired_difference(trainings, name, default["encoder"]).iloc[0]
+        size = f"{found['difference']:+.1f} points"
+        interval = f"95% interval {found['low']:+.1f} to {found['high']:+.1f}, n={found['n']}"
+        where = f"the ELFS coreset of {found['budget']:.3g} of the images"
+        against = f"{name} against the default, {default['encoder']}: {size} for {where}"
+        if np.isnan(found["low"]):
+            lines.append(f"{against} (n={found['n']}, no interval).")
+        elif found["low"] <= 0 <= found["high"]:
+            lines.append(f"{against}: no evidence of a difference ({interval}).")
+        else:
+            lines.append(f"{against} ({interval}).")
+            better += [name] if found["low"] > 0 else []
+    lines.append(
+        f"The default of {dataset} is not what this table supports: {', '.join(better)} did better."
+        if better
+        else f"Nothing here did better than the default of {dataset} beyond its interval."
+    )
+    return lines
+
+
+def _params(values: Mapping[str, Any], name: str) -> Params:
+    """The file's parameters for one encoder; a checkpoint and a size are those of its own."""
+    own = {} if name == values.get("encoder") else {"encoder_checkpoint": None, "encoder_size": None}
+    return Params.make({**values, **own, "encoder": name, "methods": [BASELINE, METHOD]})
+
+
+def _quality(run: Run) -> Artifact:
+    """Json ``quality``: what the neighbours and the clusters are worth, by the true labels."""
+    return run.store.run(
+        "encoder_quality",
+        partial(_measure, run),
+        version=1,
+        params={"voters": VOTERS, "seed": run.params.seed, "classes": run.classes},
+        inputs={
+            "images": run.images,
+            "embeddings": run.embeddings,
+            "neighbors": run.neighbors,
+            "pseudo": run.pseudo,
+        },
+        seed=run.params.seed,
+        labels="analysis",
+    )
+
+
+def _measure(run: Run, draft: Draft) -> None:
+    labels = run.labels.open("train", purpose="analysis")
+    near = Neighbors(run.neighbors.array("indices"), run.neighbors.array("similarities"))
+    points = np.asarray(run.embeddings.array("embeddings"))
+    kmeans = kmeans_labels(points, run.classes, seed=run.params.seed)
+    shares = {
+        "knn_accuracy": knn_accuracy(near, labels, k=min(VOTERS, run.params.neighbors)),
+        "neighbor_purity": float((labels[near.indices] == labels[:, None]).mean()),
+        "temi_accuracy": clustering_accuracy(run.pseudo_labels, labels),
+        "kmeans_accuracy": clustering_accuracy(kmeans, labels),
+    }
+    draft.json("quality", {name: 100 * share for name, share in shares.items()})
+
+
+def _write(table: Path, row: Mapping[str, Any]) -> None:
+    """Put a row into the table in place of an older one of its encoder; best neighbours first."""
+    frame = pd.DataFrame([row])
+    if table.exists():
+        old = pd.read_csv(table)
+        frame = pd.concat([old[old["encoder"] != row["encoder"]], frame], ignore_index=True)
+    frame = frame.sort_values("knn_accuracy", ascending=False)[list(COLUMNS)]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(table, frame.to_csv(index=False, float_format="%.6g"))

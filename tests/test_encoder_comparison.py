@@ -1,0 +1,157 @@
+"""Encoders compared: what a row holds, that it grows and resumes, and what the page may say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY
+
+from elfs_lib import cli, encoder_comparison
+from elfs_lib.artifacts import Store
+from elfs_lib.datasets import load_images, load_labels
+from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
+from elfs_lib.errors import ElfsError
+from elfs_lib.stages import Run
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    (root / "_toc.yml").write_text("")
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}
+    values |= {"encoder_epochs": 1, "encoder_network": "convnet_tiny"}
+    (root / "digits.yaml").write_text(yaml.safe_dump(values))
+    return root
+
+
+@pytest.fixture(scope="module")
+def compared(project: Path) -> pd.DataFrame:
+    file, store = project / "digits.yaml", Store(project / "store")
+    table = project / "encoders.csv"
+    compare_encoders(file, ["pixels"], table, store)
+    return compare_encoders(file, ["self_supervised"], table, store)
+
+
+def plain_vote(points: np.ndarray, labels: np.ndarray, k: int) -> tuple[float, float]:
+    """Accuracy of the weighted vote and purity, image by image."""
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -2)
+    right = pure = 0.0
+    for row, own in zip(similarity, labels):
+        near = np.argsort(-row, kind="stable")[:k]
+        votes = np.bincount(labels[near], row[near] + 1)
+        right += votes.argmax() == own
+        pure += (labels[near] == own).mean()
+    return 100 * right / len(labels), 100 * pure / len(labels)
+
+
+def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path):
+    assert list(compared.columns) == list(COLUMNS) and len(compared) == 2
+    assert compared["knn_accuracy"].is_monotonic_decreasing
+    row = compared.set_index("encoder").loc["pixels"]
+    assert row["is_default"] and not row["saw_labels"] and row["dimensions"] == 64
+    images = load_images("digits").train
+    assert row["images"] == len(images)
+    labels = load_labels("digits", "train")
+    right, pure = plain_vote(images.reshape(len(images), -1).astype(float), labels, 10)
+    assert row["knn_accuracy"] == pytest.approx(right, abs=0.2)  # by ties
+    assert row["neighbor_purity"] == pytest.approx(pure, abs=0.05)
+    by_seed = [float(text) for text in row["elfs_by_seed"].split()]
+    assert len(by_seed) == row["seeds"] == 2
+    assert np.mean(by_seed) == pytest.approx(row["elfs_accuracy"], abs=1e-3)
+    assert np.std(by_seed, ddof=1) == pytest.approx(row["elfs_sd"], abs=1e-3)
+    assert row["difference"] == pytest.approx(row["elfs_accuracy"] - row["random_accuracy"], abs=1e-3)
+    assert (compared["cpu_s"] > 0).all() and "encoder=self_supervised" in " ".join(compared["command"])
+
+
+def test_a_second_time_finds_everything(compared: pd.DataFrame, project: Path, monkeypatch):
+    store = Store(project / "store", look=True)  # raises where something would be computed
+    names = ["self_supervised", "pixels"]
+    again = compare_encoders(project / "digits.yaml", names, project / "encoders.csv", store)
+    pd.testing.assert_frame_equal(again, compared)
+
+
+def test_random_coresets_are_shared_between_encoders(compared: pd.DataFrame):
+    assert compared["random_accuracy"].nunique() == 1
+    assert compared["elfs_accuracy"].nunique() == 2
+
+
+def test_the_trained_encoders_artifact_depends_on_seed_flip_and_epochs(tiny_params, tmp_path: Path):
+    def key(encoder: str, **changes: object) -> str:
+        params = tiny_params.model_copy(update={"encoder": encoder, **changes})
+        return json.dumps(Run(params, Store(tmp_path))._embedding_params, sort_keys=True)
+
+    for change in ({"seed": 1}, {"flip": True}, {"encoder_epochs": 3}):
+        assert key("self_supervised") != key("self_supervised", **change)
+        assert key("pixels") == key("pixels", **change)
+    config = Run(
+        tiny_params.model_copy(update={"encoder": "self_supervised", "encoder_epochs": 3}),
+        Store(tmp_path),
+    )._encoder_training
+    assert (config.flip, config.epochs) == (False, 3)
+
+
+def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkeypatch, capsys):
+    store = Store(tmp_path / "store")
+    with pytest.raises(ElfsError, match="did you mean 'pixels'"):
+        compare_encoders(project / "digits.yaml", ["pixels", "pixel"], tmp_path / "t.csv", store)
+    with pytest.raises(ElfsError, match="as arguments"):
+        compare_encoders(
+            project / "digits.yaml", ["pixels"], tmp_path / "t.csv", store,
+            overrides={"encoder": "pixels"},
+        )  # fmt: skip
+    assert not (tmp_path / "store").exists() and not (tmp_path / "t.csv").exists()
+
+
+def test_the_command_writes_where_the_book_looks(project: Path, monkeypatch, capsys, compared):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(project / "store"))
+    monkeypatch.setattr(sys, "argv", ["elfs", "compare-encoders", "digits.yaml", "pixels"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert "book/runs/digits/encoders.csv" in capsys.readouterr().out
+    tables = encoder_comparison.comparison_tables()
+    assert list(tables) == ["digits"] and list(tables["digits"]["encoder"]) == ["pixels"]
+
+
+def made_up(*by_seed: str) -> pd.DataFrame:
+    """The default and others, with the accuracies given."""
+    rows = []
+    for number, text in enumerate(by_seed):
+        values = [float(part) for part in text.split()]
+        rows.append(
+            dict.fromkeys(COLUMNS)
+            | {
+                "dataset": "cifar10", "encoder": "abc"[number], "saw_labels": [True, None][number % 2],
+                "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
+                "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
+                "elfs_accuracy": np.mean(values), "elfs_sd": np.nan, "elfs_by_seed": text,
+                "difference": 1.0, "low": np.nan, "high": np.nan, "wall_s": 2.0, "cpu_s": np.nan,
+                "is_default": number == 0,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_page_says_no_more_than_the_numbers_do():
+    better = sentences(made_up("70 71 72", "75 76.1 77", "70.5 70 73"))
+    assert "neighbours of c are the best" in better[0]
+    assert "+5.0 points" in better[1] and "no evidence" not in better[1]
+    assert "no evidence of a difference" in better[2]
+    assert better[3].endswith("not what this table supports: b did better.")
+    worse = sentences(made_up("75 76.1 77", "70 71 72"))
+    assert "-5.0 points" in worse[1] and "Nothing here did better" in worse[2]
+    assert "no interval" in sentences(made_up("70", "80"))[1]
+    assert len(sentences(made_up("70", "80").iloc[1:])) == 1  # the default is not in the table
+    shown = as_shown(made_up("70", "80"))
+    assert shown["encoder"].tolist() == ["a (default)", "b"]
+    assert shown["saw labels"].tolist() == ["yes", "not known"]
+    assert shown["processor seconds"].tolist() == ["", ""]
