@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -33,11 +33,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
 from elfs_lib.errors import ElfsError
-from elfs_lib.self_supervised import SelfSupervisedConfig, train_encoder
+from elfs_lib.self_supervised import SelfSupervisedConfig, Start, train_encoder
 
 PIXELS_MAX_SIDE = 32  # larger images are averaged down: raw pixels say little more beyond it
 CPU_BATCH_PER_THREAD = 16  # activations stay in the cache: 2.4 times faster than 256
 GPU_BATCH = 256
+ADAPTED = "adapted_"  # before an encoder's name: its weights, trained further on the images
 
 # Checkpoints that hold more than one network hold the one to use under the first of these.
 WRAPPERS = (
@@ -83,12 +84,13 @@ class Encoder:
 
 _CLIP = "400M web images with captions (WIT), CLIP contrastive; no class labels"
 _LVD = "LVD-142M (curated web images), DINOv2 self-distillation"
+_OWN = "the dataset's own images, SimCLR views with the decoupled contrastive loss"
 
 ENCODERS: dict[str, Encoder] = {
     "pixels": Encoder("", "none: the pixel values themselves", False, "none needed"),
     "self_supervised": Encoder(
         "",
-        "the dataset's own images, SimCLR views with the decoupled contrastive loss",
+        _OWN,
         False,
         "that of the images",
     ),
@@ -154,15 +156,17 @@ def embed(
     Args:
         images: uint8 [N, C, H, W], C = 1 (repeated to grey RGB) or 3.
         encoder: A name of ``ENCODERS``, any timm model with pretrained weights (or any timm
-            model, with a checkpoint), or several such as "dino_vitb16+swav_resnet50".
+            model, with a checkpoint), one of these as "adapted_NAME", whose weights are trained
+            further on the images without labels, or several such as "dino_vitb16+swav_resnet50".
         checkpoint: Local weights, ``.safetensors`` or what ``torch.save`` made of a state dict;
             for several encoders "name=path,name=path", where those left out are downloaded.
         input_size: Side in pixels that images are resized to; None = the encoder's own rule.
         batch: Images for each forward pass; None = what was fastest for the device.
         device: "auto", "cpu", "cuda", "mps".
         precision: "auto", "float32", "bfloat16".
-        seed: Of ``self_supervised``; the other encoders have nothing random.
-        self_supervised: How the encoder of that name is trained; None = the defaults.
+        seed: Of encoders that are trained here; the others have nothing random.
+        self_supervised: How ``self_supervised`` and adapted encoders are trained; None = the
+            defaults.
 
     Returns:
         float32 [N, D] in the order of ``images``: the pooled features before any head. One
@@ -188,16 +192,18 @@ def embed(
         if name == "pixels":
             blocks.append(_pixels(images, input_size))
             continue
-        if name == "self_supervised":
-            trained = train_encoder(
-                images, self_supervised, seed=seed, device=device, precision=precision
-            )
-            model, transform = trained.network, trained.normalise
-        else:
+        start = None
+        if name != "self_supervised":
             spec = _spec(name, path)
             side = input_size or _input_side(spec, images.shape[2:])
-            model = load_encoder(name, checkpoint=path, input_size=side)
+            model = load_encoder(name.removeprefix(ADAPTED), checkpoint=path, input_size=side)
             transform = _transform(side, _timm().data.resolve_model_data_config(model))
+            start = Start(model, transform)
+        if trains_here(name):
+            trained = train_encoder(
+                images, self_supervised, start=start, seed=seed, device=device, precision=precision
+            )
+            model, transform = trained.network, trained.prepare
         model = _for_inference(model, where)
         per_pass = batch or _default_batch(where)
         blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
@@ -211,7 +217,8 @@ def embed(
 
 def trains_here(encoder: str) -> bool:
     """Whether an encoder, or one of several joined by "+", is trained on the images it embeds."""
-    return "self_supervised" in map(str.strip, encoder.split("+"))
+    names = [name.strip() for name in encoder.split("+")]
+    return any(name == "self_supervised" or name.startswith(ADAPTED) for name in names)
 
 
 def check_encoder(
@@ -338,7 +345,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
-    """uint8 [B, C, H, W] to float32 [B, 3, side, side], as the model's own transform would.
+    """float32 [B, C, H, W] in [0, 1] to [B, 3, side, side], as the model's own transform would.
 
     The shorter side is resized to ``side / crop_pct`` and the centre cropped. Images that would
     have to be enlarged for that are resized to ``side`` itself, so that nothing of them is lost.
@@ -346,7 +353,7 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
     the weights were trained with.
 
     Args:
-        x: uint8 [B, C, H, W], C = 1 or 3.
+        x: float32 [B, C, H, W] in [0, 1], C = 1 or 3.
         side: Side of the result in pixels.
         config: timm's data configuration: ``interpolation``, ``crop_pct``, ``mean``, ``std``.
     """
@@ -354,7 +361,6 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
     short = math.floor(side / config["crop_pct"])
     scale = (short if short <= min(height, width) else side) / min(height, width)
     size = [max(side, round(height * scale)), max(side, round(width * scale))]
-    x = x.float().div_(255)
     if [height, width] != size:
         x = F.interpolate(x, size, mode=config["interpolation"], antialias=True).clamp_(0, 1)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
@@ -400,6 +406,11 @@ def _spec(name: str, checkpoint: str | Path | None) -> Encoder:
     """The registry's entry, or one made from timm's own configuration for its other models."""
     if name in ENCODERS:
         return ENCODERS[name]
+    if name.startswith(ADAPTED):
+        spec = _spec(name.removeprefix(ADAPTED), checkpoint)
+        if not spec.architecture:
+            raise ElfsError(f"encoder {name!r} has no weights to adapt: name one that has.")
+        return replace(spec, pretraining=f"{spec.pretraining}; then {_OWN}")
     known = _timm().is_model(name) and ("." not in name or name in _timm().list_pretrained())
     if known and checkpoint is not None:
         return Encoder(name, "a local checkpoint", None, "see where the checkpoint came from")
@@ -635,7 +646,7 @@ def _forward_all(
     out = None
     for start in track(range(0, len(images), batch), f"embedding with {name}"):
         # a copy, so that read-only memory maps work; one batch only
-        x = torch.tensor(images[start : start + batch]).to(device)
+        x = torch.tensor(images[start : start + batch]).to(device).float().div_(255)
         x = transform(x).contiguous(memory_format=torch.channels_last)
         with autocast(device, dtype):
             features = model(x)

@@ -1,5 +1,7 @@
 """Train an encoder on the unlabelled images themselves, for when no pretrained weights fit.
 
+It starts from random weights, or from those of a pretrained network, which it adapts to the images.
+
 Two augmented views of an image should lie near each other, and away from the views of all other
 images: SimCLR (Chen et al., ICML 2020) with the decoupled loss (Yeh et al., ECCV 2022), which
 does not need the very large batches of the original. No label is involved anywhere.
@@ -8,6 +10,7 @@ does not need the very large batches of the original. No label is involved anywh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +40,10 @@ class SelfSupervisedConfig:
     Attributes:
         epochs: Passes over the images.
         batch: Images a step; each gives two views.
-        network: Key of :data:`elfs_lib.training.models.NETWORKS`; None = "convnet" up to 32 px,
-            "resnet18" above.
+        network: Key of :data:`elfs_lib.training.models.NETWORKS`; None = "convnet_small" up to
+            32 px, "resnet18" above. Not for a network to start from.
         lr: Peak learning rate of AdamW, reached after ``warmup`` and then falling as a cosine.
+        start_lr: The same for weights that were there before.
         weight_decay: Of AdamW.
         warmup: Share of the steps in which the learning rate rises.
         temperature: Of the loss; lower puts more weight on the nearest wrong images.
@@ -54,6 +58,7 @@ class SelfSupervisedConfig:
     batch: int = 512
     network: str | None = None
     lr: float = 2e-3
+    start_lr: float = 2e-4
     weight_decay: float = 1e-4
     warmup: float = 0.1
     temperature: float = 0.2
@@ -65,30 +70,38 @@ class SelfSupervisedConfig:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A network to start from.
+
+    Attributes:
+        network: Without a head; features [B, D].
+        prepare: float32 [B, C, S, S] in [0, 1] to the network's input.
+    """
+
+    network: nn.Module
+    prepare: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class TrainedEncoder:
     """An encoder that has seen its images and no labels.
 
     Attributes:
-        network: In eval mode, on its device; float [B, C, S, S] to features [B, D].
-        mean: float32 [1, C, 1, 1], of the training pixels in [0, 1].
-        std: float32 [1, C, 1, 1].
+        network: In eval mode, on its device; features [B, D].
+        prepare: float32 [B, C, S, S] in [0, 1] to the network's input.
         losses: float32 [epochs], mean loss of each epoch.
     """
 
     network: nn.Module
-    mean: Tensor
-    std: Tensor
+    prepare: Callable[[Tensor], Tensor]
     losses: np.ndarray
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] to the network's float32 input."""
-        return (x.float() / 255 - self.mean) / self.std
 
 
 def train_encoder(
     images: np.ndarray,
     config: SelfSupervisedConfig | None = None,
     *,
+    start: Start | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -98,6 +111,7 @@ def train_encoder(
     Args:
         images: uint8 [N, C, S, S], C = 1 or 3; a memory map will do, one batch is read at a time.
         config: How; None = the defaults.
+        start: A pretrained network to adapt; None = ``config.network`` with random weights.
         seed: Of weights, order and views; same seed, same bits on a CPU.
         device: See :func:`elfs_lib.compute.resolve_device`.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
@@ -114,23 +128,25 @@ def train_encoder(
     order = np.random.default_rng(order_seed)
     views = torch.Generator(where).manual_seed(view_seed)
 
-    some = np.sort(order.permutation(len(images))[:SAMPLE])
-    sample = torch.from_numpy(images[some]).float().div_(255)
-    mean = sample.mean((0, 2, 3), keepdim=True)
-    std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)
-    network, projector = _networks(images, (sample - mean) / std, config, weight_seed)
+    if start is None:
+        some = np.sort(order.permutation(len(images))[:SAMPLE])
+        sample = torch.from_numpy(images[some]).float().div_(255)
+        start = _fresh(sample, config, weight_seed, where)
+        start_lr = config.lr
+    else:
+        start_lr = config.start_lr
+    network, prepare = start.network, start.prepare
     network.to(where, memory_format=torch.channels_last).train()
-    projector.to(where).train()
-    mean, std = mean.to(where), std.to(where)
+    width = _width(network, prepare(torch.zeros(2, *images.shape[1:], device=where)))
+    projector = _projector(width, config, weight_seed).to(where).train()
 
-    weights = [w for w in (*network.parameters(), *projector.parameters()) if w.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-    )
+    groups = []
+    for module, peak in ((network, start_lr), (projector, config.lr)):
+        weights = [w for w in module.parameters() if w.requires_grad]
+        decayed = [w for w in weights if w.ndim > 1], [w for w in weights if w.ndim <= 1]
+        for group, decay in zip(decayed, (config.weight_decay, 0.0)):
+            groups.append({"params": group, "weight_decay": decay, "lr": peak, "peak": peak})
+    optimizer = torch.optim.AdamW(groups)
     per_epoch = len(images) // batch
     steps = config.epochs * per_epoch
     losses = torch.zeros(config.epochs, device=where)
@@ -140,12 +156,12 @@ def train_encoder(
             shuffled = order.permutation(len(images))
         chosen = torch.from_numpy(images[shuffled[at * batch : (at + 1) * batch]]).to(where)
         both = augment(torch.cat([chosen, chosen]).float().div_(255), config, views)
-        both = ((both - mean) / std).contiguous(memory_format=torch.channels_last)
+        both = prepare(both).contiguous(memory_format=torch.channels_last)
         with autocast(where, dtype):
             projected = projector(network(both))
         loss = decoupled_contrastive(projected.float(), config.temperature)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * _schedule((step + 0.5) / steps, config.warmup)
+            group["lr"] = group["peak"] * _schedule((step + 0.5) / steps, config.warmup)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -155,7 +171,7 @@ def train_encoder(
                 f"The self-supervised encoder's loss is not finite in epoch {epoch + 1}: lower lr, "
                 "or use precision: float32."
             )
-    return TrainedEncoder(network.eval(), mean, std, losses.cpu().numpy())
+    return TrainedEncoder(network.eval(), prepare, losses.cpu().numpy())
 
 
 def decoupled_contrastive(z: Tensor, temperature: float) -> Tensor:
@@ -274,25 +290,39 @@ def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.view(count, channels, height, width)
 
 
-def _networks(
-    images: np.ndarray, sample: Tensor, config: SelfSupervisedConfig, seed: int
-) -> tuple[nn.Module, nn.Module]:
-    """The encoder without a head, and the projection (Chen et al., section 4.2) that trains it."""
-    small = max(images.shape[2:]) <= SMALL_SIDE
-    network = build_network(
-        config.network or ("convnet" if small else "resnet18"), sample, 1, seed=seed
-    )
-    width = network.head.in_features
+def _fresh(
+    sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torch.device
+) -> Start:
+    """A network with random weights, for images like ``sample``, float [B, C, S, S] in [0, 1]."""
+    mean = sample.mean((0, 2, 3), keepdim=True)
+    std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)
+    small = max(sample.shape[2:]) <= SMALL_SIDE
+    name = config.network or ("convnet_small" if small else "resnet18")
+    network = build_network(name, (sample - mean) / std, 1, seed=seed)
     network.head = nn.Identity()
+    mean, std = mean.to(device), std.to(device)
+    return Start(network, lambda x: (x - mean) / std)
+
+
+@torch.no_grad()
+def _width(network: nn.Module, blank: Tensor) -> int:
+    """Numbers in a feature vector; two blank images must leave no trace in moving averages."""
+    network.eval()
+    width = network(blank).shape[1]
+    network.train()
+    return width
+
+
+def _projector(width: int, config: SelfSupervisedConfig, seed: int) -> nn.Module:
+    """What the loss sees in place of the features (Chen et al., section 4.2); thrown away."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = nn.Sequential(
+        return nn.Sequential(
             nn.Linear(width, HIDDEN, bias=False),
             nn.BatchNorm1d(HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(HIDDEN, config.projection),
         )
-    return network, projector
 
 
 def _schedule(done: float, warmup: float) -> float:
@@ -318,6 +348,7 @@ def _validate(images: np.ndarray, config: SelfSupervisedConfig) -> None:
         "epochs": (1, math.inf),
         "batch": (2, math.inf),
         "lr": (1e-8, math.inf),
+        "start_lr": (1e-8, math.inf),
         "weight_decay": (0, math.inf),
         "warmup": (0, 0.99),
         "temperature": (1e-3, math.inf),

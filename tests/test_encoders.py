@@ -23,8 +23,10 @@ from elfs_lib.encoders import (
     load_encoder,
     read_checkpoint,
     resize_and_normalise,
+    trains_here,
 )
 from elfs_lib.errors import ElfsError
+from elfs_lib.self_supervised import SelfSupervisedConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), dtype=np.uint8)
 CONFIG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.875}
@@ -77,7 +79,7 @@ def test_lite0_does_not_depend_on_batch_size_nor_fusing():
     assert one.shape == (9, 1280)
     np.testing.assert_allclose(one, four, atol=1e-4)
     with torch.inference_mode():
-        x = resize_and_normalise(torch.from_numpy(IMAGES), 32, CONFIG)
+        x = resize_and_normalise(torch.from_numpy(IMAGES) / 255, 32, CONFIG)
         plain = load_encoder("efficientnet_lite0")(x).numpy()
     np.testing.assert_allclose(one, plain, atol=1e-3)
     half = embed(IMAGES, "efficientnet_lite0", input_size=32, precision="bfloat16")
@@ -104,15 +106,15 @@ def test_unknown_encoder_and_wrong_images_are_one_sentence():
 
 
 def test_normalise_by_hand():
-    x = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    x[0, 1] = 255
+    x = torch.zeros(1, 3, 2, 2)
+    x[0, 1] = 1
     config = CONFIG | {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.25, 2.0)}
     want = torch.tensor([-1.0, 3.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     torch.testing.assert_close(resize_and_normalise(x, 2, config), want)
 
 
 def test_bilinear_enlargement_by_hand():
-    x = torch.tensor([0, 100], dtype=torch.uint8).repeat(2, 1).view(1, 1, 2, 2)
+    x = torch.tensor([0, 100]).repeat(2, 1).view(1, 1, 2, 2) / 255
     plain = CONFIG | {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
     # pixel centres at 0.25, 0.75, 1.25, 1.75 of centres 0.5 and 1.5, clamped at the border
     row = torch.tensor([0.0, 25.0, 75.0, 100.0]) / 255
@@ -131,7 +133,7 @@ def test_resize_agrees_with_pillow(mode, shape):
     want = Image.fromarray(image).resize(size, getattr(Image.Resampling, mode.upper()))
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     want = np.asarray(want.crop((left, top, left + side, top + side)), dtype=np.float32)
-    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None] / 255
     found = resize_and_normalise(x, side, CONFIG | {"interpolation": mode})[0]
     found = ((found * 0.5 + 0.5) * 255).permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found, want, atol=1.01)
@@ -146,6 +148,29 @@ def test_registry_names_exist_in_timm(name):
     assert architecture in timm.list_pretrained()
     config = timm.models.get_pretrained_cfg(architecture)
     assert config.input_size[-1] >= 128 and len(config.mean) == 3
+
+
+def test_adapted_encoders_start_from_weights_and_leave_them_for_the_images():
+    found = describe("adapted_efficientnet_lite0")
+    assert found["saw_labels"] is True
+    assert found["pretraining"].endswith(ENCODERS["self_supervised"].pretraining)
+    assert trains_here("adapted_efficientnet_lite0") and trains_here("pixels+self_supervised")
+    assert not trains_here("pixels+efficientnet_lite0")
+    frozen = embed(IMAGES, "efficientnet_lite0", **FAST)
+    images = np.concatenate([IMAGES, 255 - IMAGES])
+    near = {}
+    for start_lr in (1e-8, 1e-2):
+        config = SelfSupervisedConfig(epochs=1, batch=9, start_lr=start_lr)
+        moved = embed(images, "adapted_efficientnet_lite0", self_supervised=config, **FAST)
+        assert moved.shape == (18, 1280) and np.isfinite(moved).all()
+        near[start_lr] = cosine(moved[:9], frozen).mean()
+    # the moving averages of its norms follow the images even where no weight moves
+    assert near[1e-8] > max(0.6, near[1e-2] + 0.1)
+    for name in ("adapted_pixels", "adapted_self_supervised", "adapted_adapted_pixels"):
+        with pytest.raises(ElfsError, match="has no weights to adapt"):
+            check_encoder(name)
+    with pytest.raises(ElfsError, match="did you mean 'efficientnet_lite0'"):
+        check_encoder("adapted_efficientnet_lite")
 
 
 def test_describe_says_what_was_seen():
@@ -279,7 +304,7 @@ def test_embedding_is_the_models_own_output(states, tmp_path):
     model = load_encoder(RESNET, checkpoint=tmp_path / "resnet.pth")
     config = timm.data.resolve_model_data_config(model)
     with torch.inference_mode():
-        want = model(resize_and_normalise(torch.from_numpy(IMAGES), 32, config))
+        want = model(resize_and_normalise(torch.from_numpy(IMAGES) / 255, 32, config))
     np.testing.assert_allclose(found, want.numpy(), rtol=1e-3, atol=1e-4)
 
 

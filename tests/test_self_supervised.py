@@ -14,6 +14,7 @@ from elfs_lib.encoders import describe, embed
 from elfs_lib.errors import ElfsError
 from elfs_lib.self_supervised import (
     SelfSupervisedConfig,
+    Start,
     augment,
     decoupled_contrastive,
     train_encoder,
@@ -166,9 +167,22 @@ def test_embedding_does_not_depend_on_the_batch():
 
 
 def test_larger_images_use_resnet18():
-    config = replace(TINY, network=None)
-    model, _ = self_supervised._networks(noise(1, 3, 48), torch.zeros(1, 3, 48, 48), config, 0)
-    assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 512)
+    config, device = replace(TINY, network=None), torch.device("cpu")
+    start = self_supervised._fresh(torch.rand(2, 3, 48, 48), config, 0, device)
+    assert start.network(torch.zeros(1, 3, 48, 48)).shape == (1, 512)
+
+
+def test_a_start_is_adapted_at_its_own_learning_rate():
+    images = noise(32, channels=1)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 8, bias=False))
+    before = network[1].weight.detach().clone()
+    start = Start(network, lambda x: 2 * x - 1)
+    config = replace(TINY, lr=1e-1, start_lr=1e-4, weight_decay=0, warmup=0)
+    trained = train_encoder(images, config, start=start, device="cpu")
+    assert trained.network is network and trained.prepare is start.prepare
+    moved = (network[1].weight.detach() - before).abs()
+    # two steps of AdamW, each of at most the learning rate; the projection's is 1,000 times that
+    assert 0 < moved.max() <= 2.1e-4
 
 
 def test_no_labels_and_blank_images():
