@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,25 @@ def states():
         name: timm.create_model(name, pretrained=False, num_classes=0).state_dict()
         for name in (VIT, RESNET)
     }
+
+
+def test_weights_are_downloaded_once_into_the_cache_that_is_told(
+    states, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "server").mkdir()
+    torch.save(states[RESNET], tmp_path / "server" / "swav.pth.tar")
+    url = (tmp_path / "server" / "swav.pth.tar").as_uri()
+    entry = replace(ENCODERS["swav_resnet50"], architecture=RESNET, url=url)
+    monkeypatch.setitem(encoders.ENCODERS, "swav_resnet50", entry)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    first = load_encoder("swav_resnet50")
+    assert f"into {tmp_path / 'cache'}" in capsys.readouterr().err
+    assert (tmp_path / "cache" / "checkpoints" / "swav.pth.tar").is_file()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # a second one would fail
+    again = load_encoder("swav_resnet50")
+    assert "Downloading" not in capsys.readouterr().err
+    for loaded in (first, again):
+        assert all(torch.equal(v, states[RESNET][k]) for k, v in loaded.state_dict().items())
 
 
 def prefixed(state: dict, prefix: str) -> dict:

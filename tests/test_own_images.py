@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_files
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 from elfs_lib import cli, datasets, encoders, own_images
 from elfs_lib.artifacts import Store
 from elfs_lib.class_count import estimate_classes
+from elfs_lib.decoding import LEFT_OUT
 from elfs_lib.duplicates import find_copies
 from elfs_lib.errors import ElfsError
 from elfs_lib.labeling import LOCAL_FILES, read_labels, tasks
@@ -201,6 +203,37 @@ def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: L
     assert len(same & set(listed["path"])) <= 1
     assert set(rest["kind"]) <= {"too_hard", "too_easy", "copy", "damaged", "not_an_image"}
     assert listed["confidence"].between(0, 1).all() and listed["reason"].str.len().min() > 10
+
+
+def test_awkward_files_are_listed_left_out_or_reported_by_path_and_counted(tmp_path: Path):
+    report = image_files.awkward_folder(tmp_path / "photos")
+    files = ListFiles(tmp_path / "list.csv")
+    request = Request(2, 3, cosine=1.0, overrides=TINY)
+    choice = make_list(tmp_path / "photos", files, request, Store(tmp_path / "store"))
+    told = choice.files.groupby("kind")["path"].size().to_dict()
+    assert told == {kind: len(names) for kind, names in report.items()}
+    listed, rest = pd.read_csv(files.csv), pd.read_csv(files.rest)
+    left_out = {name for kind in LEFT_OUT for name in report.get(kind, ())}
+    assert sorted([*listed["path"], *rest["path"]]) == sorted({*choice.run.paths, *left_out})
+    assert set(rest.loc[rest["path"].isin(left_out), "kind"]) == set(report) & set(LEFT_OUT)
+    said = next(line for line in choice.summary() if line.startswith("Files left out"))
+    for kind in set(report) & set(LEFT_OUT):
+        assert f"{len(report[kind])} {kind.replace('_', ' ')}" in said
+
+
+def test_an_encoder_trained_on_the_images_sees_them_all_at_once(tmp_path: Path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        pixels = rng.integers(0, 256, (48, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.setattr(own_images, "_CHUNK", 5)
+    values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos"), "image_size": 16}
+    changes = {"encoder_network": "convnet_tiny", "encoder_epochs": 1}
+    params = Params.make(values | changes | {"encoder": "self_supervised", "device": "cpu"})
+    run = OwnRun(params, Store(tmp_path / "store"))
+    assert run.embeddings.array("embeddings").shape == (20, 32)
+    assert len(np.unique(run.embeddings.array("embeddings"), axis=0)) == 20
 
 
 def test_each_pseudo_class_has_its_share_at_every_length(made: ListFiles):
