@@ -124,6 +124,9 @@ def compare(
     paired = paired_difference(results, METHOD, BASELINE).iloc[0]
     facts = encoders.describe(name, p.encoder_checkpoint)
     versions = ", ".join(f"{k} {v}" for k, v in embedded.manifest["packages"].items())
+    costs = pd.DataFrame([part.embeddings.manifest for part in run.encoder_runs])
+    if "cpu_s" not in costs:
+        costs["cpu_s"] = np.nan
     return {
         "dataset": p.dataset,
         "encoder": name,
@@ -141,8 +144,8 @@ def compare(
         "elfs_by_seed": " ".join(f"{a:.4f}" for a in results["accuracy"][-len(p.eval_seeds) :]),
         "random_accuracy": means.loc[BASELINE, "mean"],
         **paired[["difference", "low", "high"]],
-        "wall_s": embedded.manifest["wall_s"],
-        "cpu_s": embedded.manifest.get("cpu_s"),
+        "wall_s": costs["wall_s"].sum(),
+        "cpu_s": costs["cpu_s"].sum(skipna=False),
         "device": embedded.manifest["device"],
         "is_default": is_default,
         "command": command(p),

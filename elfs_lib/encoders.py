@@ -16,7 +16,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -184,7 +184,7 @@ def embed(
         raise ElfsError("images are empty: there is nothing to embed.")
     _check_positive("input_size", input_size)
     _check_positive("batch", batch)
-    parts = _split(encoder, checkpoint)
+    parts = split_encoders(encoder, checkpoint)
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     blocks = []
@@ -207,10 +207,19 @@ def embed(
         model = _for_inference(model, where)
         per_pass = batch or _default_batch(where)
         blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
-    if len(blocks) == 1:
-        return blocks[0]
+    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+
+
+def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Embeddings of several encoders side by side, each row L2-normalised first, in place.
+
+    Args:
+        blocks: float32 [N, D], one an encoder. A row of zeros stays as it is.
+
+    Returns:
+        float32 [N, sum of D].
+    """
     for block in blocks:
-        # a vector of zeros stays as it is
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return np.concatenate(blocks, axis=1)
 
@@ -231,7 +240,7 @@ def check_encoder(
             and an input size that the model does not take.
     """
     _check_positive("input_size", input_size)
-    for name, path in _split(encoder, checkpoint).items():
+    for name, path in split_encoders(encoder, checkpoint).items():
         spec = _spec(name, path)
         if spec.architecture and (path is not None or input_size is not None):
             model = _build(spec, input_size)
@@ -266,7 +275,7 @@ def describe(encoder: str, checkpoint: str | Path | None = None) -> dict[str, ob
     Raises:
         ElfsError: for an unknown name.
     """
-    specs = {name: _spec(name, path) for name, path in _split(encoder, checkpoint).items()}
+    specs = {name: _spec(name, path) for name, path in split_encoders(encoder, checkpoint).items()}
     seen = [spec.saw_labels for spec in specs.values()]
     return {
         "encoder": encoder,
@@ -371,8 +380,12 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
     return (x - mean) / std
 
 
-def _split(encoder: str, checkpoint: str | Path | None) -> dict[str, Path | None]:
-    """The encoders named and the local checkpoint of each; raises for what cannot be."""
+def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[str, Path | None]:
+    """The encoders that "+" joins, and the local checkpoint of each.
+
+    Raises:
+        ElfsError: for an unknown or repeated name, and a checkpoint that is for none of them.
+    """
     names = [name.strip() for name in encoder.split("+")]
     paths: dict[str, Path | None] = dict.fromkeys(names)
     if len(paths) < len(names):

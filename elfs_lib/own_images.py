@@ -148,7 +148,8 @@ class OwnRun(Run):
     def _view(self) -> int | None:
         """Side in pixels at which the files are read again for the encoder; None: not at all."""
         p = self.params
-        if self.pixels is not None or p.encoder == "pixels" or encoders.trains_here(p.encoder):
+        small = p.encoder == "pixels" or encoders.trains_here(p.encoder)
+        if self.pixels is not None or small or "+" in p.encoder:  # of several each has its own
             return None
         step = max(1, len(self.paths) // _SAMPLE)
         sides = list(_short_sides(Path(p.data_path) / path for path in self.paths[::step]))

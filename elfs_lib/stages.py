@@ -197,8 +197,13 @@ class Run:
     def embeddings(self) -> Artifact:
         """Array ``embeddings`` float32 [N, D] of the training images."""
 
+        parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
+        inputs = {part.params.encoder: part.embeddings for part in parts}
+
         def build(draft: Draft) -> None:
-            draft.array("embeddings", self._embed(self.train_images))
+            blocks = [np.array(part.array("embeddings")) for part in inputs.values()]
+            found = encoders.concatenate(blocks) if blocks else self._embed(self.train_images)
+            draft.array("embeddings", found)
             draft.fact(device=self._device, encoder=encoders.describe(self.params.encoder))
 
         return self.store.run(
@@ -206,8 +211,22 @@ class Run:
             build,
             version=1,
             params=self._embedding_params,
-            inputs={"images": self.images},
+            inputs={"images": self.images} | inputs,
         )
+
+    @property
+    def encoder_runs(self) -> list[Run]:
+        """This run, or where several encoders are joined by "+" a run of each: its embeddings are
+        shared with runs of that encoder alone."""
+        p = self.params
+        parts = encoders.split_encoders(p.encoder, p.encoder_checkpoint)
+        if len(parts) == 1:
+            return [self]
+        changes = (
+            {"encoder": name, "encoder_checkpoint": None if path is None else str(path)}
+            for name, path in parts.items()
+        )
+        return [dataclasses.replace(self, params=p.model_copy(update=c)) for c in changes]
 
     def _embed(self, images: np.ndarray) -> np.ndarray:
         p = self.params

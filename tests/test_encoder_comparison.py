@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import TINY
 
-from elfs_lib import cli, encoder_comparison
+from elfs_lib import cli, encoder_comparison, encoders
 from elfs_lib.artifacts import Store
 from elfs_lib.datasets import load_images, load_labels
 from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
@@ -96,6 +96,26 @@ def test_the_trained_encoders_artifact_depends_on_seed_flip_and_epochs(tiny_para
         Store(tmp_path),
     )._encoder_training
     assert (config.flip, config.epochs) == (False, 3)
+
+
+def test_joined_encoders_share_the_work_of_each(tiny_params, tmp_path: Path, monkeypatch):
+    changes = {"encoder_epochs": 1, "encoder_network": "convnet_tiny"}
+    store, calls = Store(tmp_path), []
+
+    def run(encoder: str) -> Run:
+        return Run(tiny_params.model_copy(update={"encoder": encoder, **changes}), store)
+
+    embed = encoders.embed
+    monkeypatch.setattr(
+        encoders, "embed", lambda images, name, **kw: calls.append(name) or embed(images, name, **kw)
+    )
+    alone = [np.array(run(n).embeddings.array("embeddings")) for n in ("pixels", "self_supervised")]
+    joined = run("pixels+self_supervised")
+    found = joined.embeddings.array("embeddings")
+    assert calls == ["pixels", "self_supervised"]
+    rows = [block / np.linalg.norm(block, axis=1, keepdims=True) for block in alone]
+    np.testing.assert_allclose(found, np.concatenate(rows, axis=1), atol=1e-6)
+    assert set(joined.embeddings.manifest["inputs"]) == {"images", "pixels", "self_supervised"}
 
 
 def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkeypatch, capsys):
