@@ -91,7 +91,8 @@ def run(
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
         target = pipeline.runs_folder(params_file)
-        pipeline.write_results(current, target)
+        if {"train", "test"} <= set(current.labels.has):
+            pipeline.write_results(current.results(), current.params, target / "results.csv")
         print(f"Executing {len(pipeline.NOTEBOOKS)} notebooks into {target}", flush=True)
         pipeline.run_notebooks(params_file, target, overrides=overrides, kernel=kernel)
 
@@ -142,6 +143,9 @@ def sweep(
     ] = False,
     kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
+    book: Annotated[
+        bool, typer.Option("--book", help="Also show the rows that exist on the book's results page")
+    ] = False,
 ) -> None:
     """Run datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
 
@@ -155,28 +159,32 @@ def sweep(
         elfs sweep params/sweeps/cifar10.yaml --workers 4
 
         elfs sweep params/sweeps/cifar10.yaml --scheduler tcp://10.0.0.1:8786 --retry-failed
+
+        elfs sweep params/sweeps/cifar10.yaml --dry-run --book
     """
     from elfs_lib import sweep as sweeps
     from elfs_lib.stages import default_store
 
-    grid = sweeps.load_sweep(sweep_file)
+    grid, store = sweeps.load_sweep(sweep_file), default_store(repair=repair)
     if dry_run:
-        plan = sweeps.plan(grid, default_store(), retry_failed=retry_failed)
+        plan = sweeps.plan(grid, store, retry_failed=retry_failed)
         for item in (*plan.stages, *plan.waiting):
             print(f"would run  {item.title}")
         print(sweeps.describe(grid, plan))
-        return
-    store = default_store(repair=repair)
-    sweeps.run_sweep(
-        grid,
-        store,
-        scheduler=scheduler,
-        workers=workers,
-        retry_failed=retry_failed,
-        kernel=kernel,
-    )
-    print(f"Results: {sweeps.results_file(grid, store)}")
-    failed = sweeps.failures(grid, store)
+    else:
+        sweeps.run_sweep(
+            grid,
+            store,
+            scheduler=scheduler,
+            workers=workers,
+            retry_failed=retry_failed,
+            kernel=kernel,
+        )
+        print(f"Results: {sweeps.results_file(grid, store)}")
+    if book:
+        for table in sweeps.publish(grid, f"elfs sweep {sweep_file}", store):
+            print(f"For the book: {table}")
+    failed = [] if dry_run else sweeps.failures(grid, store)
     for failure in failed:
         kept = f" (kept as {failure.notebook})" if failure.notebook else ""
         print(f"{failure.kind}: {failure.title}: {failure.message}{kept}")
@@ -451,7 +459,19 @@ def compare_encoders(
 
 
 def main() -> None:
-    """Entry point: errors a user can mend are one sentence on stderr, exit code 2."""
+    """Entry point: errors a user can mend are one sentence on stderr, exit code 2.
+
+    Started several times by torchrun, one process runs the command and the others train with it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from elfs_lib.training.loop import together
+
+        together(_command)
+    else:
+        _command()
+
+
+def _command() -> None:
     try:
         code = app(standalone_mode=False)
     except ElfsError as error:

@@ -536,9 +536,9 @@ def accuracy_vs_pruning(
     Args:
         summary: As :func:`elfs_lib.evaluation.summarise` returns it, for one dataset. A method
             with one seed has no band.
-        published: As :func:`elfs_lib.published.published_accuracy` returns it; drawn as thin
-            dashed lines.
-        supervised: Methods that see labels, drawn dotted and named so.
+        published: As :func:`elfs_lib.published.published_accuracy` returns it; drawn in a panel
+            of its own.
+        supervised: Methods that see labels; they are drawn in a second panel.
         title: A line above the plot.
 
     Raises:
@@ -547,53 +547,58 @@ def accuracy_vs_pruning(
     _filled("summary", summary)
     if summary["dataset"].nunique() > 1:
         raise ElfsError("summary holds several datasets: pass the rows of one.")
-    figure, axes = _page(4.2)
     methods = _ordered(summary["method"].unique())
+    free = [name for name in methods if name not in supervised]
+    ceiling = [name for name in methods if name in supervised]
+    panels = [(title or "", summary, free)]
+    if ceiling:  # with ELFS and random again, to hold it against
+        fixed = [name for name in methods if name in _FIXED]
+        panels.append(("With labels: the ceiling", summary, fixed + ceiling))
+    if published is not None and len(published):
+        curves = published.assign(budget=1 - published["pruning_rate"], mean=published["accuracy"])
+        panels.append((SOURCE[0].upper() + SOURCE[1:], curves.assign(sd=np.nan), list(curves["method"].unique())))
+    panels = [panel for panel in panels if panel[2]]
+    # A panel is as high as its legend; panels of their own, since accuracies may lie far apart.
+    heights = [max(3.2 if not number else 2.2, 0.2 * len(names) + 0.5)
+               for number, (_, _, names) in enumerate(panels)]  # fmt: skip
+    figure = PageFigure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
+    every = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, table, names) in zip(every, panels, strict=True):
+        _accuracy_lines(axes, table, _ordered(names))
+        _label(axes, "", "Test accuracy (%)", name)
+        # beside the axes: a legend there can hide no curve
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0)
+    rates = sorted({round(100 * (1 - budget), 4) for budget in summary["budget"]})
+    if len(rates) <= 10:
+        every[0].set_xticks(rates, [f"{rate:.3g}" for rate in rates])
+    every[-1].set_xlabel("Pruned (% of the training set)")
+    return figure
+
+
+def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -> None:
     styles = method_styles(methods)
     for method in methods:
         rows = summary[summary["method"] == method].sort_values("budget", ascending=False)
         pruned = 100 * (1 - rows["budget"].to_numpy())
         mean, sd = rows["mean"].to_numpy(), rows["sd"].to_numpy(dtype=float)
-        style = styles[method]
-        ceiling = method in supervised
+        colour, fixed = styles[method]["color"], method in _FIXED
         axes.plot(
             pruned,
             mean,
-            marker=style["marker"],
-            color=style["color"],
-            ls=":" if ceiling else "-",
-            lw=2.6 if method == "elfs" else 1.5,
-            zorder=4 if method == "elfs" else 3,
-            label=display_name(method) + (" (sees labels)" if ceiling else ""),
+            marker=styles[method]["marker"],
+            color=colour,
+            lw=2.6 if fixed else 1.4,
+            zorder=4 if fixed else 3,
+            label=display_name(method),
         )
         if np.isfinite(sd).any():
-            axes.fill_between(pruned, mean - sd, mean + sd, color=style["color"], alpha=0.13, lw=0)
-    if published is not None and len(published):
-        looks = method_styles(published["method"].unique())
-        axes.plot([], [], " ", label=f"\n{SOURCE}:")
-        for method in _ordered(published["method"].unique()):
-            rows = published[published["method"] == method].sort_values("pruning_rate")
-            axes.plot(
-                100 * rows["pruning_rate"],
-                rows["accuracy"],
-                ls="--",
-                lw=0.9,
-                color=looks[method]["color"],
-                alpha=0.8,
-                zorder=2,
-                label=display_name(method),
-            )
-    rates = sorted({round(100 * (1 - budget), 4) for budget in summary["budget"]})
-    if len(rates) <= 10:
-        axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
-    _label(axes, "Pruned (% of the training set)", "Test accuracy (%)", title)
-    _legend_right(figure, axes)
-    return figure
+            alpha = 0.15 if fixed or len(methods) <= 6 else 0.06  # many bands hide each other
+            axes.fill_between(pruned, mean - sd, mean + sd, color=colour, alpha=alpha, lw=0)
 
 
 @_styled
 def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Differences between methods with their 95% intervals, one row per budget and pair.
+    """Differences between methods with their 95% intervals: a panel a budget, a row a pair.
 
     Args:
         paired: Rows of :func:`elfs_lib.evaluation.paired_difference`, possibly of several pairs.
@@ -606,39 +611,29 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
     _filled("paired", paired)
     pairs = list(dict.fromkeys(zip(paired["method"], paired["rival"], strict=True)))
     budgets = sorted(paired["budget"].unique())
-    figure, axes = _page(1.1 + 0.32 * len(budgets) * max(1, 0.6 * len(pairs)))
-    axes.axvline(0, color="#222222", lw=1)
-    rivals = {rival for _, rival in pairs}
-    for number, (method, rival) in enumerate(pairs):
-        # Of several rivals the rival tells pairs apart, of several methods the method.
-        look = method_styles([rival if len(rivals) > 1 else method])
-        colour = next(iter(look.values()))["color"]
-        marker = next(iter(look.values()))["marker"]
-        rows = paired[(paired["method"] == method) & (paired["rival"] == rival)]
-        height = [budgets.index(budget) for budget in rows["budget"]]
-        shift = (number - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
-        places = np.asarray(height) + shift
-        low, high = rows["low"].to_numpy(float), rows["high"].to_numpy(float)
-        axes.hlines(places, low, high, color=colour, lw=1.8)
-        sure = np.isfinite(low)
-        values = rows["difference"].to_numpy(float)
-        name = f"{display_name(method)} minus {display_name(rival)}"
-        axes.plot(values[sure], places[sure], marker, color=colour, ls="none", label=name)
-        if not sure.all():
-            axes.plot(
-                values[~sure],
-                places[~sure],
-                marker,
-                mec=colour,
-                mfc="white",
-                ls="none",
-                label=f"{name}, no interval",
-            )
-    axes.set_yticks(range(len(budgets)), [f"{100 * budget:.3g}%" for budget in budgets])
-    axes.set_ylim(len(budgets) - 0.5, -0.5)
-    _label(axes, "Difference in test accuracy (points), 95% interval", "Budget", title)
-    axes.grid(False, axis="y")
-    _legend_below(figure, axes)
+    height = 1.2 + 0.24 * len(pairs)
+    figure = PageFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(budgets), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, budget in zip(panels, budgets, strict=True):
+        axes.axvline(0, color="#222222", lw=1)
+        rows = paired[paired["budget"] == budget]
+        for row in rows.itertuples():
+            # Of several methods the method tells pairs apart, else the rival.
+            look = method_styles([row.method if paired["method"].nunique() > 1 else row.rival])
+            style = next(iter(look.values()))
+            place, sure = pairs.index((row.method, row.rival)), np.isfinite(row.low)
+            axes.hlines(place, row.low, row.high, color=style["color"], lw=1.8)
+            face = style["color"] if sure else "white"
+            axes.plot(row.difference, place, style["marker"], color=style["color"], mfc=face)
+        axes.set_title(f"{100 * budget:.3g}%")
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    names = [f"{display_name(method)} − {display_name(rival)}" for method, rival in pairs]
+    panels[0].set_yticks(range(len(pairs)), names)
+    panels[0].set_ylim(len(pairs) - 0.4, -0.6)
+    figure.supxlabel("Difference in test accuracy (points), 95% interval", fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=10.5, weight="bold", x=0.01, ha="left")
     return figure
 
 
@@ -804,12 +799,6 @@ def _label(axes: Axes, x: str, y: str, title: str | None) -> None:
 def _legend_right(figure: Figure, axes: Axes, **options: Any) -> None:
     # Outside the axes: a legend there can hide no curve.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **options)
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    columns = 2 if max(map(len, names)) > 20 else 3
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def _line_handles(axes: Axes) -> tuple[list[Any], list[str]]:

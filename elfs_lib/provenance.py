@@ -11,17 +11,30 @@ from elfs_lib.params import Params, read_yaml
 from elfs_lib.stages import Run, project_root
 
 
+# What a grid varies: it makes other rows of one table, not another table.
+_GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
+
+
 def command(params: Params) -> str:
     """The command that repeats a run: its dataset's params file, and what differs from it."""
+    words = [f"-p {shlex.quote(change)}" for change in _changes(params).values()]
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *words])
+
+
+def setting(params: Params) -> str:
+    """How a run differs from its dataset's params file in more than its grid; empty if it does not."""
+    return ", ".join(text for name, text in _changes(params).items() if name not in _GRID)
+
+
+def _changes(params: Params) -> dict[str, str]:
+    """``name=value``, by name, of what differs from the dataset's params file."""
     file = project_root() / "params" / f"{params.dataset}.yaml"
     base = Params.make(read_yaml(file)) if file.exists() else Params()
-    changed = {
-        name: value
+    return {
+        name: f"{name}={_as_yaml(value)}"
         for name, value in params.model_dump().items()
         if value != getattr(base, name) and not name.startswith("floor_")
     }
-    words = [f"-p {shlex.quote(f'{name}={_as_yaml(value)}')}" for name, value in changed.items()]
-    return " ".join([f"elfs run params/{params.dataset}.yaml", *words])
 
 
 def _as_yaml(value: object) -> str:

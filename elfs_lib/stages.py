@@ -456,56 +456,89 @@ class Run:
 
         ``balanced`` prunes inside each pseudo-class, as method ``elfs_balanced`` does.
         """
-        p = self.params
-        score = score or p.score
-        n = len(self.train_images)
+        extra = {"balanced": True} if balanced else {}
+        inputs = {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
 
         def build(draft: Draft) -> None:
-            recipe, steps = find_recipe(p.eval_recipe), Length(steps=p.search_steps)
+            order = easiness(self.scores, score or self.params.score)
+            if balanced:
+                order = class_quantile(order, self.pseudo_labels)
+            self._search(draft, budget, order, self.pseudo_labels)
 
-            def fit_and_score(kept: np.ndarray, held_out: np.ndarray) -> float:
-                trained = train(
-                    self.train_images,
-                    self.pseudo_labels[kept],
-                    self.classes,
-                    recipe,
-                    steps,
-                    seeds=Seeds.all(p.seed),
-                    subset=kept,
-                    desc="search",
-                    **self._training,
-                )
-                return 100 * trained.accuracy(
-                    self.train_images[held_out], self.pseudo_labels[held_out]
-                )
-
-            order = easiness(self.scores, score)
-            found = search_hard_prune_ratio(
-                class_quantile(order, self.pseudo_labels) if balanced else order,
-                budget_count(budget, n),
-                ratios=p.hard_prune_ratios,
-                fit_and_score=fit_and_score,
-                seed=range(p.seed, p.seed + p.search_seeds),
-            )
-            draft.array("scores", found.scores)
-            draft.json("search", {"ratios": found.ratios.tolist(), "best": found.best})
-            draft.fact(device=self._device)
-
-        names = ("hard_prune_ratios", "search_steps", "search_seeds", "eval_recipe", "flip")
-        params = self._some(*names, "crop_pad", "seed", "precision")
-        params |= {"score": score, "count": budget_count(budget, n), "classes": self.classes}
-        params |= {"balanced": True} if balanced else {}
-        inputs = {"images": self.images, "pseudo": self.pseudo}
-        inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
         return self.store.run(
-            "search", build, version=1, params=params, inputs=inputs, seed=p.seed
+            "search",
+            build,
+            version=1,
+            params=self._search_params(budget, score) | extra,
+            inputs={"images": self.images, "pseudo": self.pseudo} | inputs,
+            seed=self.params.seed,
         )
 
-    def hard_prune_ratio(self, budget: float | int, score: str | None = None) -> float:
-        """Beta for a budget: the parameter if given, else the search's choice."""
+    def true_search(self, budget: float | int, score: str | None = None) -> Artifact:
+        """The same search on true labels and true scores, for the supervised ceiling."""
+
+        def build(draft: Draft) -> None:
+            targets = self.labels.open("train", purpose="ceiling")
+            self._search(draft, budget, easiness(self.true_scores, score or self.params.score), targets)
+
+        return self.store.run(
+            "true_search",
+            build,
+            version=1,
+            params=self._search_params(budget, score),
+            inputs={"images": self.images, "proxy_0": self.true_proxy},
+            seed=self.params.seed,
+            labels="ceiling",
+        )
+
+    def _search(
+        self, draft: Draft, budget: float | int, order: np.ndarray, targets: np.ndarray
+    ) -> None:
+        p = self.params
+        recipe, steps = find_recipe(p.eval_recipe), Length(steps=p.search_steps)
+
+        def fit_and_score(kept: np.ndarray, held_out: np.ndarray) -> float:
+            trained = train(
+                self.train_images,
+                targets[kept],
+                self.classes,
+                recipe,
+                steps,
+                seeds=Seeds.all(p.seed),
+                subset=kept,
+                desc="search",
+                **self._training,
+            )
+            return 100 * trained.accuracy(self.train_images[held_out], targets[held_out])
+
+        found = search_hard_prune_ratio(
+            order,
+            budget_count(budget, len(self.train_images)),
+            ratios=p.hard_prune_ratios,
+            fit_and_score=fit_and_score,
+            seed=range(p.seed, p.seed + p.search_seeds),
+        )
+        draft.array("scores", found.scores)
+        draft.json("search", {"ratios": found.ratios.tolist(), "best": found.best})
+        draft.fact(device=self._device)
+
+    def _search_params(self, budget: float | int, score: str | None) -> dict[str, Any]:
+        names = ("hard_prune_ratios", "search_steps", "search_seeds", "eval_recipe", "flip")
+        count = budget_count(budget, len(self.train_images))
+        return self._some(*names, "crop_pad", "seed", "precision") | {
+            "score": score or self.params.score,
+            "count": count,
+            "classes": self.classes,
+        }
+
+    def hard_prune_ratio(
+        self, budget: float | int, score: str | None = None, *, supervised: bool = False
+    ) -> float:
+        """Beta for a budget: the parameter if given, else the choice of the search."""
         if self.params.hard_prune_ratio is not None:
             return self.params.hard_prune_ratio
-        return float(self.search(budget, score).json("search")["best"])
+        search = self.true_search if supervised else self.search
+        return float(search(budget, score).json("search")["best"])
 
     def coreset(
         self, method: str, budget: float | int, seed: int | None = None, **options: Any
@@ -549,7 +582,9 @@ class Run:
         options |= given
         if "hard_prune_ratio" in entry.required and "hard_prune_ratio" not in options:
             score = options.get("score", entry.score)
-            options["hard_prune_ratio"] = self.hard_prune_ratio(budget, score)
+            options["hard_prune_ratio"] = self.hard_prune_ratio(
+                budget, score, supervised=entry.supervised
+            )
         return options
 
     def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:

@@ -38,7 +38,7 @@ from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.evaluation import COLUMNS
 from elfs_lib.params import Params, Share, read_yaml
-from elfs_lib.pipeline import execute
+from elfs_lib.pipeline import execute, write_results
 from elfs_lib.selection import METHODS, budget_count
 from elfs_lib.stages import Run, data_dir, default_store, project_root
 
@@ -324,6 +324,26 @@ def _table(rows: Sequence[Mapping[str, Any] | None]) -> pd.DataFrame:
     return table.astype({"hard_prune_ratio": float})  # methods without one hold None
 
 
+def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path]:
+    """Write the rows that exist where the book's results page reads them, a file for each dataset.
+
+    Args:
+        command: What makes the rows again.
+
+    Raises:
+        ElfsError: as :func:`collect`.
+    """
+    rows = collect(sweep, store)
+    written = []
+    for params in sweep.datasets:
+        own = rows[rows["dataset"] == params.dataset]
+        if len(own):
+            folder = project_root() / "book" / "runs" / params.dataset
+            written.append(folder / f"results_{sweep.name}.csv")
+            write_results(own, params, written[-1], command=command)
+    return written
+
+
 _BEFORE = {
     "embeddings": None,
     "neighbors": "embeddings",
@@ -372,7 +392,9 @@ def _shared_stages(
             yield from chain(run, stage)
         if "hard_prune_ratio" in entry.required and run.params.hard_prune_ratio is None:
             score = run.params.score if method == "elfs" else entry.score
-            yield from add(run, "search", budget, score, needs=chain(run, "proxies"))
+            before = chain(run, "true_proxy" if entry.supervised else "proxies")
+            search = "true_search" if entry.supervised else "search"
+            yield from add(run, search, budget, score, needs=before)
 
     seeds = Counter((cell.dataset, cell.method, cell.budget) for cell in waiting)
     needs = {}

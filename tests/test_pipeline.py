@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from elfs_lib import datasets
@@ -10,7 +11,7 @@ from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.labels import LabelLockError
 from elfs_lib.params import Params
-from elfs_lib.pipeline import steps
+from elfs_lib.pipeline import result_tables, steps, write_results
 from elfs_lib.selection import METHODS, easiness
 from elfs_lib.stages import Run
 
@@ -55,6 +56,17 @@ def test_label_free_coresets_do_not_depend_on_labels(
     root = tmp_path_factory.getbasetemp() / f"unlabelled_{labels}"  # shared by the methods
     found = coreset(Run(tiny_run.params, Store(root)), method)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_double_end_pruning_with_true_labels_searches_on_true_labels(tiny_run: Run):
+    beta = tiny_run.true_search(0.1).json("search")["best"]
+    order = np.argsort(easiness(tiny_run.true_scores, "aum"), kind="stable")
+    start = round(beta * len(order))
+    assert (coreset(tiny_run, "elfs_true") == order[start : start + 144]).all()
+    opened = tiny_run.true_search(0.1).manifest["labels"]
+    assert opened == {"policy": "ceiling", "opened": ["train:ceiling"]}
+    scores = tiny_run.true_search(0.1).array("scores")
+    assert not np.array_equal(scores, tiny_run.search(0.1).array("scores"))
 
 
 def test_manifests_say_which_labels_were_opened(tiny_run: Run):
@@ -121,3 +133,42 @@ def test_check_refuses_before_any_work(tiny_params: Params, tmp_path, change: di
     with pytest.raises(ElfsError, match=words):
         run.check()
     assert not (tmp_path / "embeddings").exists()
+
+
+def rows(accuracies: list[float], **changes: object) -> pd.DataFrame:
+    """A row a seed."""
+    row = {"dataset": "digits", "method": "elfs", "budget": 0.1, "count": 144} | changes
+    return pd.DataFrame([row | {"seed": i, "accuracy": a} for i, a in enumerate(accuracies)])
+
+
+def test_tables_of_one_setting_are_put_together_and_others_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "digits.yaml").write_text("dataset: digits\n")
+    base = Params.make({"dataset": "digits"})
+    runs = tmp_path / "book" / "runs"
+    write_results(rows([80.0, 81.0]), base, runs / "digits" / "results.csv")
+    grid = base.model_copy(update={"budgets": (0.2,), "methods": ("elfs",)})
+    more = pd.concat([rows([80.0, 81.0]), rows([85.0, 86.0], budget=0.2)])
+    write_results(more, grid, runs / "digits" / "results_grid.csv", command="elfs sweep grid.yaml")
+    longer = base.model_copy(update={"eval_epochs": 5})
+    write_results(rows([70.0]), longer, runs / "digits" / "results_epochs.csv")
+    write_results(rows([60.0], dataset="svhn"), base, runs / "svhn" / "results.csv")
+
+    tables = result_tables()
+    assert list(tables) == [("svhn", ""), ("digits", ""), ("digits", "eval_epochs=5")]
+    assert tables["digits", ""]["accuracy"].tolist() == [80, 81, 85, 86]
+    commands = tables["digits", ""].groupby("budget")["command"].first().tolist()
+    assert commands == ["elfs run params/digits.yaml", "elfs sweep grid.yaml"]
+    assert tables["digits", "eval_epochs=5"]["accuracy"].tolist() == [70]
+
+    write_results(rows([80.0, 82.0]), grid, runs / "digits" / "results_grid.csv")
+    with pytest.raises(ElfsError, match="'elfs' at budget 0.1 with seed 1 twice"):
+        result_tables()
+
+
+def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ElfsError, match="elfs run params/digits.yaml"):
+        result_tables()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from elfs_lib import plots
+from elfs_lib import plots, selection
 from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import paired_difference, summarise
 from elfs_lib.published import published_accuracy
@@ -17,7 +17,7 @@ GENERATOR = np.random.default_rng(0)
 METHODS = ["elfs", "random", "ccs"]
 
 
-def results(seeds=3, budgets=(0.1, 0.3, 0.7)):
+def results(seeds=3, budgets=(0.1, 0.3, 0.7), methods=METHODS):
     return [
         {
             "dataset": "cifar10",
@@ -25,9 +25,9 @@ def results(seeds=3, budgets=(0.1, 0.3, 0.7)):
             "budget": budget,
             "count": round(50_000 * budget),
             "seed": seed,
-            "accuracy": 60 + 30 * budget + 2 * place + 0.3 * ((seed * 7 + place * 3) % 5),
+            "accuracy": 50 + 30 * budget + place + 0.3 * ((seed * 7 + place * 3) % 5),
         }
-        for place, method in enumerate(METHODS)
+        for place, method in enumerate(methods)
         for budget in budgets
         for seed in range(seeds)
     ]
@@ -72,6 +72,9 @@ def figures():
         "accuracy": plots.accuracy_vs_pruning(
             summarise(results()), published=published_accuracy("cifar10"), supervised={"ccs"}
         ),
+        "accuracy_every": plots.accuracy_vs_pruning(
+            summarise(results(methods=list(selection.METHODS))), supervised={"ccs", "dual_supervised"}
+        ),
         "accuracy_one": plots.accuracy_vs_pruning(summarise(results(1, [0.1])[:1])),
         "differences": plots.differences(paired_difference(results(), "elfs", "random")),
         "differences_one": plots.differences(paired_difference(results(1), "elfs", "random")),
@@ -90,9 +93,10 @@ def test_every_figure_draws_and_keeps_its_legend_off_the_data(name):
     figure = FIGURES[name]
     assert isinstance(figure, Figure)
     png = figure._repr_png_()
-    assert png.startswith(b"\x89PNG") and len(png) < 60_000
+    assert png.startswith(b"\x89PNG") and len(png) < 70_000
     page = figure.bbox
-    for legend in figure.legends:
+    beside = [axes.get_legend() for axes in figure.axes if name.startswith("accuracy")]
+    for legend in [*figure.legends, *beside]:
         box = legend.get_window_extent()
         assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0
         assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
@@ -118,18 +122,33 @@ def test_a_method_looks_the_same_alone_and_in_company():
     assert line.get_color() == together["elfs"]["color"]
 
 
-def test_accuracy_draws_means_bands_and_published_lines():
-    axes = FIGURES["accuracy"].axes[0]
-    lines = {line.get_label(): line for line in axes.lines}
-    assert lines["CCS (sees labels)"].get_linestyle() == ":"
+def test_accuracy_draws_means_bands_the_ceiling_and_published_lines():
+    free, ceiling, published = FIGURES["accuracy"].axes
+    assert [line.get_label() for line in ceiling.lines] == ["ELFS", "Random", "CCS"]
     summary = summarise(results())
     ours = summary[summary["method"] == "elfs"].sort_values("budget", ascending=False)
-    drawn = next(line for line in axes.lines if line.get_label() == "ELFS")
+    drawn = next(line for line in free.lines if line.get_label() == "ELFS")
     assert drawn.get_ydata() == pytest.approx(ours["mean"].to_numpy())
     assert drawn.get_xdata() == pytest.approx([30, 70, 90])
-    assert len(axes.collections) == 3
-    assert any("published, Zheng et al. 2025" in name for name in lines)
-    assert not FIGURES["accuracy_one"].axes[0].collections
+    assert len(free.collections) == 2 and len(ceiling.collections) == 3
+    assert published.get_title("left") == "Published, Zheng et al. 2025"
+    anchors = published_accuracy("cifar10")
+    theirs = anchors[anchors["method"] == "elfs"].sort_values("pruning_rate")
+    drawn = next(line for line in published.lines if line.get_label() == "ELFS")
+    assert drawn.get_ydata() == pytest.approx(theirs["accuracy"].to_numpy())
+    (alone,) = FIGURES["accuracy_one"].axes
+    assert not alone.collections
+
+
+def test_differences_has_a_panel_for_each_budget_and_a_row_for_each_pair():
+    pairs = pd.concat(paired_difference(results(), name, "random") for name in ("elfs", "ccs"))
+    panels = plots.differences(pairs).axes
+    assert [panel.get_title("left") for panel in panels] == ["10%", "30%", "70%"]
+    names = [text.get_text() for text in panels[0].get_yticklabels()]
+    assert names == ["ELFS − Random", "CCS − Random"]
+    at = pairs[(pairs["method"] == "ccs") & (pairs["budget"] == 0.3)].iloc[0]
+    drawn = [line.get_xydata()[0] for line in panels[1].lines if len(line.get_xdata()) == 1]
+    assert any(np.allclose(point, (at["difference"], 1)) for point in drawn)
 
 
 def test_histogram_counts_each_part():

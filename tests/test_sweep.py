@@ -229,6 +229,16 @@ def test_what_is_done_is_skipped_and_collected(project: Path):
     pd.testing.assert_frame_equal(pd.read_parquet(sweeps.results_file(sweep, store)), table)
 
 
+def test_rows_that_exist_go_to_the_book(project: Path):
+    store = Store(project / "artifacts")
+    Run(grid(project).datasets[0], store).evaluate("random", 0.1, 1)
+    result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run", "--book"])
+    assert result.exit_code == 0 and "results_grid.csv" in result.output
+    table = pd.read_csv(project / "book" / "runs" / "digits" / "results_grid.csv")
+    assert table[["method", "count", "seed"]].values.tolist() == [["random", 144, 1]]
+    assert table["command"].tolist() == ["elfs sweep grid.yaml"]
+
+
 def test_one_sweep_does_not_run_twice_at_a_time(project: Path):
     import filelock
 

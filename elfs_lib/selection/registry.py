@@ -153,6 +153,9 @@ def _methods() -> dict[str, Method]:
                seeded=True, also_reads=("dual_mean",)),
         Method("ccs", ccs, needs("scores"), "aum", True, strata, "zheng2023ccs", strata_formula,
                "CCS on the AUM of true labels", nested=False, seeded=True),
+        Method("elfs_true", double_end, needs("scores"), "aum", True, double, "zheng2025elfs",
+               double_formula, "double-end pruning on the AUM of true labels: what "
+               "pseudo-labels cost"),
         Method("aum_hardest", hardest, needs("scores"), "aum", True, "lowest AUM first",
                "pleiss2020", "sum_t (p_y - max_{c != y} p_c)",
                "hardest images by AUM of true labels"),
