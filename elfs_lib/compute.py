@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from elfs_lib.errors import ElfsError, choose
@@ -53,9 +54,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def describe_device(device: torch.device) -> str:
     """Name the hardware for a manifest: GPU model, or CPU with the threads torch uses."""
+    spread = dist.is_available() and dist.is_initialized()
+    times = f"{dist.get_world_size()} x " if spread else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+        return times + torch.cuda.get_device_name(device)
+    return f"{times}{device.type} ({torch.get_num_threads()} threads)"
 
 
 def track(iterable: Iterable, desc: str, total: int | None = None) -> Iterable:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
+
+from elfs_lib.training.distributed import Ranks
 
 
 class ResidentLoader:
-    """Yields batches of a subset of images that stay on the device as uint8.
+    """Yields batches of images that stay on the device as uint8.
 
     Crop, flip and padding are one gather: each output pixel looks up its source row and column,
     so no padded copy exists and the batch comes out channels-last.
 
     Args:
-        images: uint8 [N, C, H, W].
-        subset: int64 [n], rows of ``images`` to train on; None for all.
+        images: uint8 [n, C, H, W], on the device where they stay.
         batch: Images a batch. An epoch is cut into equal batches of at most this many, none dropped.
-        device: Where the images stay.
         crop_pad: Shift by up to this many pixels; 0 for none.
         crop: "zero" or "reflect", what lies outside the image.
         flip: Mirror images left to right.
@@ -26,33 +25,32 @@ class ResidentLoader:
             by a coin each epoch.
         order_seed: Seed of the order of images.
         augment_seed: Seed of crops and flips.
+        ranks: The processes that share each batch.
     """
 
     def __init__(
         self,
-        images: np.ndarray,
-        subset: np.ndarray | None,
+        images: torch.Tensor,
         *,
         batch: int,
-        device: torch.device,
         crop_pad: int = 0,
         crop: str = "zero",
         flip: bool = False,
         alternate_flip: bool = False,
         order_seed: int = 0,
         augment_seed: int = 0,
+        ranks: Ranks = Ranks(),
     ):
-        chosen = images if subset is None else images[subset]
-        resident = torch.from_numpy(np.array(chosen.transpose(0, 2, 3, 1))).to(device)
-        self.images = resident  # [n, H, W, C]: the gather below then writes channels-last
-        self.device = device
-        self.batches_per_epoch = -(-len(resident) // batch)
+        self.images = images.permute(0, 2, 3, 1)  # the gather below then writes channels-last
+        self.device = images.device
+        self.ranks = ranks
+        self.batches_per_epoch = -(-len(images) // batch)
         self.crop_pad, self.crop = crop_pad, crop
         self.flip, self.alternate_flip = flip, alternate_flip
         self._order = torch.Generator().manual_seed(order_seed)
         self._augment = torch.Generator().manual_seed(augment_seed)
-        self._first_flip = self._coin(len(resident))
-        sample = resident[:: max(1, len(resident) // 5000)].float()
+        self._first_flip = self._coin(len(images))
+        sample = self.images[:: max(1, len(images) // 5000)].float()
         self.mean = sample.mean((0, 1, 2))
         self.std = sample.std((0, 1, 2)).clamp_min(1.0)
 
@@ -71,7 +69,10 @@ class ResidentLoader:
         return self.normalise(self.images[:: max(1, len(self) // count)][:count])
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (positions int64 [B] in the subset, images float32 [B, C, H, W]) once over all."""
+        """Yield (positions int64 [B], images float32 [b, C, H, W] of this rank's share of them).
+
+        Positions count in ``images``; each comes once. A process that is alone gets b = B.
+        """
         order = torch.randperm(len(self), generator=self._order)
         if self.alternate_flip:
             mirrored = self._first_flip ^ bool(number % 2)
@@ -81,9 +82,8 @@ class ResidentLoader:
         shifts = torch.randint(-pad, pad + 1, (len(self), 2), generator=self._augment)
         mirrored, shifts = mirrored.to(self.device), shifts.to(self.device)
         for positions in order.to(self.device).tensor_split(self.batches_per_epoch):
-            yield positions, self.normalise(
-                self._views(positions, mirrored[positions], shifts[positions])
-            )
+            mine = self.ranks.share(positions)
+            yield positions, self.normalise(self._views(mine, mirrored[mine], shifts[mine]))
 
     def _views(
         self, positions: torch.Tensor, mirrored: torch.Tensor, shifts: torch.Tensor

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
+from elfs_lib.training.distributed import Ranks, joined
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.models import build_network
 from elfs_lib.training.recipes import Recipe, build_optimizer, set_learning_rate
@@ -138,35 +142,113 @@ def train(
             the loss stops being finite.
     """
     _check(images, targets, classes, subset, crop_pad)
-    count = len(targets)
     place = resolve_device(device)
-    dtype = resolve_precision(precision, place)
-    loader = ResidentLoader(
-        images,
-        subset,
-        batch=min(recipe.batch, count),
-        device=place,
-        crop_pad=crop_pad,
-        crop=recipe.crop,
-        flip=flip,
-        alternate_flip=recipe.alternate_flip,
-        order_seed=seeds.order,
-        augment_seed=seeds.augment,
-    )
+    chosen = images if subset is None else images[subset]
+    pixels = torch.from_numpy(np.require(chosen, requirements=["C", "W"])).to(place)
     labels = torch.as_tensor(targets, dtype=torch.int64, device=place)
-    model = build_network(recipe.network, loader.sample(2000), classes, seed=seeds.weights)
+    job = _Job(
+        classes=classes,
+        recipe=recipe,
+        length=length,
+        seeds=seeds,
+        flip=flip,
+        crop_pad=crop_pad,
+        precision=precision,
+        recorded=recorder is not None,
+    )
+    ranks = Ranks.here()
+    ranks.check(device, len(labels) // -(-len(labels) // recipe.batch))
+    ranks.send(device, asdict(job), pixels, labels)
+    return _fit(job, pixels, labels, recorder, ranks, desc)
+
+
+def together(lead: Callable[[], None]) -> None:
+    """Run ``lead`` on rank 0 of the processes that ``torchrun`` started; the others help it train.
+
+    Raises:
+        SystemExit: as ``lead`` does, after the others were told that it is over. Any other error
+            is left to torchrun, which then ends them.
+    """
+    with joined() as ranks:
+        if ranks.rank:
+            _follow(ranks)
+            return
+        try:
+            lead()
+        except SystemExit:
+            ranks.stop()
+            raise
+        ranks.stop()
+
+
+def _follow(ranks: Ranks) -> None:
+    os.environ["ELFS_PROGRESS"] = "0"
+    while (received := ranks.receive()) is not None:
+        job, (pixels, labels) = _Job.read(received[0]), received[1]
+        recorder = DynamicsRecorder(labels, labels.device) if job.recorded else None
+        try:
+            _fit(job, pixels, labels, recorder, ranks, "")
+        except ElfsError:
+            pass  # rank 0 raises the same and says it
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training but for its images and labels: what rank 0 tells the others."""
+
+    classes: int
+    recipe: Recipe
+    length: Length
+    seeds: Seeds
+    flip: bool
+    crop_pad: int
+    precision: str
+    recorded: bool
+
+    @classmethod
+    def read(cls, about: dict[str, Any]) -> _Job:
+        parts = {"recipe": Recipe, "length": Length, "seeds": Seeds}
+        return cls(**about | {name: part(**about[name]) for name, part in parts.items()})
+
+
+def _fit(
+    job: _Job,
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    recorder: DynamicsRecorder | None,
+    ranks: Ranks,
+    desc: str,
+) -> Trained:
+    """Train on uint8 [n, C, H, W] and int64 [n]; every rank calls this with the same."""
+    recipe, place = job.recipe, pixels.device
+    count = len(labels)
+    dtype = resolve_precision(job.precision, place)
+    loader = ResidentLoader(
+        pixels,
+        batch=min(recipe.batch, count),
+        crop_pad=job.crop_pad,
+        crop=recipe.crop,
+        flip=job.flip,
+        alternate_flip=recipe.alternate_flip,
+        order_seed=job.seeds.order,
+        augment_seed=job.seeds.augment,
+        ranks=ranks,
+    )
+    model = build_network(recipe.network, loader.sample(2000), job.classes, seed=job.seeds.weights)
     model = model.to(place, memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, recipe)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    steps = length.total_steps(loader.batches_per_epoch)
+    parallel = ranks.parallel(model)
+    steps = job.length.total_steps(loader.batches_per_epoch)
     # a run too short for one update has no average: its weights are the last step's
     averaged = 0 < recipe.average_every <= steps
     average = _WeightAverage(model, steps) if averaged else None
 
     def forward_backward(batch: torch.Tensor, positions: torch.Tensor) -> tuple:
         with autocast(place, dtype):
-            logits = model(batch)
-        loss = criterion(logits.float(), labels[positions])
+            logits = parallel(batch)
+        loss = criterion(logits.float(), labels[ranks.share(positions)])
+        loss = loss * ranks.weight(positions)
         loss.backward()
         return loss.detach(), logits.detach()
 
@@ -189,13 +271,13 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if recorder is not None:
-                recorder.update(positions, logits)
+                recorder.update(positions, ranks.join(positions, logits))
             losses.append(loss)
             step += 1
             next(ticks)
             if average and step % recipe.average_every == 0:
                 average.update(step)
-        epoch_losses.append(float(torch.stack(losses).mean()))
+        epoch_losses.append(float(ranks.mean(torch.stack(losses).mean())))
         if not np.isfinite(epoch_losses[-1]):
             raise ElfsError(
                 f"Training diverged in epoch {epoch + 1} (the loss is not finite): "
@@ -214,7 +296,7 @@ def train(
         flops=flops_per_image * count * steps / loader.batches_per_epoch,
         seconds=time.perf_counter() - start,
         loader=loader,
-        mirror_test=recipe.mirror_test and flip,
+        mirror_test=recipe.mirror_test and job.flip,
         dtype=dtype,
     )
 

@@ -1,0 +1,5 @@
+"""``python -m elfs_lib``, which is how torchrun starts the command."""
+
+from elfs_lib.cli import main
+
+main()

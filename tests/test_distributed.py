@@ -1,0 +1,181 @@
+"""Several processes give the training of one, up to the order of summation: real ranks, gloo."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from conftest import TINY
+from torch import nn
+
+from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.errors import ElfsError
+from elfs_lib.training.distributed import Ranks, SyncedBatchNorm, joined
+from elfs_lib.training.loop import Length, Seeds, Trained, train
+from elfs_lib.training.recipes import find_recipe
+
+CPU = torch.device("cpu")
+# Half of a ReLU's slope hangs on the last bit of an input near 0: here it is smooth, in every process
+SMOOTH = "torch.nn.functional.relu = lambda x, inplace=False: torch.nn.functional.gelu(x)"
+FOLLOWER = f"import torch; {SMOOTH}; from elfs_lib.training.loop import together; together(None)"
+# 67 images in batches of 34 and 33: parts of a batch differ in size, and so do batches
+IMAGES = np.random.default_rng(0).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
+SUBSET = np.random.default_rng(1).permutation(80)[:67]
+TARGETS = np.random.default_rng(2).integers(0, 3, 67)
+CALM = {"batch": 34, "average_every": 3}
+CASES = {
+    "convnet_tiny": dataclasses.replace(find_recipe("speedrun_tiny"), **CALM, lr=0.02),
+    "resnet18": dataclasses.replace(find_recipe("resnet18"), **CALM, lr=0.001),
+}
+WILD = dataclasses.replace(CASES["convnet_tiny"], lr=1e12)
+
+
+def fit(recipe, **options) -> tuple[Trained, DynamicsRecorder]:
+    recorder = DynamicsRecorder(torch.as_tensor(TARGETS), CPU)
+    options = {"subset": SUBSET, "crop_pad": 1, "device": "cpu", "precision": "float32", **options}
+    epochs = 12 if recipe.network == "convnet_tiny" else 1
+    options = {"length": Length(epochs=epochs), "recorder": recorder, **options}
+    trained = train(IMAGES, TARGETS, 3, recipe, seeds=Seeds.all(0), **options)
+    return trained, recorder
+
+
+def environment(rank: int) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return place | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+@pytest.fixture(scope="module")
+def results():
+    """For each case what one process and what two give; this one is rank 0 of the two."""
+    ours = environment(0)
+    theirs = ours | {"RANK": "1", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "relu", lambda x, inplace=False: nn.functional.gelu(x))
+        alone = {name: fit(recipe) for name, recipe in CASES.items()}
+        follower = subprocess.Popen([sys.executable, "-c", FOLLOWER], env=os.environ | theirs)
+        for name, value in ours.items():
+            patch.setenv(name, value)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        try:
+            with joined() as ranks:
+                with pytest.raises(ElfsError, match="diverged"):  # and the other rank goes on
+                    fit(WILD)
+                with pytest.raises(ElfsError, match="A batch has 1 images for 2 processes"):
+                    fit(dataclasses.replace(WILD, batch=1))
+                with pytest.raises(ElfsError, match="'device' is 'cpu:0' for 2 processes"):
+                    fit(WILD, device="cpu:0")
+                both = {name: fit(recipe) for name, recipe in CASES.items()}
+                steps = fit(CASES["convnet_tiny"], length=Length(steps=3), recorder=None)[0]
+                ranks.stop()
+                assert follower.wait(60) == 0
+        finally:
+            follower.kill()
+    return alone, both, steps
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_the_model_of_one(results, name: str):
+    (one, _), (two, _) = results[0][name], results[1][name]
+    states = one.model.state_dict(), two.model.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for key in states[0]:
+        expected, found = states[0][key].float(), states[1][key].float()
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max(), key
+    np.testing.assert_allclose(two.losses, one.losses, rtol=1e-4)
+    torch.testing.assert_close(two.logits(IMAGES), one.logits(IMAGES), rtol=1e-3, atol=1e-4)
+    assert two.steps == one.steps and two.flops == pytest.approx(one.flops)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_record_the_dynamics_of_one(results, name: str):
+    (_, one), (_, two) = results[0][name], results[1][name]
+    expected, found = one.table(), two.table()
+    counted = ["forgetting", "correctness", "index"]
+    pd.testing.assert_frame_equal(found[counted], expected[counted])
+    rest = expected.columns.difference(counted)
+    np.testing.assert_allclose(found[rest], expected[rest], atol=1e-3)  # one float16 in the window
+    np.testing.assert_allclose(found["aum"], expected["aum"], atol=1e-4)
+    np.testing.assert_allclose(two.curves(), one.curves(), atol=1e-4)
+    assert expected["forgetting"].nunique() > 1
+
+
+def test_without_a_recorder_and_in_steps(results):
+    assert results[2].steps == 3 and len(results[2].losses) == 2
+
+
+def test_every_row_is_one_ranks_share_and_weights_average_to_the_mean():
+    rows, loss = torch.arange(7), torch.rand(7)
+    ranks = [Ranks(rank, 3) for rank in range(3)]
+    assert torch.cat([r.share(rows) for r in ranks]).tolist() == rows.tolist()
+    means = [float(r.share(loss).mean()) * r.weight(rows) for r in ranks]
+    assert sum(means) / 3 == pytest.approx(float(loss.mean()))
+    assert Ranks().share(rows) is not None and Ranks().weight(rows) == 1.0
+
+
+def test_alone_nothing_is_done():
+    ranks, model, rows = Ranks.here(), nn.BatchNorm2d(2), torch.rand(4, 3)
+    assert ranks == Ranks(0, 1) and not dist.is_initialized()
+    assert ranks.parallel(model) is model and type(model) is nn.BatchNorm2d
+    assert ranks.join(rows, rows) is rows and ranks.mean(rows) is rows
+    ranks.check("cuda:1", 1)
+
+
+def test_synced_batch_norm_is_the_plain_one_when_not_training():
+    norm, x = nn.BatchNorm2d(3).eval(), torch.rand(2, 3, 4, 4)
+    expected = norm(x)
+    norm.__class__ = SyncedBatchNorm
+    assert torch.equal(norm(x), expected)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ElfsError, match="2 GPUs: start at most 2 processes"), joined():
+        pass
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_gives_the_artifacts_of_one_process(tmp_path: Path):
+    """The documented command, on digits: same artifacts, written once, by rank 0."""
+    params = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
+    params |= {"budgets": [0.1], "budget": 0.1, "methods": ["elfs"], "eval_seeds": [0]}
+    params |= {"precision": "float32", "hard_prune_ratio": 0.1}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "_toc.yml").touch()
+    command = ["-m", "elfs_lib", "run", "tiny.yaml", "--no-notebooks"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    starts = {"one": [], "two": torchrun}
+    for name, start in starts.items():
+        environment = os.environ | {"ELFS_ARTIFACTS_DIR": name, "CUDA_VISIBLE_DEVICES": ""}
+        ran = subprocess.run(
+            [sys.executable, *start, *command], cwd=tmp_path, env=environment, text=True,
+            capture_output=True,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.count("Stages done") == 1
+    one, two = (
+        {f.parent.relative_to(tmp_path / name) for f in (tmp_path / name).glob("*/*/manifest.json")}
+        for name in starts
+    )
+    assert one == two
+    folder = next(path for path in one if path.parts[0] == "proxy")
+    tables = [pd.read_parquet(tmp_path / name / folder / "scores.parquet") for name in starts]
+    np.testing.assert_allclose(tables[1], tables[0], atol=0.05)
+    facts = json.loads((tmp_path / "two" / folder / "manifest.json").read_text())
+    assert facts["device"].startswith("2 x cpu")
