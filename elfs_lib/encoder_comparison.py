@@ -6,6 +6,7 @@ artifacts: a comparison that was stopped goes on where it was, and shares the wo
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name, paired_difference, summarise
 from elfs_lib.neighbors import Neighbors, knn_accuracy
 from elfs_lib.params import Params, read_yaml
-from elfs_lib.provenance import command
+from elfs_lib.provenance import as_yaml
 from elfs_lib.stages import Run, project_root
 
 TABLE = "encoders.csv"
@@ -55,7 +56,7 @@ COLUMNS: dict[str, str] = {
     "cpu_s": "processor seconds of it, all threads together; empty if not recorded",
     "device": "hardware that embedded",
     "is_default": "whether the dataset's parameters file names this encoder",
-    "command": "what repeats the run behind the row",
+    "command": "what makes the row again",
     "versions": "of the packages",
 }
 
@@ -99,16 +100,19 @@ def compare_encoders(
                 f"Dataset {run.params.dataset!r} has no labels of both splits: encoders are "
                 "compared by labels."
             )
+    changed = "".join(f" -p {shlex.quote(f'{k}={as_yaml(v)}')}" for k, v in overrides.items())
     for run in runs:
-        row = compare(run, is_default=run.params.encoder == default.get("encoder"), say=say)
+        name = run.params.encoder
+        row = compare(run, say=say) | {
+            "is_default": name == default.get("encoder"),
+            "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
+        }
         _write(table, row)
     return pd.read_csv(table)
 
 
-def compare(
-    run: Run, *, is_default: bool = False, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """One row of the table: runs whatever stage is missing."""
+def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """What a run says of its encoder, by the columns of the table; runs whatever stage is missing."""
     p, name = run.params, run.params.encoder
     say(f"{name}: embedding {len(run.train_images):,} images")
     embedded = run.embeddings
@@ -147,8 +151,6 @@ def compare(
         "wall_s": costs["wall_s"].sum(),
         "cpu_s": costs["cpu_s"].sum(skipna=False),
         "device": embedded.manifest["device"],
-        "is_default": is_default,
-        "command": command(p),
         "versions": versions,
     }
 
@@ -217,8 +219,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
         found = paired_difference(trainings, name, default["encoder"]).iloc[0]
         size = f"{found['difference']:+.1f} points"
         interval = f"95% interval {found['low']:+.1f} to {found['high']:+.1f}, n={found['n']}"
-        where = f"the ELFS coreset of {found['budget']:.3g} of the images"
-        against = f"{name} against the default, {default['encoder']}: {size} for {where}"
+        where = f"with the ELFS coreset of {100 * found['budget']:.3g}% of the images"
+        against = f"{name} against the default, {default['encoder']}: {size} {where}"
         if np.isnan(found["low"]):
             lines.append(f"{against} (n={found['n']}, no interval).")
         elif found["low"] <= 0 <= found["high"]:

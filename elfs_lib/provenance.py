@@ -31,13 +31,13 @@ def _changes(params: Params) -> dict[str, str]:
     file = project_root() / "params" / f"{params.dataset}.yaml"
     base = Params.make(read_yaml(file)) if file.exists() else Params()
     return {
-        name: f"{name}={_as_yaml(value)}"
+        name: f"{name}={as_yaml(value)}"
         for name, value in params.model_dump().items()
         if value != getattr(base, name) and not name.startswith("floor_")
     }
 
 
-def _as_yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
     """A value as it is written on one line of YAML."""
     return value if isinstance(value, str) else json.dumps(value)  # every JSON value is YAML
 
