@@ -1,7 +1,7 @@
 """Content-keyed stage folders: written once, atomically, checked when read, shared by everyone.
 
 A stage's folder is ``<root>/<stage>/<key>``, where ``key`` is a hash of the stage's name, its
-version, its parameters and the keys of its inputs. Whoever asks for the same stage again, in
+version, its parameters and the contents of its inputs. Whoever asks for the same stage again, in
 this process or another, gets the folder that is there.
 """
 
@@ -39,9 +39,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def stage_key(stage: str, version: int, params: Mapping, inputs: Mapping[str, str]) -> str:
-    """Hash what determines a stage's output to 16 hexadecimal digits."""
-    text = canonical_json([stage, version, dict(params), dict(inputs)])
+def stage_key(stage: str, version: int, params: Mapping, contents: Mapping[str, str]) -> str:
+    """Hash what determines a stage's output to 16 hexadecimal digits.
+
+    ``contents`` are those of the inputs, by name (:attr:`Artifact.content`).
+    """
+    text = canonical_json([stage, version, dict(params), dict(contents)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -85,6 +88,16 @@ class Artifact:
     key: str
     folder: Path
     manifest: dict[str, Any]
+
+    @property
+    def content(self) -> str:
+        """Hash of what the files hold, as 16 hexadecimal digits.
+
+        Stages that read the artifact are keyed by it and not by ``key``: images decoded again
+        because a file was touched or copied, but equal to the bit, leave all later stages valid.
+        """
+        files = canonical_json(self.manifest["sha256"])
+        return hashlib.sha256(files.encode()).hexdigest()[:16]
 
     def array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -174,8 +187,8 @@ class Store:
             ElfsError: if the folder is damaged, or cannot be written.
         """
         inputs = inputs or {}
-        input_keys = {name: artifact.key for name, artifact in inputs.items()}
-        key = stage_key(stage, version, params, input_keys)
+        contents = {name: artifact.content for name, artifact in inputs.items()}
+        key = stage_key(stage, version, params, contents)
         try:
             found = self.find(stage, key)
         except ElfsError:
@@ -187,7 +200,8 @@ class Store:
         if self.look:
             raise NotBuilt(f"Stage {stage!r} has not been run for these parameters: run it first.")
         about = {"stage": stage, "key": key, "version": version, "params": dict(params)}
-        about |= {"inputs": input_keys, "seed": seed}
+        about |= {"inputs": {name: artifact.key for name, artifact in inputs.items()}}
+        about |= {"contents": contents, "seed": seed}
         try:
             (self.root / stage).mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(self.root / stage / f".{key}.lock"):

@@ -158,13 +158,29 @@ def test_the_manifest_holds_what_made_the_artifact(tmp_path: Path):
     assert manifest["stage"] == "stage" and manifest["key"] == made.folder.name
     assert manifest["version"] == 1 and manifest["params"] == {"a": 1} and manifest["seed"] == 7
     assert manifest["inputs"] == {"source": source.key}
+    assert manifest["contents"] == {"source": source.content}
     assert manifest["labels"] == {"policy": "analysis", "opened": ["train:analysis"]}
     assert manifest["device"] == "cpu (1 threads)" and manifest["train_flops"] == 1.5
     assert {"elfs", "torch", "numpy", "faiss-cpu"} <= set(manifest["packages"])
     assert manifest["wall_s"] >= 0 and manifest["finished"].endswith("Z")
     assert set(manifest["sha256"]) == {"numbers.npy", "rows.parquet", "about.json"}
-    key = stage_key("stage", 1, manifest["params"], manifest["inputs"])
+    key = stage_key("stage", 1, manifest["params"], manifest["contents"])
     assert key == manifest["key"]
+
+
+def test_later_stages_are_keyed_by_what_their_inputs_hold(tmp_path: Path):
+    store = Store(tmp_path)
+    sources = {
+        name: store.run(
+            "source", lambda draft, v=v: draft.array("x", np.array(v)), version=1, params={"of": name}
+        )
+        for name, v in {"first": [1, 2], "copy": [1, 2], "other": [1, 3]}.items()
+    }
+    assert len({source.key for source in sources.values()}) == 3
+    made = run(store, inputs={"source": sources["first"]})
+    assert run(Store(tmp_path, look=True), inputs={"source": sources["copy"]}).folder == made.folder
+    with pytest.raises(NotBuilt):
+        run(Store(tmp_path, look=True), inputs={"source": sources["other"]})
 
 
 def test_the_same_work_gives_the_same_checksums(tmp_path: Path):
