@@ -1,5 +1,6 @@
 # make book   the whole pipeline on the embedded digits, then the book: _build/html/index.html
-# make test   every test, the notebooks, and a strict build of the book
+# make test   every test, the notebooks, and a strict build of the book, looked at in a browser
+# make test-fast  the tests that take seconds; make mutation  whether tests notice broken formulas
 # make lab    JupyterLab on the notebooks
 # make sweep  a grid of runs: make sweep SWEEP=params/sweeps/digits.yaml
 # make bench  speed of each stage against a plain baseline
@@ -9,7 +10,7 @@ PYTHON ?= python3
 SWEEP ?= params/sweeps/digits.yaml
 BIN := .venv/bin
 
-.PHONY: book test test-fast lab sweep bench clean
+.PHONY: book test test-fast mutation lab sweep bench clean
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,13 +23,18 @@ book: .venv/installed
 	$(BIN)/elfs book
 
 test: .venv/installed
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -m "not book" tests
 	$(BIN)/elfs run params/digits.yaml
-	$(BIN)/python -m pytest --nbval-lax notebooks
+	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/elfs book
+	$(BIN)/python -m pytest -m book tests/test_links.py tests/test_browser.py
+	@du -sh _build/html
 
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -m "not slow and not book" tests
+
+mutation: .venv/installed
+	$(BIN)/python tests/mutation_check.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

@@ -34,6 +34,7 @@ WIDTHS = {"desktop": 1280, "phone": 390}
 PATIENCE = 60  # seconds for a page, on a machine with other work
 
 pytestmark = [
+    pytest.mark.book,
     pytest.mark.slow,
     pytest.mark.skipif(not PAGES, reason="no built book: make book"),
     pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),

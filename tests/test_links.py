@@ -14,7 +14,10 @@ PAGES = [  # _static holds the theme's templates
     path.relative_to(BOOK) for path in sorted(BOOK.rglob("*.html")) if "_static" not in path.parts
 ]
 
-pytestmark = pytest.mark.skipif(not PAGES, reason="no built book: make book")
+pytestmark = [
+    pytest.mark.book,
+    pytest.mark.skipif(not PAGES, reason="no built book: make book"),
+]
 
 
 class Page(HTMLParser):
