@@ -709,7 +709,7 @@ def _files(report: Mapping[str, list]) -> pd.DataFrame:
 
 
 def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
-    notes = list(run.temi.json("notes"))
+    notes = list(run.consensus.json("notes"))
     if request.classes == "auto":
         notes.append(f"Number of classes: {run.class_estimate.sentence()}.")
     missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))

@@ -55,6 +55,7 @@ def steps(run: Run) -> Iterator[Step]:
     yield Step("embeddings", lambda: run.embeddings)
     yield Step("neighbours", lambda: run.neighbors)
     yield Step("TEMI clustering", lambda: run.temi)
+    yield Step("consensus of the heads", lambda: run.consensus)
     yield Step("pseudo-labels", lambda: run.pseudo)
     yield Step("proxy dynamics", lambda: run.proxies)
     if "train" in run.labels.has:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store
@@ -41,7 +41,7 @@ from elfs_lib.selection import (
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.self_supervised import SelfSupervisedConfig
 from elfs_lib.self_training import relabel
-from elfs_lib.temi import TemiConfig, fit_temi
+from elfs_lib.temi import TemiConfig, TemiHeads, consensus, fit_heads
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
@@ -288,10 +288,10 @@ class Run:
 
     @cached_property
     def temi(self) -> Artifact:
-        """Table ``labels`` (index, one column a consensus, confidence), arrays of the heads."""
+        """Trained heads: arrays ``head_losses`` [H] and ``loss_curves`` [T, H], and their weights."""
 
         def build(draft: Draft) -> None:
-            result = fit_temi(
+            heads = fit_heads(
                 np.asarray(self.embeddings.array("embeddings")),
                 np.asarray(self.neighbors.array("indices")),
                 self.temi_config,
@@ -299,26 +299,57 @@ class Run:
                 device=self.params.device,
                 precision=self.params.precision,
             )
-            table = pd.DataFrame({"index": np.arange(len(result.confidence)), **result.pseudo})
-            table["confidence"] = result.confidence
-            draft.table("labels", table)
-            draft.array("assignments", result.assignments)
-            draft.array("head_losses", result.head_losses)
-            draft.array("loss_curves", result.loss_curves)
-            draft.array("probabilities", result.probabilities)
-            save_file(result.state, draft.folder / "heads.safetensors")
-            draft.json("notes", list(result.notes))
-            draft.fact(device=self._device, notes=list(result.notes))
+            draft.array("head_losses", heads.head_losses)
+            draft.array("loss_curves", heads.loss_curves)
+            save_file(heads.state, draft.folder / "heads.safetensors")
+            draft.fact(device=self._device)
 
-        names = [n for n in Params.model_fields if n.startswith("temi_")]
+        names = [
+            n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"
+        ]
         params = self._some(*names, "seed", "precision") | {"classes": self.classes}
         return self.store.run(
             "temi",
             build,
-            version=2,
+            version=3,
             params=params,
             inputs={"embeddings": self.embeddings, "neighbors": self.neighbors},
             seed=self.params.seed,
+        )
+
+    @cached_property
+    def consensus(self) -> Artifact:
+        """What the heads agree on: table ``labels`` (index, a column for each way to agree,
+        confidence), arrays ``assignments`` [H, N], ``probabilities`` [N, C] and ``weights`` [H]."""
+
+        def build(draft: Draft) -> None:
+            heads = TemiHeads(
+                np.array(self.temi.array("head_losses")),
+                np.array(self.temi.array("loss_curves")),
+                load_file(self.temi.folder / "heads.safetensors"),
+            )
+            result = consensus(
+                heads,
+                np.asarray(self.embeddings.array("embeddings")),
+                keep_heads=self.params.temi_keep_heads,
+                device=self.params.device,
+                precision=self.params.precision,
+            )
+            table = pd.DataFrame({"index": np.arange(len(result.confidence)), **result.pseudo})
+            table["confidence"] = result.confidence
+            draft.table("labels", table)
+            draft.array("assignments", result.assignments)
+            draft.array("probabilities", result.probabilities)
+            draft.array("weights", result.weights)
+            draft.json("notes", list(result.notes))
+            draft.fact(device=self._device, notes=list(result.notes))
+
+        return self.store.run(
+            "consensus",
+            build,
+            version=1,
+            params=self._some("temi_keep_heads", "precision"),
+            inputs={"embeddings": self.embeddings, "temi": self.temi},
         )
 
     @cached_property
@@ -327,7 +358,7 @@ class Run:
         p = self.params
 
         def build(draft: Draft) -> None:
-            table = self.temi.table("labels")
+            table = self.consensus.table("labels")
             labels = table[p.pseudo_labels].to_numpy()
             confidence = table["confidence"].to_numpy()
             changed = []
@@ -358,7 +389,7 @@ class Run:
             build,
             version=1,
             params=params,
-            inputs={"images": self.images, "temi": self.temi},
+            inputs={"images": self.images, "consensus": self.consensus},
             seed=p.seed,
         )
 

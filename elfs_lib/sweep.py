@@ -348,7 +348,8 @@ _BEFORE = {
     "embeddings": None,
     "neighbors": "embeddings",
     "temi": "neighbors",
-    "pseudo": "temi",
+    "consensus": "temi",
+    "pseudo": "consensus",
     "proxies": "pseudo",
     "true_proxy": None,
 }

@@ -91,7 +91,7 @@ def test_a_label_free_stage_that_opens_labels_is_stopped(tiny_run: Run, tmp_path
 
 def test_two_runs_are_bit_identical(tiny_run: Run, tmp_path):
     other = Run(tiny_run.params, Store(tmp_path))
-    for stage in ("embeddings", "neighbors", "temi", "pseudo"):
+    for stage in ("embeddings", "neighbors", "temi", "consensus", "pseudo"):
         here, there = getattr(tiny_run, stage), getattr(other, stage)
         assert here.manifest["sha256"] == there.manifest["sha256"], stage
     for here, there in zip(tiny_run.proxies, other.proxies, strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -167,6 +169,7 @@ def test_shared_stages_run_once_and_before_what_needs_them(project: Path):
         "embeddings",
         "neighbors",
         "temi",
+        "consensus",
         "pseudo",
         "proxies",
         "search_0.1_aum",
@@ -307,6 +310,25 @@ def test_a_scheduler_that_goes_away_is_no_failure_of_a_notebook():
 
     with pytest.raises(ElfsError, match="scheduler went away: start it again"):
         sweeps._outcome(Lost())
+
+
+def test_the_table_counts_done_running_failed_and_estimates_what_is_left(project: Path):
+    from rich.console import Console
+
+    sweep = grid(project, methods=["random"], budgets=[0.1], seeds=[0, 1, 2, 3])
+    progress = sweeps._Progress(sweep, sweeps.plan(sweep, Store(project / "artifacts")), print)
+    done, failed, running, _ = sweeps.cells(sweep)
+    for cell in (done, failed, running):
+        progress.started(cell)
+    progress.finished(done, sweeps._Outcome("done", row={"accuracy": 50.0}))
+    progress.finished(failed, sweeps._Outcome("failed", "cell 2: ValueError: boom"))
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(progress._table())
+    text = capture.get()
+    numbers = next(line for line in text.splitlines() if "digits" in line)
+    assert [int(n) for n in numbers.split() if n.isdigit()] == [1, 1, 1, 1, 4]
+    assert "running: digits, random, 10%, seed 2 (0 s), about 0:00:00 left" in " ".join(text.split())
 
 
 # ---------------------------------------------------------------------- the command
@@ -456,6 +478,65 @@ def test_killed_worker_and_killed_sweep_change_nothing(project: Path, client):
         here = Run(params, store).evaluate(method, 0.1, 0).array("predictions")
         there = undisturbed.evaluate(method, 0.1, 0).array("predictions")
         assert (here == there).all()
+
+
+COPYING = """
+import os, pathlib, shutil, time
+with open("log.txt", "a") as file:
+    file.write(f"{eval_seeds[0]}\\n")
+while eval_seeds == [1] and not pathlib.Path("go").exists():
+    time.sleep(0.1)
+shutil.copytree(f"results_of_{eval_seeds[0]}", os.environ["ELFS_ARTIFACTS_DIR"], dirs_exist_ok=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_scheduler_is_one_sentence_and_the_sweep_goes_on(project: Path):
+    """A real scheduler and a real worker on --scheduler; SIGKILL to the scheduler, then again."""
+    notebook(project, COPYING)
+    sweep = grid(project, methods=["random"], budgets=[0.1], seeds=[0, 1])
+    for seed in (0, 1):
+        Run(sweep.datasets[0], Store(project / f"results_of_{seed}")).evaluate("random", 0.1, seed)
+    file = sweeps.results_file(sweep, Store(project / "artifacts"))
+    command = [sys.executable, "-c", "from elfs_lib.cli import main; main()"]
+    command += ["sweep", "grid.yaml", "--scheduler"]
+
+    with cluster(project / "first.json") as (scheduler, address):
+        process = subprocess.Popen([*command, address], stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for(lambda: started(project) == ["0", "1"] and len(pd.read_parquet(file)), process)
+            scheduler.kill()
+            error = process.communicate(timeout=600)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 2 and "scheduler went away: start it again" in error
+    assert "Traceback" not in error
+
+    (project / "go").touch()
+    with cluster(project / "second.json") as (_, address):
+        assert subprocess.run([*command, address]).returncode == 0
+    assert started(project) == ["0", "1", "1"]  # what was done is not run twice
+    assert pd.read_parquet(file)["seed"].tolist() == [0, 1]
+
+
+@contextmanager
+def cluster(file: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A Dask scheduler and one worker as processes of their own: the scheduler, its address."""
+    dask = [sys.executable, "-m", "dask"]
+    common = ["--no-dashboard", "--scheduler-file", str(file)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *common], **quiet
+    )
+    wait_for(lambda: file.exists() and file.read_text().rstrip().endswith("}"), scheduler)
+    worker = subprocess.Popen([*dask, "worker", "--nthreads", "1", "--no-nanny", *common], **quiet)
+    try:
+        yield scheduler, json.loads(file.read_text())["address"]
+    finally:
+        kernels = psutil.Process(worker.pid).children(recursive=True)
+        for process in (worker, scheduler, *kernels):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def wait_for(ready: Callable[[], object], process: subprocess.Popen, limit: float = 600) -> None:

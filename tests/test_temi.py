@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -229,6 +230,63 @@ def test_fit_finds_clusters_and_fills_the_result(fitted):
     assert result.notes == []
 
 
+def slow_consensus(assignments, reference, classes):
+    """Names and weights of the heads by trying every permutation and counting votes one by one."""
+    labels, rounds = [int(c) for c in assignments[reference]], itertools.count()
+    while True:
+        power = 3 if next(rounds) else 0  # the first vote is among equals
+        mapping, weights = [], []
+        for own in assignments:
+            names = max(
+                itertools.permutations(range(classes)),
+                key=lambda names: sum(names[c] == y for c, y in zip(own, labels, strict=True)),
+            )
+            agreement = np.mean([names[c] == y for c, y in zip(own, labels, strict=True)])
+            mapping.append(names)
+            weights.append(agreement**power)
+        votes = np.zeros((len(labels), classes))
+        for names, weight, own in zip(mapping, weights, assignments, strict=True):
+            for image, cluster in enumerate(own):
+                votes[image, names[cluster]] += weight
+        voted = [int(c) for c in votes.argmax(1)]
+        if voted == labels and power:
+            return mapping, np.array(weights) / sum(weights)
+        labels = voted
+
+
+def crowd(accuracies, seed=0, classes=4, count=400):
+    """Heads that are right to the given shares, each with numbers of its own; and the truth."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, classes, count)
+    heads = []
+    for accuracy in accuracies:
+        wrong = rng.random(count) > accuracy
+        own = np.where(wrong, rng.integers(0, classes, count), truth)
+        heads.append(rng.permutation(classes)[own])
+    return np.array(heads, dtype=np.int16), truth
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_consensus_equals_a_slow_reference(seed, monkeypatch):
+    heads, _ = crowd([0.8, 0.5, 0.6, 0.3, 0.7], seed)
+    monkeypatch.setattr(temi, "BLOCK_FLOATS", 60)
+    mapping, weights = temi._settle(heads, 1, np.arange(5), 4)
+    expected, shares = slow_consensus(heads, 1, 4)
+    renamed, theirs = mapping[np.arange(5)[:, None], heads], np.array(expected)
+    assert (renamed == theirs[np.arange(5)[:, None], heads]).all()
+    np.testing.assert_allclose(weights, shares, rtol=1e-12)
+
+
+def test_consensus_is_better_than_a_poor_reference_and_mistrusts_poor_heads():
+    heads, truth = crowd([0.3, 0.7, 0.7, 0.7, 0.3, 0.3], count=3000)
+    mapping, weights = temi._settle(heads, 0, np.arange(6), 4)
+    voted = temi._vote(np.take_along_axis(mapping, heads, axis=1), weights, 4)
+    assert clustering_accuracy(voted.astype(int), truth) > 0.85
+    assert weights[[0, 4, 5]].max() < 0.5 * weights[[1, 2, 3]].min()
+    _, fewer = temi._settle(heads, 0, np.array([1, 2]), 4)
+    assert (fewer[[0, 3, 4, 5]] == 0).all() and fewer.sum() == pytest.approx(1)
+
+
 def test_aligned_mean_is_the_mean_of_renumbered_heads(fitted, monkeypatch):
     points, _, near, result = fitted
     monkeypatch.setattr(temi, "BLOCK_FLOATS", 1000)  # many small blocks give the same
@@ -239,12 +297,13 @@ def test_aligned_mean_is_the_mean_of_renumbered_heads(fitted, monkeypatch):
         torch.from_numpy(points / np.linalg.norm(points, axis=1, keepdims=True)),
         {"mean": result.state["input.mean"], "features": result.state["input.features"]},
     )
-    mapping = align_heads(result.assignments, result.reference, classes=3)
+    mapping, weights = slow_consensus(result.assignments, result.reference, 3)
+    np.testing.assert_allclose(result.weights, weights, rtol=1e-12)
     total = np.zeros((150, 3))
     for h in range(4):
         probabilities = plain_logits(heads, h, inputs, 0.1).softmax(1).numpy()
         for cluster in range(3):
-            total[:, mapping[h, cluster]] += probabilities[:, cluster] / 4
+            total[:, mapping[h][cluster]] += probabilities[:, cluster] * weights[h]
     np.testing.assert_allclose(result.probabilities, total, atol=1e-5)
 
 
