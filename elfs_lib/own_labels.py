@@ -358,27 +358,16 @@ def assess(
         ElfsError: if there are fewer than 10 labels or 2 classes, too many folds for the labels,
             or a label of an image that is not in the run.
     """
-    names = sorted(set(labels.values()))
-    if len(labels) < FEWEST_LABELS or len(names) < 2:
-        raise ElfsError(
-            f"There are {len(labels)} labels of {len(names)} classes: label at least "
-            f"{FEWEST_LABELS} images of 2 classes first."
-        )
+    names, given = _targets(run, labels)
     if not 2 <= folds <= len(labels):
         raise ElfsError(f"folds is {folds}: choose from 2 to {len(labels)}, the number of labels.")
-    row_of = {path: row for row, path in enumerate(run.paths)}
-    unknown = next((path for path in labels if path not in row_of), None)
-    if unknown is not None:
-        raise ElfsError(f"Image {unknown!r} has a label but is not in the folder: import it again.")
-    rows = np.array(sorted(row_of[path] for path in labels))
-    given = np.full(len(row_of), -1, np.int64)
-    given[rows] = [names.index(labels[run.paths[row]]) for row in rows]
+    rows = np.flatnonzero(given >= 0)
     oracle = LabelOracle(lambda split: given[rows], ("train",))
     p = run.params
 
     def build(draft: Draft) -> None:
         targets = oracle.open("train", purpose="evaluation")
-        points = _centred(np.asarray(run.embeddings.array("embeddings")))
+        points = _points(run)
         fold_of = _deal(targets, folds, seed)
         table = []
         for fold in track(range(folds), "Cross-validation"):
@@ -405,11 +394,9 @@ def assess(
                 }
             )
         draft.table("accuracies", pd.DataFrame(table))
-        model = _linear(points[rows], targets)
-        probabilities = model.predict_proba(points)
-        best = probabilities.argmax(1)
-        draft.array("predictions", model.classes_[best])
-        draft.array("probabilities", probabilities.max(1).astype(np.float32))
+        found, probabilities = _predict(points, rows, targets)
+        draft.array("predictions", found)
+        draft.array("probabilities", probabilities)
 
     artifact = run.store.run(
         "assessment",
@@ -429,16 +416,28 @@ def assess(
         seed=seed,
         labels="evaluation",
     )
-    predictions = pd.DataFrame(
-        {
-            "path": run.paths,
-            "label": [names[k] for k in artifact.array("predictions")],
-            "probability": artifact.array("probabilities"),
-            "given": [names[k] if k >= 0 else "" for k in given],
-        }
-    )
+    found, probabilities = artifact.array("predictions"), artifact.array("probabilities")
+    predictions = _as_frame(run, names, given, found, probabilities)
     counts = {name: int((given == k).sum()) for k, name in enumerate(names)}
     return Assessment(artifact.table("accuracies"), predictions, counts, folds, artifact)
+
+
+def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
+    """What the linear model of :func:`assess`, trained on all labels, says of every image.
+
+    Args:
+        run: The run the list came from.
+        labels: path -> label.
+
+    Returns:
+        One row an image: path, label, probability, given (the label that people gave, or empty).
+
+    Raises:
+        ElfsError: as :func:`assess`.
+    """
+    names, given = _targets(run, labels)
+    rows = np.flatnonzero(given >= 0)
+    return _as_frame(run, names, given, *_predict(_points(run), rows, given[rows]))
 
 
 def evaluate(
@@ -480,6 +479,37 @@ def evaluate(
     return assessment, choice
 
 
+def _targets(run: OwnRun, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
+    """Names of the classes, and the class of each image, int64 [N]; -1 where none was given."""
+    names = sorted(set(labels.values()))
+    if len(labels) < FEWEST_LABELS or len(names) < 2:
+        raise ElfsError(
+            f"There are {len(labels)} labels of {len(names)} classes: label at least "
+            f"{FEWEST_LABELS} images of 2 classes first."
+        )
+    row_of = {path: row for row, path in enumerate(run.paths)}
+    unknown = next((path for path in labels if path not in row_of), None)
+    if unknown is not None:
+        raise ElfsError(f"Image {unknown!r} has a label but is not in the folder: import it again.")
+    given = np.full(len(row_of), -1, np.int64)
+    for path, label in labels.items():
+        given[row_of[path]] = names.index(label)
+    return names, given
+
+
+def _as_frame(
+    run: OwnRun, names: list[str], given: np.ndarray, found: np.ndarray, probability: np.ndarray
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "path": run.paths,
+            "label": [names[k] for k in found],
+            "probability": probability,
+            "given": [names[k] if k >= 0 else "" for k in given],
+        }
+    )
+
+
 def _deal(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Fold of each label, int64 [L]: each class is shuffled and dealt round robin, one class
     going on where the last one stopped, so that folds differ by one image at most."""
@@ -489,11 +519,20 @@ def _deal(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return (start[targets] + rank) % folds
 
 
-def _centred(embeddings: np.ndarray) -> np.ndarray:
-    """Rows of length 1, centred, then scaled to a mean square length of 1."""
-    rows = unit_rows(embeddings)
+def _points(run: OwnRun) -> np.ndarray:
+    """Embeddings of length 1, centred, then scaled to a mean square length of 1."""
+    rows = unit_rows(np.asarray(run.embeddings.array("embeddings")))
     rows -= rows.mean(0)
     return rows / max(float(np.sqrt((rows**2).sum(1).mean())), 1e-12)
+
+
+def _predict(
+    points: np.ndarray, rows: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class of every point, int64 [N], and its probability, float32 [N], after training on rows."""
+    model = _linear(points[rows], targets)
+    probabilities = model.predict_proba(points)
+    return model.classes_[probabilities.argmax(1)], probabilities.max(1).astype(np.float32)
 
 
 def _linear(points: np.ndarray, targets: np.ndarray) -> LogisticRegression | DummyClassifier:
