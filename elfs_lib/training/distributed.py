@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from elfs_lib.compute import resolve_device
 from elfs_lib.errors import ElfsError
 
-# The other ranks wait for a job while rank 0 embeds and clusters; torchrun notices a rank that died.
+# The other ranks wait while rank 0 embeds and clusters; torchrun notices a rank that died.
 PATIENCE = timedelta(days=30)
 
 
@@ -110,7 +110,8 @@ class Ranks:
         if self.size == 1:
             return
         shapes = [(list(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors]
-        text = torch.frombuffer(bytearray(json.dumps([device, job, shapes]), "utf-8"), dtype=torch.uint8)
+        header = bytearray(json.dumps([device, job, shapes]), "utf-8")
+        text = torch.frombuffer(header, dtype=torch.uint8)
         for tensor in (torch.tensor([len(text)]), text, *tensors):
             dist.broadcast(tensor, 0)
 

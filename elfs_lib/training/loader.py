@@ -17,7 +17,7 @@ class ResidentLoader:
 
     Args:
         images: uint8 [n, C, H, W], on the device where they stay.
-        batch: Images a batch. An epoch is cut into equal batches of at most this many, none dropped.
+        batch: Most images a batch. An epoch is cut into equal batches, none dropped.
         crop_pad: Shift by up to this many pixels; 0 for none.
         crop: "zero" or "reflect", what lies outside the image.
         flip: Mirror images left to right.
