@@ -91,8 +91,8 @@ def compare_encoders(
     overrides = dict(overrides or {})
     if "encoder" in overrides:
         raise ElfsError("Name the encoders as arguments, and leave -p encoder=... out.")
-    default = {**read_yaml(params_file), **overrides}
-    runs = [Run(_params(default, name), store) for name in dict.fromkeys(names)]
+    file = read_yaml(params_file)
+    runs = [Run(_params(file, overrides, name), store) for name in dict.fromkeys(names)]
     for run in runs:
         run.check()
         if not {"train", "test"} <= set(run.labels.has):
@@ -104,7 +104,7 @@ def compare_encoders(
     for run in runs:
         name = run.params.encoder
         row = compare(run, say=say) | {
-            "is_default": name == default.get("encoder"),
+            "is_default": name == file.get("encoder"),
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
         _write(table, row)
@@ -236,10 +236,11 @@ def sentences(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _params(values: Mapping[str, Any], name: str) -> Params:
-    """The file's parameters for one encoder; a checkpoint and a size are those of its own."""
-    own = {} if name == values.get("encoder") else {"encoder_checkpoint": None, "encoder_size": None}
-    return Params.make({**values, **own, "encoder": name, "methods": [BASELINE, METHOD]})
+def _params(file: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> Params:
+    """The parameters for one encoder; the file's checkpoint and size are for its own encoder only."""
+    own = {} if name == file.get("encoder") else {"encoder_checkpoint": None, "encoder_size": None}
+    fixed = {"encoder": name, "methods": [BASELINE, METHOD]}
+    return Params.make({**file, **own, **overrides, **fixed})
 
 
 def _quality(run: Run) -> Artifact:

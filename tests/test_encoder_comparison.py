@@ -123,6 +123,14 @@ def test_joined_encoders_share_the_work_of_each(tiny_params, tmp_path: Path, mon
     assert set(joined.embeddings.manifest["inputs"]) == {"images", "pixels", "self_supervised"}
 
 
+def test_a_checkpoint_and_a_size_stay_with_the_encoder_of_the_file():
+    file = {"encoder": "pixels", "encoder_size": 16}
+    params = encoder_comparison._params
+    assert params(file, {}, "pixels").encoder_size == 16
+    assert params(file, {}, "self_supervised").encoder_size is None
+    assert params(file, {"encoder_size": 64}, "self_supervised").encoder_size == 64
+
+
 def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkeypatch, capsys):
     store = Store(tmp_path / "store")
     with pytest.raises(ElfsError, match="did you mean 'pixels'"):
