@@ -1,0 +1,268 @@
+"""Mutation check: break each core formula once, and see that its tests notice.
+
+By hand, or as ``make mutation``: ``python tests/mutation_check.py [word ...]`` (only mutations
+whose description holds one of the words). Each mutation is made in a temporary copy and tested in
+a process of its own, forked from one that has imported the libraries but not this package.
+Exit code 1: a mutation survived, its code is no longer there, or tests fail without any.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("elfs_lib", "tests", "params", "pyproject.toml", "_toc.yml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old`` becomes ``new`` in ``elfs_lib/<file>``; ``test`` is to fail."""
+
+    what: str
+    file: str
+    test: str
+    old: str
+    new: str
+
+
+def _mutations(file: str, test: str, *changes: tuple[str, str, str]) -> list[Mutation]:
+    return [Mutation(what, file, test, old, new) for what, old, new in changes]
+
+
+MUTATIONS = [
+    *_mutations(
+        "dynamics.py",
+        "test_dynamics.py",
+        ("AUM: sign of the margin", "own.squeeze(1) - others", "others - own.squeeze(1)"),
+        ("AUM: own class not left out", "targets[:, None], -1.0).amax", "targets[:, None], own).amax"),
+        ("AUM: not summed over epochs", "self._aum[indices] += batch", "self._aum[indices] = batch"),
+        ("EL2N: norm 1 for norm 2", "own - 1), dim=1)", "own - 1), ord=1, dim=1)"),
+        ("EL2N: every epoch", "if self.epochs < EL2N_EPOCHS:", "if True:"),
+        (
+            "forgetting: wrong twice counts twice",
+            "self._was_correct[indices] & ~correct",
+            "~correct",
+        ),
+        ("forgetting: never learnt is never forgotten", "never_learnt, epochs + 1,", "never_learnt, 0,"),
+        ("DUAL: confidence for its complement", "* (1 - window.mean(1))", "* window.mean(1)"),
+    ),
+    *_mutations(
+        "neighbors.py",
+        "test_neighbors.py",
+        (
+            "neighbours: the image is its own",
+            "similarity[candidates == own[:, None]] = -np.inf",
+            "pass",
+        ),
+        (
+            "neighbours: each block's diagonal for the matrix's",
+            "candidates == own[:, None]]",
+            "candidates == own[:, None] - own[0]]",
+        ),
+        (
+            "neighbours: farthest first",
+            "np.lexsort((candidates, -similarity), axis=1)",
+            "np.lexsort((candidates, similarity), axis=1)",
+        ),
+    ),
+    *_mutations(
+        "temi.py",
+        "test_temi.py",
+        (
+            "TEMI: student and teacher swapped",
+            "own = F.log_softmax(student, dim=1)\n    taught = F.log_softmax(teacher, dim=1)",
+            "own = F.log_softmax(teacher, dim=1)\n    taught = F.log_softmax(student, dim=1)",
+        ),
+        (
+            "TEMI: neighbour's student for its teacher",
+            "other = taught.roll(size // 2, dims=2)",
+            "other = own.roll(size // 2, dims=2)",
+        ),
+        ("TEMI: beta left out", ".mul_(beta).sub_(marginal", ".sub_(marginal"),
+        ("TEMI: marginal multiplied", ".sub_(marginal.log()", ".add_(marginal.log()"),
+        ("TEMI: sign of the loss", "losses = -(pmi @ weight) / size", "losses = (pmi @ weight) / size"),
+        (
+            "TEMI: teacher takes what it should keep",
+            "list(self.teacher), list(self.student), 1 - config",
+            "list(self.teacher), list(self.student), config",
+        ),
+        (
+            "TEMI: marginal takes what it should keep",
+            "self.marginal.lerp_(share, 1 - config.marginal_momentum)",
+            "self.marginal.lerp_(share, config.marginal_momentum)",
+        ),
+        ("TEMI: heads aligned by the inverse names", "mapping.argsort(axis=1)", "mapping"),
+        (
+            "TEMI: Hungarian minimised",
+            "reshape(classes, classes), maximize=True)",
+            "reshape(classes, classes), maximize=False)",
+        ),
+    ),
+    *_mutations(
+        "clustering.py",
+        "test_clustering.py",
+        (
+            "clustering accuracy: Hungarian minimised",
+            "maximize=True)\n    return float",
+            "maximize=False)\n    return float",
+        ),
+    ),
+    *_mutations(
+        "selection/base.py",
+        "test_selection_core.py",
+        (
+            "polarity: every score is easy when high",
+            'if SCORES[name].hard == "low" else -values',
+            "",
+        ),
+    ),
+    *_mutations(
+        "selection/double_end.py",
+        "test_selection_core.py",
+        (
+            "double-end: descending for ascending",
+            'return np.argsort(easiness, kind="stable")[dropped : dropped + count]',
+            'return np.argsort(-easiness, kind="stable")[dropped : dropped + count]',
+        ),
+        (
+            "double-end: beta cuts the easy end",
+            "[dropped : dropped + count]",
+            "[::-1][dropped : dropped + count][::-1]",
+        ),
+        ("double-end: nothing dropped", "[dropped : dropped + count]", "[:count]"),
+        (
+            "search: worst beta for the best",
+            "np.argmax(scores.mean(1))",
+            "np.argmin(scores.mean(1))",
+        ),
+        (
+            "search: trains on what it validates on",
+            "splits[s][held_out:])",
+            "splits[s])",
+        ),
+    ),
+    *_mutations(
+        "selection/ccs.py",
+        "test_selection_core.py",
+        ("CCS: beta cuts the easy end", 'kind="stable")[dropped:]', 'kind="stable")[: inputs.n - dropped]'),
+        ("CCS: largest strata first", "np.argsort(sizes, kind", "np.argsort(-sizes, kind"),
+        (
+            "CCS: strata of equal count for equal width",
+            "position = (values - low) / (high - low) * strata",
+            "position = np.argsort(np.argsort(values)) / len(values) * strata",
+        ),
+    ),
+    *_mutations(
+        "selection/by_class.py",
+        "test_selection_core.py",
+        (
+            "by class: the last class's size for all",
+            "size[order] = sizes[inverse]",
+            "size[order] = sizes[-1]",
+        ),
+    ),
+    *_mutations(
+        "selection/message_passing.py",
+        "test_selection_comparators.py",
+        ("D2: reverse messages raise", "value[target[edges]] -= weight", "value[target[edges]] += weight"),
+        ("D2: no forward messages", "value = difficulty + _graph", "value = difficulty + 0 * _graph"),
+    ),
+    *_mutations(
+        "labels.py",
+        "test_labels.py",
+        ("label lock: label-free stages may look", 'elif stage.policy == "never":', "elif False:"),
+        ("label lock: any purpose outside a stage", 'if purpose != "analysis":', "if False:"),
+        ("label lock: openings are not recorded", "record.append(entry)", "pass"),
+    ),
+    *_mutations(
+        "artifacts.py",
+        "test_artifacts.py",
+        ("store: checksums not verified", "if _sha256(path) != expected:", "if False:"),
+        (
+            "store: manifest not verified",
+            'if manifest.get("checksum", checksum) != checksum:',
+            "if False:",
+        ),
+        ("store: key without the parameters", "[stage, version, dict(params),", "[stage, version,"),
+        ("store: drafts of killed runs stay", "        shutil.rmtree(draft_folder, ignore_errors=True)  # left by a killed run\n", ""),
+    ),
+]  # fmt: skip
+
+
+def run(test: str, mutation: Mutation | None = None) -> str:
+    """Run a test file in a copy with the mutation: "passed", "failed", or what else came."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        if mutation:
+            file = copy / "elfs_lib" / mutation.file
+            text = file.read_text()
+            if text.count(mutation.old) != 1:
+                return "not found"
+            file.write_text(text.replace(mutation.old, mutation.new))
+        child = os.fork()
+        if child == 0:
+            _test(copy, test)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    known = {pytest.ExitCode.OK: "passed", pytest.ExitCode.TESTS_FAILED: "failed"}
+    return known.get(code, f"exit code {code}")
+
+
+def _test(copy: Path, test: str) -> None:
+    """In the child: pytest on one file of the copy; never returns."""
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    code: int = 70
+    try:
+        import elfs_lib
+
+        assert Path(elfs_lib.__file__).is_relative_to(copy)
+        code = pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"tests/{test}"])
+    finally:
+        os._exit(code)
+
+
+def main(words: list[str]) -> int:
+    import faiss  # noqa: F401  (imported once, for the children)
+    import hypothesis  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.cluster  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    chosen = [m for m in MUTATIONS if not words or any(w in m.what for w in words)]
+    # a test that fails anyhow would catch nothing
+    runs = [(test, None) for test in dict.fromkeys(m.test for m in chosen)]
+    runs += [(m.test, m) for m in chosen]
+    bad = 0
+    for test, mutation in runs:
+        start = time.perf_counter()
+        result = run(test, mutation)
+        if mutation:
+            good, name = result == "failed", mutation.what
+            result = {"failed": "caught", "passed": "SURVIVED"}.get(result, result)
+        else:
+            good, name = result == "passed", f"{test} without a mutation"
+        bad += not good
+        print(f"{result:9}  {name}  ({time.perf_counter() - start:.1f} s)", flush=True)
+    print(f"{len(chosen)} mutations; {bad} of {len(runs)} runs were not as they should be.")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
