@@ -30,6 +30,7 @@ STAGES = (  # in the order of a run
     "embeddings",
     "neighbors",
     "temi",
+    "consensus",
     "pseudo",
     "proxy",
     "true_proxy",
