@@ -1,0 +1,158 @@
+"""Play the page "From a folder to a model": a folder of photos, a list, a person's labels, a model.
+
+    python book/own_images/play.py FOLDER
+
+FOLDER is a new folder to work in; ELFS_DATA_DIR holds CIFAR-10. Everything that the page shows is
+written beside this script: what each command printed, the comparison with random lists, and, where
+Chromium is installed, a picture of the report. It takes a few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PHOTOS, SEED, BUDGET = 1500, 0, 100
+LISTS, DRAWS = 3, 5  # seeds of ELFS, and random lists, that are compared
+
+
+def make_photos(folder: Path) -> dict[str, str]:
+    """Write images of CIFAR-10's test split under names that tell nothing; return path -> class.
+
+    As in any real folder, some files are of no use or there twice: a damaged one, a text, a grey
+    image, an exact copy, and a copy saved again as JPEG.
+    """
+    from elfs_lib.datasets import load_images, load_labels
+    from elfs_lib.stages import data_dir
+
+    images = load_images("cifar10", data_dir())
+    labels = load_labels("cifar10", "test", data_dir())
+    chosen = np.random.default_rng(SEED).permutation(len(images.test))[:PHOTOS]
+    truth = {}
+    folder.mkdir(parents=True)
+    for number, row in enumerate(chosen):
+        place = f"card{number % 3 + 1}/IMG_{number:04}.png"
+        (folder / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(images.test[row].transpose(1, 2, 0)).save(folder / place)
+        truth[place] = images.class_names[labels[row]]
+    first, second, third, fourth = list(truth)[:4]
+    shutil.copy(folder / first, folder / "copy of IMG_0000.png")
+    Image.open(folder / second).save(folder / "sent.jpg", quality=90)
+    Image.open(folder / third).convert("L").save(folder / third)
+    (folder / "broken.png").write_bytes((folder / fourth).read_bytes()[:700])
+    (folder / "notes.txt").write_text("Taken on three cards.\n")
+    return truth | {"copy of IMG_0000.png": truth[first], "sent.jpg": truth[second]}
+
+
+def elfs(name: str, *words: str) -> None:
+    """Run a command of ``elfs`` and keep what it printed as ``<name>.txt``."""
+    start = time.perf_counter()
+    done = subprocess.run(["elfs", *words], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    print(f"elfs {' '.join(words)}: {seconds:.0f} s", flush=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    (HERE / f"{name}.txt").write_text(f"$ elfs {' '.join(words)}\n{done.stdout}")
+
+
+def label(listed: str, file: str, truth: dict[str, str]) -> None:
+    """What a person does with a list: name the class of each image."""
+    frame = pd.read_csv(listed)
+    frame.assign(label=frame["path"].map(truth))[["path", "label"]].to_csv(file, index=False)
+
+
+def compare(truth: dict[str, str]) -> None:
+    """Accuracy on the images without a label, after training on ELFS lists and on random ones."""
+    from elfs_lib.own_images import choose_images
+    from elfs_lib.own_labels import ListFiles, open_choice, predict, stored_labels
+
+    files = ListFiles(Path("to_label.csv"))
+    choice = open_choice(files.record)
+    run, both = choice.run, stored_labels(files)
+
+    def accuracy(paths: list[str]) -> float:
+        found = predict(run, {path: truth[path] for path in paths})
+        rest = found[found["given"] == ""]
+        return 100 * float((rest["label"] == rest["path"].map(truth)).mean())
+
+    lists = [
+        list(
+            choose_images(
+                Path("photos"), replace(choice.request, seed=seed), run.store, compare=False
+            ).listed["path"]
+        )
+        for seed in range(LISTS)
+    ]
+    rows = {("ELFS", BUDGET): lists, ("ELFS, and the next list", len(both)): [list(both)]}
+    for size in (BUDGET, len(both)):
+        rows["random", size] = [
+            list(np.random.default_rng(draw).permutation(run.paths)[:size]) for draw in range(DRAWS)
+        ]
+    table = []
+    for (name, size), several in rows.items():
+        found = np.array([accuracy(paths) for paths in several])
+        spread = f"{found.std(ddof=1):.1f}" if len(found) > 1 else ""
+        table.append([name, size, len(found), f"{found.mean():.1f}", spread])
+        print(*table[-1], flush=True)
+    columns = ["list", "labels", "lists", "accuracy on the others (%)", "standard deviation"]
+    pd.DataFrame(table, columns=columns).sort_values(["labels", "list"]).to_csv(
+        HERE / "against_random.csv", index=False
+    )
+
+
+def picture(page: str, file: Path) -> None:
+    """The top of the report, as a browser shows it."""
+    browser = shutil.which("chromium")
+    if browser:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        size = ["--window-size=1060,1000", f"--screenshot={file}"]
+        subprocess.run([browser, *options, *size, Path(page).resolve().as_uri()], check=True)
+
+
+def main(folder: str) -> None:
+    os.environ |= {"ELFS_DATA_DIR": str(Path(os.environ["ELFS_DATA_DIR"]).resolve())}
+    os.environ |= {"ELFS_ARTIFACTS_DIR": "artifacts", "ELFS_PROGRESS": "0"}
+    os.makedirs(folder)
+    os.chdir(folder)
+    truth = make_photos(Path("photos"))
+    elfs("1_select", "select", "photos", "--classes", "10", "--budget", str(BUDGET))
+    picture("to_label.html", HERE / "report.png")
+    table = pd.read_csv("to_label.csv", dtype=str).head(5)
+    (HERE / "2_list.csv").write_text(table.to_csv(index=False))
+    label("to_label.csv", "labels.csv", truth)
+    elfs("3_import", "labels", "import", "labels.csv")
+    elfs("4_evaluate", "evaluate")
+    label("to_label.next.csv", "more.csv", truth)
+    elfs("5_import", "labels", "import", "more.csv")
+    elfs("6_evaluate", "evaluate", "--next", "0")
+    compare(truth)
+    made()
+
+
+def made() -> None:
+    """Say what made the page, and what the stages cost."""
+    from elfs_lib.artifacts import package_versions
+    from elfs_lib.compute import describe_device, resolve_device
+    from elfs_lib.stages import default_store
+
+    seconds = sum(artifact.manifest["cpu_s"] for artifact in default_store().artifacts())
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    (HERE / "made.txt").write_text(
+        f"{PHOTOS:,} images of CIFAR-10's test split, seed {SEED}\n"
+        f"{describe_device(resolve_device())}; {seconds:.0f} processor seconds in the stages, those "
+        f"of the comparison at the end included\n{versions}\n"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
