@@ -75,9 +75,13 @@ def _fsync(path: Path) -> None:
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old text or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    _fsync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        _fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)

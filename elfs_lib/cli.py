@@ -476,6 +476,11 @@ def _command() -> None:
         code = app(standalone_mode=False)
     except ElfsError as error:
         raise SystemExit(_say(str(error))) from None
+    except OSError as error:
+        file = os.fsdecode(error.filename) if error.filename else "a file"
+        reason = error.strerror or str(error)
+        message = f"Cannot read or write {file}: {reason}; mind its permissions and the space left."
+        raise SystemExit(_say(message)) from None
     except _UsageError as error:
         message = error.format_message()
         if not message or "\n" in message:  # not an error, but the help of a bare command

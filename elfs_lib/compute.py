@@ -18,9 +18,17 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def resolve_device(name: str = "auto") -> torch.device:
     """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that exists here.
 
+    With ``ELFS_DETERMINISTIC=1`` in the environment, torch is held to algorithms that give the same
+    bits every time; an operation that has none raises torch's own error, which names it.
+
     Raises:
         ElfsError: if the device is unknown or this machine does not have it.
     """
+    if os.environ.get("ELFS_DETERMINISTIC", "0") != "0":
+        # cuBLAS reads this when it is first used, and every stage asks for its device before that
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

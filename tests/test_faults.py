@@ -119,6 +119,18 @@ def test_a_finished_run_is_read_from_a_read_only_folder(elfs: Warm, whole: Path,
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_the_results_table_has_no_room(elfs: Warm, whole: Path, fault: str):
+    runs = elfs.folder / "book" / "runs" / "few"
+    runs.mkdir(parents=True, exist_ok=True)
+    runs.chmod(0o500 if fault == "read-only" else 0o700)
+    faults = {"largest_file": 50} if fault == "full" else {"obey_permissions": True}
+    ended = elfs(whole, "run", "few.yaml", **faults)
+    assert ended.code == 2 and one_sentence(ended.err), ended.err
+    assert ("File too large" if fault == "full" else "Permission denied") in ended.err
+    assert not list(runs.iterdir())
+
+
 # --- damage --------------------------------------------------------------------------------------
 
 

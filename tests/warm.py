@@ -49,6 +49,7 @@ classes: 10
 flip: false
 crop_pad: 1
 device: cpu
+precision: float32
 encoder: pixels
 neighbors: 5
 temi_heads: 2
@@ -80,16 +81,25 @@ class Ended:
 
 
 class Warm:
-    """The warm interpreter, seen from the test. ``folder`` is where its commands run."""
+    """The warm interpreter, seen from the test.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where its commands run; made ready for a run of ``few.yaml``.
+        threads: How many threads each command computes with.
+        environment: Variables of the environment to add.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1, **environment: str) -> None:
         self.folder = folder
         (folder / "few.yaml").write_text(PARAMS)
         some_digits(folder / "images")
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ELFS_DEBUG": "", "ELFS_PROGRESS": "0"},
+            env=os.environ
+            | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            | {"ELFS_DEBUG": "", "ELFS_PROGRESS": "0"}
+            | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -251,7 +261,6 @@ def _serve() -> None:
     import elfs_lib.cli
     import elfs_lib.pipeline  # noqa: F401  (imported for the children)
 
-    torch.set_num_threads(1)
     for line in sys.stdin:
         print(json.dumps(_run(**json.loads(line))), flush=True)
 
