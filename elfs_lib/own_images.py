@@ -269,7 +269,7 @@ class Choice:
         kinds = {
             "too_hard": "too hard",
             "too_easy": "too easy",
-            "copy": "a copy of one listed or labelled",
+            "copy": "copies of some listed or labelled",
             "labelled": "labelled already",
         }
         others = [f"{tally[kind]:,} {title}" for kind, title in kinds.items() if kind in tally]

@@ -116,7 +116,8 @@ def picture(page: str, file: Path) -> None:
     if browser:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         size = ["--window-size=1060,1000", f"--screenshot={file}"]
-        subprocess.run([browser, *options, *size, Path(page).resolve().as_uri()], check=True)
+        words = [browser, *options, *size, Path(page).resolve().as_uri()]
+        subprocess.run(words, check=True, capture_output=True)
 
 
 def main(folder: str) -> None:
