@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_dynamics, bench_neighbors, bench_temi
+from benchmarks import bench_dynamics, bench_embedding, bench_neighbors, bench_temi
 from benchmarks.machine import cpu_model
 from benchmarks.timing import Row, matmul_peak, uses_cpu_time
 from elfs_lib.artifacts import package_versions
 
-MODULES = (bench_temi, bench_dynamics, bench_neighbors)
+MODULES = (bench_embedding, bench_neighbors, bench_temi, bench_dynamics)
 COLUMNS = "{:34} {:26} {:>9} {:>9} {:>20} {:>7}"
 
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours against a bare faiss IndexFlatIP search."""
+"""Exact nearest neighbours against a bare faiss IndexFlatIP search, and growth with N."""
 
 from __future__ import annotations
 
@@ -6,26 +6,80 @@ from collections.abc import Iterator
 
 import faiss
 import numpy as np
+import torch
+from scipy.optimize import nnls
 
-from benchmarks.timing import Row, compare
-from elfs_lib.neighbors import nearest_neighbors
+from benchmarks.timing import Row, compare, seconds
+from elfs_lib.compute import resolve_precision
+from elfs_lib.neighbors import METHODS, nearest_neighbors, recall
+
+K = 50
+IMAGENET = 1_281_167
+
+
+def rows_like_embeddings(n: int, dim: int) -> np.ndarray:
+    """1,000 clusters of 32 dimensions in float32 [N, dim], with noise in every direction."""
+    rng = np.random.default_rng(0)
+    inner = rng.standard_normal((1000, 32))[rng.integers(0, 1000, n)]
+    inner += rng.standard_normal((n, 32))
+    outer = inner @ rng.standard_normal((32, dim)) + 2 * rng.standard_normal((n, dim))
+    return outer.astype(np.float32)
 
 
 def run(quick: bool) -> Iterator[Row]:
-    n, dim, k = (4000, 256, 50) if quick else (20_000, 1280, 50)
-    rows = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for n, dim in [(6000, 256)] if quick else [(20_000, 1280), (50_000, 1280)]:
+        rows = rows_like_embeddings(n, dim)
+        found = {}
 
-    def plain() -> None:
-        index = faiss.IndexFlatIP(dim)
-        index.add(unit)
-        index.search(unit, k + 1)
+        def plain(rows: np.ndarray = rows) -> None:
+            unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            faiss.omp_set_num_threads(torch.get_num_threads())
+            index = faiss.IndexFlatIP(unit.shape[1])
+            index.add(unit)
+            found["plain"] = index.search(unit, K + 1)[0][:, 1:]
 
-    yield compare(
-        f"exact top-{k} of {n:,} x {dim}",
-        "faiss IndexFlatIP",
-        plain,
-        lambda: nearest_neighbors(rows, k),
-        repeats=3,
-        note="ours also drops the image itself and orders ties by index",
-    )
+        def ours(rows: np.ndarray = rows) -> None:
+            found["ours"] = nearest_neighbors(rows, K).similarities
+
+        row = compare(
+            f"exact top-{K} of {n:,} x {dim}",
+            "faiss IndexFlatIP",
+            plain,
+            ours,
+            repeats=3 if n < 50_000 else 1,
+            warm_up=n < 50_000,
+            flops=float(dim) * n**2,
+            dtype=resolve_precision("auto", torch.device("cpu")),
+            note="each pair counted once; ours also drops the image itself and orders ties",
+        )
+        if not np.allclose(found["plain"], found["ours"], atol=1e-5):
+            raise AssertionError("The two searches found different neighbours.")
+        yield row
+
+
+def more(quick: bool) -> dict[str, object]:
+    """Seconds and recall of each kind of search as N grows, and carried on to ImageNet."""
+    sizes, dim = ((1000, 2000, 4000), 64) if quick else ((4000, 8000, 16_000), 768)
+    found = []
+    for n in sizes:
+        rows = rows_like_embeddings(n, dim)
+        exact = nearest_neighbors(rows, K)
+        for method in METHODS:
+            result = {}
+
+            def search(rows: np.ndarray = rows, method: str = method) -> None:
+                result["found"] = nearest_neighbors(rows, K, method=method)
+
+            spent = seconds(search)
+            found.append(
+                {"method": method, "n": n, "dim": dim, "seconds": spent,
+                 "recall": recall(result["found"], exact)}
+            )  # fmt: skip
+    imagenet = {}
+    for method in METHODS:
+        n, spent = np.array([(r["n"], r["seconds"]) for r in found if r["method"] == method]).T
+        # seconds = a N log N + b N^2, each point counting alike
+        terms = lambda n: np.stack([n * np.log(n), n**2.0], axis=-1)  # noqa: E731
+        factors = nnls(terms(n) / spent[:, None], np.ones(len(n)))[0]
+        imagenet[method] = float(terms(np.float64(IMAGENET)) @ factors)
+    return {"growth": found, "extrapolated_n": IMAGENET, "extrapolated_seconds": imagenet}

@@ -5,19 +5,27 @@ ELFS (Zheng et al., 2025) and TEMI (Adaloglou et al., 2023) use K = 50.
 
 from __future__ import annotations
 
+import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
+import torch
 
 from elfs_lib.clustering import unit_rows
+from elfs_lib.compute import resolve_precision, track
 from elfs_lib.errors import ElfsError, choose
 
-METHODS = ("exact",)
-# Candidates asked for beyond K + 1, so that near-ties are settled by one exact arithmetic.
-SPARE = 8
+METHODS = ("exact", "ivf", "hnsw")
+# Candidates that a row keeps beyond 2 K before it overflows.
+SPARE = 64
 # Floats gathered at once for exact similarities: a few MB, which stay in the cache.
 GATHER_FLOATS = 1 << 20
+# Rows ranked at once.
+RANKED = 512
+# Rows that the others are ordered by.
+PIVOTS = 256
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,17 @@ class Neighbors:
 
 
 def nearest_neighbors(
-    embeddings: np.ndarray, k: int, *, block: int = 4096, method: str = "exact"
+    embeddings: np.ndarray, k: int, *, block: int = 1024, method: str = "exact"
 ) -> Neighbors:
     """Find the ``k`` most similar other rows of each row.
 
     Args:
         embeddings: float32 [N, D], finite, no row all zero; need not be normalised.
         k: Number of neighbours, 1..N-1.
-        block: Rows searched at once; the result does not depend on it.
-        method: "exact": every pair is compared.
+        block: Rows and columns compared at once; the result does not depend on it.
+        method: "exact": every pair is compared. "ivf" compares each row with the rows of the
+            nearest 1/16 of the cells of a k-means grid, "hnsw" with those that a walk through a
+            graph meets (both faiss); what they find is ranked exactly, but they miss some.
 
     Raises:
         ElfsError: if ``k``, ``block`` or ``method`` is out of range, or a row is all zero or not
@@ -58,6 +68,8 @@ def nearest_neighbors(
         )
     if block < 1:
         raise ElfsError(f"block is {block}: it must be at least 1.")
+    if method != "exact":
+        return _approximate(rows, k, method)
     return _exact(rows, k, block)
 
 
@@ -89,24 +101,234 @@ def knn_accuracy(neighbors: Neighbors, labels: np.ndarray, *, k: int = 20) -> fl
     return float((tally.reshape(count, classes).argmax(axis=1) == labels).mean())
 
 
+def recall(found: Neighbors, exact: Neighbors) -> float:
+    """Share of the exact neighbours that ``found`` holds too, in [0, 1]."""
+    pairs = zip(found.indices, exact.indices, strict=True)
+    return float(np.mean([np.isin(true, own, kind="sort").mean() for own, true in pairs]))
+
+
 def _exact(rows: np.ndarray, k: int, block: int) -> Neighbors:
-    count = len(rows)
-    index = faiss.IndexFlatIP(rows.shape[1])
+    """Score pairs in blocks, keep those that may be among the nearest, rank them exactly."""
+    # Rows that are alike go side by side: most neighbours are then found in the first block, and
+    # rows that are ranked together share candidates in the cache.
+    names = _by_likeness(rows)
+    ranking = _Ranking(rows[names], names, k)
+    fast = resolve_precision("auto", torch.device("cpu"))
+    for dtype in dict.fromkeys((fast, torch.float32)):
+        pending = np.flatnonzero(~ranking.done)
+        if len(pending):
+            listed = _sweep(ranking.rows, pending, k, block, dtype)
+            sure = np.flatnonzero(~listed.overflowed)
+            ranking.add(pending[sure], listed.columns[sure], listed.fill[sure])
+    return ranking.finish()
+
+
+def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:
+    """Let a faiss index find candidates, rank them exactly."""
+    import faiss  # only here: it takes a while to load
+
+    count, width = rows.shape
+    metric = faiss.METRIC_INNER_PRODUCT
+    if method == "ivf":
+        cells = max(1, min(round(4 * count**0.5), count // 39))  # faiss wants 39 rows a cell
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, metric)
+        index.nprobe = -(-cells // 16)
+        index.train(rows[:: max(1, count // (128 * cells))])
+    else:
+        index = faiss.IndexHNSWFlat(width, 32, metric)
+        index.hnsw.efSearch = 4 * k
     index.add(rows)
-    wanted = min(k + 1 + SPARE, count)
-    indices = np.empty((count, k), dtype=np.int32)
-    similarities = np.empty((count, k), dtype=np.float32)
-    for start in range(0, count, block):
-        stop = min(start + block, count)
-        found, candidates = index.search(rows[start:stop], wanted)
-        own = np.arange(start, stop)
-        indices[start:stop], similarities[start:stop] = _rank(rows, own, candidates, k)
-        if wanted < count:
-            # Whatever faiss left out is at most as similar as the last it found.
-            doubtful = similarities[start:stop, -1] <= found[:, -1] + _rounding(rows)
-            for row in own[doubtful]:
-                indices[row], similarities[row] = _rank_all(rows, row, k)
-    return Neighbors(indices, similarities)
+    found = index.search(rows, min(k + 1 + SPARE, count))[1]
+    found = np.where((found < 0) | (found == np.arange(count)[:, None]), count, found)
+    found.sort(axis=1)  # those that are missing go last
+    fill = (found < count).sum(axis=1)
+    ranking = _Ranking(rows, np.arange(count), k)
+    enough = np.flatnonzero(fill >= k)
+    ranking.add(enough, found[enough], fill[enough])
+    return ranking.finish()
+
+
+def _by_likeness(rows: np.ndarray) -> np.ndarray:
+    """An order of the rows int64 [N] in which those nearest to the same of a few rows adjoin."""
+    few = rows[:: max(1, len(rows) // PIVOTS)]
+    chain = [0]
+    between = few @ few.T
+    while len(chain) < len(few):
+        between[:, chain[-1]] = -np.inf
+        chain.append(int(between[chain[-1]].argmax()))
+    few = torch.from_numpy(few[chain])
+    parts = torch.from_numpy(rows).split(4096)
+    nearest = torch.cat([(part @ few.T).argmax(dim=1) for part in parts])
+    return np.argsort(nearest.numpy(), kind="stable")
+
+
+def _sweep(
+    rows: np.ndarray, own: np.ndarray, k: int, block: int, dtype: torch.dtype
+) -> _Shortlist:
+    """Shortlist the neighbours of the rows ``own`` [R] among all rows by products in ``dtype``.
+
+    If all rows are asked for, each product of two blocks serves the rows of both.
+    """
+    whole = torch.from_numpy(rows)
+    rounded = whole.to(dtype)
+    # |x'y' - xy| <= |x' - x| |y| + |x'| |y' - y| for rows x, y of length 1, rounded to x', y'
+    lost = torch.linalg.vector_norm(rounded.float() - whole, dim=1).numpy() * (1 + 1e-5)
+    error = lost[own] + (1 + lost[own]) * lost.max() + _rounding(rows)
+    listed = _Shortlist(error, k, dtype)
+    memory = torch.empty(block**2, dtype=dtype)
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        shape = len(left), len(right)
+        return torch.mm(left, right.T, out=memory[: math.prod(shape)].view(shape))
+
+    blocks = [slice(i, min(i + block, len(rows))) for i in range(0, len(rows), block)]
+    if len(own) < len(rows):
+        for start in track(range(0, len(own), block), "neighbours"):
+            part = slice(start, min(start + block, len(own)))
+            for columns in blocks:
+                keys = _keys(product(rounded[own[part]], rounded[columns]))
+                inside = (own[part] >= columns.start) & (own[part] < columns.stop)
+                keys[inside, own[part][inside] - columns.start] = listed.nothing
+                listed.add(part, columns.start, keys)
+    else:
+        # Blocks with themselves come first: then every row knows what a good score is.
+        for part in blocks:
+            keys = _keys(product(rounded[part], rounded[part]))
+            np.fill_diagonal(keys, listed.nothing)
+            listed.add(part, part.start, keys)
+        pairs = list(itertools.combinations(blocks, 2))
+        for part, columns in track(pairs, "neighbours"):
+            # Once no negative score is good enough, their order is of no account.
+            scores = product(rounded[part], rounded[columns])
+            keys = _keys(scores, ordered=listed.floor.min() < 0)
+            listed.add(part, columns.start, keys)
+            listed.add(columns, part.start, keys.T)
+    listed.finish(block)
+    return listed
+
+
+def _keys(scores: torch.Tensor, *, ordered: bool = True) -> np.ndarray:
+    """Integers in the order of the scores, int16 [R, C] of bfloat16 and int32 of float32.
+
+    A float's bits are an integer in its order but for negative numbers, which run backwards below
+    all others; they are left so if not ``ordered``. NumPy compares short integers much faster
+    than anything compares bfloat16.
+    """
+    width = {torch.bfloat16: torch.int16, torch.float32: torch.int32}[scores.dtype]
+    bits = scores.view(width).numpy()
+    if ordered:
+        sign = bits >> (8 * bits.itemsize - 1)
+        sign &= np.iinfo(bits.dtype).max
+        bits ^= sign
+    return bits
+
+
+def _floor_keys(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Key of the largest score that is not above each float32 value."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32)
+    shift = 32 - 8 * dtype.itemsize
+    # cutting a float's last bits moves it towards 0: up, if it is negative
+    bits = np.where(bits < 0, (bits ^ np.iinfo(np.int32).max) - ((1 << shift) - 1), bits)
+    return (bits >> shift).astype(dtype)
+
+
+def _values(keys: np.ndarray) -> np.ndarray:
+    """The float32 scores behind keys."""
+    bits = keys.astype(np.int32) << (32 - 8 * keys.itemsize)
+    if keys.itemsize == 2:
+        sign = (keys.astype(np.int32) >> 31) & 0x7FFF0000
+    else:
+        sign = (bits >> 31) & np.iinfo(np.int32).max
+    return (bits ^ sign).view(np.float32)
+
+
+class _Shortlist:
+    """For each of R rows the columns that may be among its k best, as rough scores come in.
+
+    A column is dropped only if it cannot be: k others are better even if every score is off by
+    as much as it can be. A row with more than ``room`` columns so close to each other that the
+    rough scores cannot part them overflows.
+
+    Args:
+        error: float32 [R], how far a score of a row can be from the exact similarity before it
+            is rounded to ``dtype``.
+        k: Best columns wanted.
+        dtype: Of the scores.
+    """
+
+    def __init__(self, error: np.ndarray, k: int, dtype: torch.dtype):
+        count, self.room, self.k = len(error), 2 * k + SPARE, k
+        key = np.dtype(np.int16 if dtype == torch.bfloat16 else np.int32)
+        self.margin, self.rounding = 2 * error, torch.finfo(dtype).eps / 2
+        self.nothing, self.all = np.iinfo(key).min, np.iinfo(key).max
+        self.columns = np.empty((count, self.room), dtype=np.int32)
+        self.keys = np.full((count, self.room), self.nothing, dtype=key)
+        self.fill = np.zeros(count, dtype=np.int64)
+        self.floor = np.full(count, self.nothing + 1, dtype=key)
+        self.overflowed = np.zeros(count, dtype=bool)
+
+    def add(self, rows: slice, start: int, keys: np.ndarray) -> None:
+        """Take in the scores [n, C] of ``rows`` with the columns from ``start`` on."""
+        good = keys >= self.floor[rows, None]
+        first, count = rows.start, len(keys)
+        if np.count_nonzero(good) > self.room * count:
+            self._merge(np.arange(count), first, start, keys)
+            return
+        row, column = _nonzero(good)
+        new = np.bincount(row, minlength=count)
+        crowded = np.flatnonzero(self.fill[rows] + new > self.room)
+        if len(crowded):
+            self._merge(crowded, first, 0, keys[:, :0])
+            crowded = crowded[self.fill[rows][crowded] + new[crowded] > self.room]
+        if len(crowded):
+            self._merge(crowded, first, start, keys)
+            new[crowded] = 0
+            fits = new[row] > 0
+            row, column = row[fits], column[fits]
+        slot = np.arange(len(row)) + (self.fill[rows] - np.cumsum(new) + new)[row]
+        self.columns[first + row, slot] = start + column
+        self.keys[first + row, slot] = keys[row, column]
+        self.fill[rows] += new
+
+    def finish(self, block: int) -> None:
+        """Drop what the last floor leaves out, ``block`` rows at a time."""
+        for start in range(0, len(self.fill), block):
+            some = np.arange(min(block, len(self.fill) - start))
+            self._merge(some, start, 0, self.keys[: len(some), :0])
+
+    def _merge(self, some: np.ndarray, first: int, start: int, keys: np.ndarray) -> None:
+        """Raise the floor of some rows by all that they have seen and drop what is below."""
+        own = first + some
+        pool = np.concatenate([self.keys[own], keys[some]], axis=1)
+        best = np.partition(pool, -self.k, axis=1)[:, -self.k]
+        value = _values(best)
+        floor = _floor_keys(value - self.margin[own] - np.abs(value) * self.rounding, pool.dtype)
+        floor = np.where(best > self.nothing, np.maximum(floor, self.floor[own]), self.floor[own])
+        good = pool >= floor[:, None]
+        counts = good.sum(axis=1)
+        over = counts > self.room
+        floor[over], good[over], counts[over] = self.all, False, 0
+        self.overflowed[own] |= over
+        row, place = _nonzero(good)
+        seen = self.columns[own]
+        column = np.where(
+            place < self.room, seen[row, np.minimum(place, self.room - 1)], start + place - self.room
+        )
+        slot = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
+        self.keys[own] = self.nothing
+        self.keys[own[row], slot] = pool[row, place]
+        self.columns[own[row], slot] = column
+        self.fill[own], self.floor[own] = counts, floor
+
+
+def _nonzero(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns that are set, by row; fast for a transposed mask too."""
+    if mask.flags.c_contiguous:
+        return np.divmod(np.flatnonzero(mask), mask.shape[1])
+    column, row = np.divmod(np.flatnonzero(mask.T), mask.shape[0])
+    # short integers are sorted by their digits, in linear time
+    order = np.argsort(row.astype(np.min_scalar_type(mask.shape[0])), kind="stable")
+    return row[order], column[order]
 
 
 def _rounding(rows: np.ndarray) -> float:
@@ -114,38 +336,56 @@ def _rounding(rows: np.ndarray) -> float:
     return rows.shape[1] * 2.0**-22
 
 
-def _rank(
-    rows: np.ndarray, own: np.ndarray, candidates: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Order the candidates [B, M] of the rows ``own`` [B] by similarity, then index.
+class _Ranking:
+    """The answer as it fills: candidates of some rows at a time, ranked by exact similarity.
 
-    The row itself is left out wherever it stands, if it stands there at all: among more than
-    M duplicates it may not.
-
-    Returns:
-        Indices [B, k] and float32 similarities [B, k].
+    Args:
+        rows: float32 [N, D] of length 1.
+        names: int64 [N], what each row is called in the answer.
+        k: Neighbours of each row.
     """
-    similarity = np.empty(candidates.shape, dtype=np.float32)
-    step = max(1, GATHER_FLOATS // (candidates.shape[1] * rows.shape[1]))
-    for start in range(0, len(own), step):
-        part = slice(start, start + step)
-        # One dot product per pair, always in one order: equal rows get equal similarities
-        # wherever they stand, which a blocked matrix product does not promise.
-        np.einsum("bd,bmd->bm", rows[own[part]], rows[candidates[part]], out=similarity[part])
-    np.clip(similarity, -1.0, 1.0, out=similarity)
-    similarity[candidates == own[:, None]] = -np.inf
-    order = np.lexsort((candidates, -similarity), axis=1)[:, :k]
-    return (
-        np.take_along_axis(candidates, order, axis=1),
-        np.take_along_axis(similarity, order, axis=1),
-    )
 
+    def __init__(self, rows: np.ndarray, names: np.ndarray, k: int):
+        self.rows, self.names, self.k = rows, names, k
+        self.done = np.zeros(len(rows), dtype=bool)
+        self.indices = np.empty((len(rows), k), dtype=np.int32)
+        self.similarities = np.empty((len(rows), k), dtype=np.float32)
 
-def _rank_all(rows: np.ndarray, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours [k] and similarities [k] of one row among all rows."""
-    rough = rows @ rows[row]
-    rough[row] = -np.inf
-    floor = np.partition(rough, -k)[-k] - 2 * _rounding(rows)
-    candidates = np.flatnonzero(rough >= floor)[None]
-    indices, similarities = _rank(rows, np.array([row]), candidates, k)
-    return indices[0], similarities[0]
+    def add(self, own: np.ndarray, candidates: np.ndarray, counts: np.ndarray) -> None:
+        """Rank the first ``counts`` [R] of the candidates [R, M] of the rows ``own`` [R]."""
+        parts = [slice(i, i + RANKED) for i in range(0, len(own), RANKED)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(lambda p: self._rank(own[p], candidates[p], counts[p]), parts))
+        self.done[own] = True
+
+    def finish(self) -> Neighbors:
+        """The answer; rows without candidates are compared with every other."""
+        for row in np.flatnonzero(~self.done):
+            rough = self.rows @ self.rows[row]
+            rough[row] = -np.inf
+            floor = np.partition(rough, -self.k)[-self.k] - 2 * _rounding(self.rows)
+            candidates = np.flatnonzero(rough >= floor)
+            self._rank(np.array([row]), candidates[None], np.array([len(candidates)]))
+        return Neighbors(self.indices, self.similarities)
+
+    def _rank(self, own: np.ndarray, candidates: np.ndarray, counts: np.ndarray) -> None:
+        candidates = candidates[:, : counts.max()]
+        used = np.arange(candidates.shape[1]) < counts[:, None]
+        candidates = np.where(used, candidates, own[:, None])
+        similarity = np.empty(candidates.shape, dtype=np.float32)
+        by_count = np.argsort(counts, kind="stable")  # rows of like counts go together
+        step = max(1, GATHER_FLOATS // (candidates.shape[1] * self.rows.shape[1]))
+        for start in range(0, len(own), step):
+            part = by_count[start : start + step]
+            found = candidates[part, : counts[part[-1]]]
+            # One dot product per pair, always in one order: equal rows get equal similarities
+            # wherever they stand, which a blocked matrix product does not promise.
+            exact = np.einsum("bd,bmd->bm", self.rows[own[part]], self.rows[found])
+            similarity[part, : found.shape[1]] = exact
+        np.clip(similarity, -1.0, 1.0, out=similarity)
+        similarity[~used] = -np.inf
+        names = self.names[candidates]
+        order = np.lexsort((names, -similarity), axis=1)[:, : self.k]
+        target = self.names[own]
+        self.indices[target] = np.take_along_axis(names, order, axis=1)
+        self.similarities[target] = np.take_along_axis(similarity, order, axis=1)

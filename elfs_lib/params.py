@@ -63,6 +63,9 @@ class Params(BaseModel):
         None, description="network of encoder self_supervised; null: by the size of the images"
     )
     neighbors: int = Field(50, ge=1, description="K, nearest neighbours of each image")
+    neighbor_search: Literal["exact", "ivf", "hnsw"] = Field(
+        "exact", description="ivf and hnsw are for millions of images and miss some neighbours"
+    )
     # TEMI clustering
     temi_heads: int = Field(50, ge=1, description="H, clustering heads")
     temi_epochs: int = Field(200, ge=1)

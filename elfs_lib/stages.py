@@ -262,10 +262,13 @@ class Run:
     @cached_property
     def neighbors(self) -> Artifact:
         """Arrays ``indices`` int32 [N, K] and ``similarities`` float32 [N, K], nearest first."""
+        method = self.params.neighbor_search
 
         def build(draft: Draft) -> None:
             found = nearest_neighbors(
-                np.asarray(self.embeddings.array("embeddings")), self.params.neighbors
+                np.asarray(self.embeddings.array("embeddings")),
+                self.params.neighbors,
+                method=method,
             )
             draft.array("indices", found.indices)
             draft.array("similarities", found.similarities)
@@ -274,7 +277,7 @@ class Run:
             "neighbors",
             build,
             version=1,
-            params=self._some("neighbors"),
+            params=self._some("neighbors") | ({} if method == "exact" else {"search": method}),
             inputs={"embeddings": self.embeddings},
         )
 

@@ -53,6 +53,7 @@ PARAMETERS = [
     ({"temi_teacher_momentum": 1.0}, "'temi_teacher_momentum' is 1.0"),
     ({"temi_beta": 0.0}, "'temi_beta' is 0"),
     ({"temi_weighting": "both"}, "'temi_weighting' is 'both'"),
+    ({"neighbor_search": "flat"}, "'neighbor_search' is 'flat'"),
     ({"temi_pca": 1}, "'temi_pca' is 1"),
     ({"temi_keep_heads": 0.0}, "'temi_keep_heads' is 0"),
     ({"pseudo_labels": "best"}, "'pseudo_labels' is 'best'"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from elfs_lib import neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import Neighbors, knn_accuracy, nearest_neighbors
 
@@ -44,7 +46,7 @@ def test_matches_brute_force(count, width, k):
     check_promises(nearest_neighbors(rows, k), rows, k)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 299, 300, 5000])
+@pytest.mark.parametrize("block", [9, 64, 299, 300, 5000])
 def test_blocks_do_not_change_the_result(block):
     rows = random_rows(300, 16)
     whole = nearest_neighbors(rows, 10)
@@ -52,6 +54,55 @@ def test_blocks_do_not_change_the_result(block):
     assert (whole.indices == parts.indices).all()
     assert (whole.similarities == parts.similarities).all()
     check_promises(parts, rows, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_precision_of_the_shortlist_does_not_change_the_result(dtype, seed, monkeypatch):
+    monkeypatch.setattr(neighbors, "resolve_precision", lambda name, device: dtype)
+    rows = random_rows(400, 12, seed)
+    rows[:, 0] += 2 * seed  # all rows may point one way
+    check_promises(nearest_neighbors(rows, 8, block=128), rows, 8)
+
+
+def test_rows_that_bfloat16_cannot_tell_apart(monkeypatch):
+    monkeypatch.setattr(neighbors, "resolve_precision", lambda name, device: torch.bfloat16)
+    rows = random_rows(1, 24) + 1e-3 * random_rows(500, 24, seed=1)
+    rows[300:] = random_rows(200, 24, seed=2)  # these can be
+    check_promises(nearest_neighbors(rows, 7, block=200), rows, 7)
+
+
+def test_keys_keep_the_order_of_scores():
+    scores = torch.tensor([-np.inf, -2.0, -1e-3, -1e-30, 0.0, 1e-30, 0.5, 0.75, 1.0])
+    for dtype in (torch.float32, torch.bfloat16):
+        keys = neighbors._keys(scores.to(dtype).clone()[None])
+        assert (np.diff(keys[0].astype(int)) > 0).all()
+        back = neighbors._values(keys[0])
+        assert (back == scores.to(dtype).float().numpy()).all()
+        between = np.float32([-1.999, 0.7519, 1.003])  # no bfloat16 is one of these
+        floor = neighbors._values(neighbors._floor_keys(between, keys.dtype))
+        assert (floor <= between).all() and (floor > between - 0.02).all()
+
+
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+def test_approximate_search_misses_few_and_ranks_exactly(method):
+    rows = random_rows(40, 16)[np.arange(2000) % 40] + 0.4 * random_rows(2000, 16, seed=1)
+    exact, found = nearest_neighbors(rows, 10), nearest_neighbors(rows, 10, method=method)
+    assert (found.indices != np.arange(2000)[:, None]).all()
+    assert all(len(set(row)) == 10 for row in found.indices.tolist())
+    own = np.take_along_axis(cosines(rows), found.indices.astype(int), axis=1)
+    np.testing.assert_allclose(found.similarities, own, atol=2e-6)
+    assert (np.diff(found.similarities, axis=1) <= 0).all()
+    assert neighbors.recall(found, exact) > 0.9
+    few = random_rows(9, 4)
+    assert (nearest_neighbors(few, 5, method=method).indices == nearest_neighbors(few, 5).indices).all()
+
+
+def test_recall_closed_form():
+    similarities = np.ones((2, 2), np.float32)
+    exact = Neighbors(np.array([[1, 2], [0, 2]], np.int32), similarities)
+    found = Neighbors(np.array([[2, 3], [2, 0]], np.int32), similarities)
+    assert neighbors.recall(found, exact) == 0.75
 
 
 def test_duplicates_are_neighbours_of_each_other_but_not_of_themselves():
@@ -65,8 +116,9 @@ def test_duplicates_are_neighbours_of_each_other_but_not_of_themselves():
         assert found.indices[row].tolist() == [e for e in equal if e != row][:9]
 
 
-def test_rows_all_alike():
-    found = nearest_neighbors(np.ones((30, 4), dtype="f4"), 3, block=8)
+@pytest.mark.parametrize("block", [1, 8, 30])
+def test_rows_all_alike(block):
+    found = nearest_neighbors(np.ones((30, 4), dtype="f4"), 3, block=block)
     assert found.indices[0].tolist() == [1, 2, 3]
     assert found.indices[2].tolist() == [0, 1, 3]
     assert found.indices[29].tolist() == [0, 1, 2]
