@@ -45,6 +45,6 @@ def run(quick: bool) -> Iterator[Row]:
         "the bare forward pass",
         bare,
         ours,
-        repeats=3 if quick else 7,
+        repeats=3 if quick else 5,
         note=f"EfficientNet-Lite0, batches of {batch}, {str(dtype).removeprefix('torch.')}",
     )

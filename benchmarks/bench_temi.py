@@ -82,7 +82,7 @@ def run(quick: bool) -> Iterator[Row]:
             "a loop over heads, float32",
             lambda plain=plain, x=x, y=y: plain.step(x, y),
             lambda fast=fast, pairs=pairs: fast.step(pairs, 1.0),
-            repeats=3 if quick else 5,
+            repeats=3,
             flops=step_flops(taken, config),
             dtype=dtype,
             note="batch 1024, hidden 512, bottleneck 256, 10 clusters",
