@@ -125,6 +125,7 @@ def some_digits(folder: Path) -> None:
         pictures = np.asarray(digits.images[chosen] * 15.9375, dtype=np.uint8)
         cells = [encoded(Image.fromarray(picture)) for picture in pictures]
         parquet_file(folder / f"{split}.parquet", cells, digits.target[chosen].tolist())
+        os.utime(folder / f"{split}.parquet", (0, 0))  # sources are told apart by their times
         start += count
 
 
