@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from elfs_lib import evaluation
+from elfs_lib.pipeline import result_tables
 from elfs_lib.selection import METHODS, SCORES
 
 ROOT = Path(__file__).parents[1]
@@ -39,3 +41,18 @@ def test_the_book_loads_nothing_from_a_network():
     for file in (ROOT / "book").rglob("*"):
         if file.suffix in {".css", ".svg"}:
             assert not re.search(r"(?:url\(|href=)[\"']?https?:", file.read_text()), file.name
+
+
+def test_the_readme_shows_what_the_tables_hold(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    expected = [
+        f"| {evaluation.display_name(dataset)} | {100 * row.budget:.3g}% | {row.rival_mean:.1f} "
+        f"| {row.method_mean:.1f} | {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) "
+        f"| {row.n} |"
+        for (dataset, setting), table in result_tables().items()
+        if not setting and dataset != "digits"  # those are made anew by every run
+        for row in evaluation.paired_difference(table, "elfs", "random").itertuples()
+    ]
+    readme = (ROOT / "README.md").read_text().splitlines()
+    shown = [line for line in readme if line.startswith(("| CIFAR-10 |", "| Fashion-MNIST |"))]
+    assert shown == expected
