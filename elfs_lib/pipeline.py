@@ -264,7 +264,10 @@ def result_tables() -> dict[tuple[str, str], pd.DataFrame]:
         raise ElfsError("The book has no results yet: run elfs run params/digits.yaml first.")
     found: dict[tuple[str, str], list[pd.DataFrame]] = defaultdict(list)
     for file in files:
-        table = pd.read_csv(file, dtype={"setting": str}).fillna({"setting": ""})
+        table = pd.read_csv(file)
+        if "setting" not in table:  # written before there were settings
+            table["setting"] = ""
+        table["setting"] = table["setting"].astype(object).fillna("")
         for setting, part in table.groupby("setting"):
             found[file.parent.name, str(setting)].append(part)
     same = ["dataset", "method", "budget", "seed", "accuracy"]
