@@ -70,8 +70,8 @@ def test_the_same_bits_with_two_threads(one: Path, two: Warm, stage: str):
 CLOSE = {  # array -> absolute tolerance
     "temi": {"loss_curves": 1e-4, "head_losses": 1e-4},
     "consensus": {"probabilities": 1e-4},
-    "proxy": {"losses": 1e-2, "mean_margins": 1e-2},
-    "true_proxy": {"losses": 1e-2, "mean_margins": 1e-2},
+    "proxy": {"losses": 1e-4, "mean_margins": 1e-4},
+    "true_proxy": {"losses": 1e-4, "mean_margins": 1e-4},
     "search": {"scores": 10.0},  # percent of 24 held-out images: two of them
 }
 
@@ -84,10 +84,10 @@ def test_close_with_two_threads(one: Path, two: Warm, stage: str):
         np.testing.assert_allclose(first, second, rtol=0, atol=tolerance)
     if "scores.parquet" in files:
         first, second = (pd.read_parquet(file)["aum"] for file in files["scores.parquet"])
-        assert first.corr(second, method="spearman") > 0.9
+        np.testing.assert_allclose(first, second, rtol=0, atol=1e-3)
 
 
 def test_evaluations_agree_with_two_threads(one: Path, two: Warm):
     for first, second in again(one, two, "evaluation"):
         if first.suffix == ".npy":
-            assert (np.load(first) == np.load(second)).mean() > 0.8
+            assert (np.load(first) == np.load(second)).mean() > 0.9
