@@ -15,6 +15,8 @@ from elfs_lib.neighbors import METHODS, nearest_neighbors, recall
 
 K = 50
 IMAGENET = 1_281_167
+# How the work grows: all pairs; 32 of 4 sqrt(N) cells; for a graph, not less than was seen
+POWER = {"exact": 2, "ivf": 1.5, "hnsw": 2}
 
 
 def rows_like_embeddings(n: int, dim: int) -> np.ndarray:
@@ -75,11 +77,16 @@ def more(quick: bool) -> dict[str, object]:
                 {"method": method, "n": n, "dim": dim, "seconds": spent,
                  "recall": recall(result["found"], exact)}
             )  # fmt: skip
-    imagenet = {}
-    for method in METHODS:
-        n, spent = np.array([(r["n"], r["seconds"]) for r in found if r["method"] == method]).T
-        # seconds = a N log N + b N^2, each point counting alike
-        terms = lambda n: np.stack([n * np.log(n), n**2.0], axis=-1)  # noqa: E731
-        factors = nnls(terms(n) / spent[:, None], np.ones(len(n)))[0]
-        imagenet[method] = float(terms(np.float64(IMAGENET)) @ factors)
-    return {"growth": found, "extrapolated_n": IMAGENET, "extrapolated_seconds": imagenet}
+    return {
+        "growth": found,
+        "extrapolated_n": IMAGENET,
+        "extrapolated_seconds": {m: extrapolated(found, m, IMAGENET) for m in METHODS},
+    }
+
+
+def extrapolated(found: list[dict], method: str, target: int) -> float:
+    """Seconds at N = ``target`` along a N + b N^power, each point counting alike."""
+    n, spent = np.array([(r["n"], r["seconds"]) for r in found if r["method"] == method]).T
+    terms = np.stack([n, n ** POWER[method]], axis=1)
+    factors = nnls(terms / spent[:, None], np.ones(len(n)))[0]
+    return float(factors @ [target, float(target) ** POWER[method]])

@@ -24,6 +24,8 @@ SPARE = 64
 GATHER_FLOATS = 1 << 20
 # Rows ranked at once.
 RANKED = 512
+# Cells of 4 sqrt(N) that ivf looks into: its time grows with N to the power of 1.5.
+PROBES = 32
 # Rows that the others are ordered by.
 PIVOTS = 256
 
@@ -52,7 +54,7 @@ def nearest_neighbors(
         k: Number of neighbours, 1..N-1.
         block: Rows and columns compared at once; the result does not depend on it.
         method: "exact": every pair is compared. "ivf" compares each row with the rows of the
-            nearest 1/16 of the cells of a k-means grid, "hnsw" with those that a walk through a
+            32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through a
             graph meets (both faiss); what they find is ranked exactly, but they miss some.
 
     Raises:
@@ -132,7 +134,7 @@ def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:
     if method == "ivf":
         cells = max(1, min(round(4 * count**0.5), count // 39))  # faiss wants 39 rows a cell
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, metric)
-        index.nprobe = -(-cells // 16)
+        index.nprobe = min(cells, PROBES)
         index.train(rows[:: max(1, count // (128 * cells))])
     else:
         index = faiss.IndexHNSWFlat(width, 32, metric)
