@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("elfs_lib", "tests", "params", "pyproject.toml", "_toc.yml")
+COPIED = ("elfs_lib", "tests", "params", "book/references.bib", "pyproject.toml", "_toc.yml")
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,21 @@ MUTATIONS = [
         "test_neighbors.py",
         (
             "neighbours: the image is its own",
-            "similarity[candidates == own[:, None]] = -np.inf",
-            "pass",
+            "            np.fill_diagonal(keys, listed.nothing)\n",
+            "",
         ),
         (
             "neighbours: each block's diagonal for the matrix's",
-            "candidates == own[:, None]]",
-            "candidates == own[:, None] - own[0]]",
+            "keys[inside, own[part][inside] - columns.start] = listed.nothing",
+            "np.fill_diagonal(keys, listed.nothing)",
         ),
         (
-            "neighbours: farthest first",
-            "np.lexsort((candidates, -similarity), axis=1)",
-            "np.lexsort((candidates, similarity), axis=1)",
+            "neighbours: the image is its own where all are compared",
+            "            rough[row] = -np.inf\n",
+            "",
         ),
+        ("neighbours: faiss's answer holds the image", "(found == np.arange(count)[:, None])", "False"),
+        ("neighbours: farthest first", "np.lexsort((names, -similarity)", "np.lexsort((names, similarity)"),
     ),
     *_mutations(
         "temi.py",
@@ -206,6 +208,7 @@ def run(test: str, mutation: Mutation | None = None) -> str:
             if source.is_dir():
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
+                (copy / name).parent.mkdir(exist_ok=True)
                 shutil.copy(source, copy / name)
         if mutation:
             file = copy / "elfs_lib" / mutation.file
