@@ -217,9 +217,10 @@ def build_book(*, strict: bool = True) -> Path:
         ElfsError: if Sphinx finds an error or, when ``strict``, a warning.
     """
     root = project_root()
-    with _quiet(1):
-        for name in SUMMARIES:
-            execute(name, root / "book" / "runs", {})
+    with _quiet(len(SUMMARIES)), ThreadPoolExecutor(len(SUMMARIES)) as pool:
+        jobs = [pool.submit(execute, name, root / "book" / "runs", {}) for name in SUMMARIES]
+        for job in jobs:
+            job.result()
     sphinx = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     sphinx += ["build", str(root), "--quiet"]
     sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []
