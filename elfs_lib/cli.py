@@ -91,7 +91,7 @@ def run(
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
         target = pipeline.runs_folder(params_file)
-        if {"train", "test"} <= set(current.labels.has):
+        if current.can_evaluate:
             pipeline.write_results(current.results(), current.params, target / "results.csv")
         print(f"Executing {len(pipeline.NOTEBOOKS)} notebooks into {target}", flush=True)
         pipeline.run_notebooks(params_file, target, overrides=overrides, kernel=kernel)

@@ -6,7 +6,6 @@ artifacts: a comparison that was stopped goes on where it was, and shares the wo
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name, paired_difference, summarise
 from elfs_lib.neighbors import Neighbors, knn_accuracy
 from elfs_lib.params import Params, read_yaml
-from elfs_lib.provenance import as_yaml
+from elfs_lib.provenance import as_options
 from elfs_lib.stages import Run, project_root
 
 TABLE = "encoders.csv"
@@ -95,12 +94,12 @@ def compare_encoders(
     runs = [Run(_params(file, overrides, name), store) for name in dict.fromkeys(names)]
     for run in runs:
         run.check()
-        if not {"train", "test"} <= set(run.labels.has):
+        if not run.can_evaluate:
             raise ElfsError(
                 f"Dataset {run.params.dataset!r} has no labels of both splits: encoders are "
                 "compared by labels."
             )
-    changed = "".join(f" -p {shlex.quote(f'{k}={as_yaml(v)}')}" for k, v in overrides.items())
+    changed = "".join(f" {option}" for option in as_options(overrides))
     for run in runs:
         name = run.params.encoder
         row = compare(run, say=say) | {

@@ -65,7 +65,7 @@ def steps(run: Run) -> Iterator[Step]:
         for budget in wanted:
             yield Step(f"beta search, budget {budget:g}", lambda b=budget: run.search(b), "search")
     yield Step(f"coreset, budget {p.budget:g}", lambda: run.coreset("elfs", p.budget))
-    if not {"train", "test"} <= set(run.labels.has):
+    if not run.can_evaluate:
         return
     for method, budget, seed in run.cells():
         yield Step(

@@ -556,7 +556,8 @@ def accuracy_vs_pruning(
         panels.append(("With labels: the ceiling", summary, fixed + ceiling))
     if published is not None and len(published):
         curves = published.assign(budget=1 - published["pruning_rate"], mean=published["accuracy"])
-        panels.append((SOURCE[0].upper() + SOURCE[1:], curves.assign(sd=np.nan), list(curves["method"].unique())))
+        curves, named = curves.assign(sd=np.nan), list(curves["method"].unique())
+        panels.append((SOURCE[0].upper() + SOURCE[1:], curves, named))
     panels = [panel for panel in panels if panel[2]]
     # A panel is as high as its legend; panels of their own, since accuracies may lie far apart.
     heights = [max(3.2 if not number else 2.2, 0.2 * len(names) + 0.5)
@@ -611,6 +612,9 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
     _filled("paired", paired)
     pairs = list(dict.fromkeys(zip(paired["method"], paired["rival"], strict=True)))
     budgets = sorted(paired["budget"].unique())
+    # Of several methods the method tells pairs apart, else the rival.
+    apart = "method" if paired["method"].nunique() > 1 else "rival"
+    styles = method_styles(paired[apart].unique())
     height = 1.2 + 0.24 * len(pairs)
     figure = PageFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(budgets), sharex=True, sharey=True, squeeze=False)[0]
@@ -618,9 +622,7 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
         axes.axvline(0, color="#222222", lw=1)
         rows = paired[paired["budget"] == budget]
         for row in rows.itertuples():
-            # Of several methods the method tells pairs apart, else the rival.
-            look = method_styles([row.method if paired["method"].nunique() > 1 else row.rival])
-            style = next(iter(look.values()))
+            style = styles[getattr(row, apart)]
             place, sure = pairs.index((row.method, row.rival)), np.isfinite(row.low)
             axes.hlines(place, row.low, row.high, color=style["color"], lw=1.8)
             face = style["color"] if sure else "white"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from elfs_lib.artifacts import Artifact, package_versions
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.stages import Run, project_root
-
 
 # What a grid varies: it makes other rows of one table, not another table.
 _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
@@ -17,27 +16,32 @@ _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "devic
 
 def command(params: Params) -> str:
     """The command that repeats a run: its dataset's params file, and what differs from it."""
-    words = [f"-p {shlex.quote(change)}" for change in _changes(params).values()]
-    return " ".join([f"elfs run params/{params.dataset}.yaml", *words])
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
 
 
 def setting(params: Params) -> str:
-    """How a run differs from its dataset's params file in more than its grid; empty if it does not."""
-    return ", ".join(text for name, text in _changes(params).items() if name not in _GRID)
+    """How a run differs from its params file in more than its grid; empty if it does not."""
+    changes = _changes(params).items()
+    return ", ".join(f"{name}={_as_yaml(value)}" for name, value in changes if name not in _GRID)
 
 
-def _changes(params: Params) -> dict[str, str]:
-    """``name=value``, by name, of what differs from the dataset's params file."""
+def as_options(values: Mapping[str, object]) -> list[str]:
+    """Parameters as ``-p name=value`` of a command line, quoted for a shell."""
+    return [f"-p {shlex.quote(f'{name}={_as_yaml(value)}')}" for name, value in values.items()]
+
+
+def _changes(params: Params) -> dict[str, object]:
+    """What differs from the dataset's params file, by name."""
     file = project_root() / "params" / f"{params.dataset}.yaml"
     base = Params.make(read_yaml(file)) if file.exists() else Params()
     return {
-        name: f"{name}={as_yaml(value)}"
+        name: value
         for name, value in params.model_dump().items()
         if value != getattr(base, name) and not name.startswith("floor_")
     }
 
 
-def as_yaml(value: object) -> str:
+def _as_yaml(value: object) -> str:
     """A value as it is written on one line of YAML."""
     return value if isinstance(value, str) else json.dumps(value)  # every JSON value is YAML
 

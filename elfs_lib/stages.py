@@ -83,6 +83,11 @@ class Run:
         run.check()
         return run
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether both splits have labels, to train on a coreset and to test."""
+        return {"train", "test"} <= set(self.labels.has)
+
     # ------------------------------------------------------------------ checks before work
 
     def check(self) -> None:
@@ -196,7 +201,6 @@ class Run:
     @cached_property
     def embeddings(self) -> Artifact:
         """Array ``embeddings`` float32 [N, D] of the training images."""
-
         parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
         inputs = {part.params.encoder: part.embeddings for part in parts}
 
@@ -291,7 +295,7 @@ class Run:
 
     @cached_property
     def temi(self) -> Artifact:
-        """Trained heads: arrays ``head_losses`` [H] and ``loss_curves`` [T, H], and their weights."""
+        """Trained heads: arrays ``head_losses`` [H], ``loss_curves`` [T, H], and their weights."""
 
         def build(draft: Draft) -> None:
             heads = fit_heads(
@@ -513,7 +517,8 @@ class Run:
 
         def build(draft: Draft) -> None:
             targets = self.labels.open("train", purpose="ceiling")
-            self._search(draft, budget, easiness(self.true_scores, score or self.params.score), targets)
+            order = easiness(self.true_scores, score or self.params.score)
+            self._search(draft, budget, order, targets)
 
         return self.store.run(
             "true_search",

@@ -711,7 +711,7 @@ def _check(sweep: Sweep, store: Store) -> None:
     for params in sweep.datasets:
         run = Run(params, Store(store.root, repair=store.repair))
         run.check()
-        if not {"train", "test"} <= set(run.labels.has):
+        if not run.can_evaluate:
             raise ElfsError(f"Dataset {params.dataset!r} has no labelled test split to sweep on.")
         n = len(run.train_images)
         counts = [budget_count(budget, n) for budget in params.budgets]

@@ -34,11 +34,10 @@ WEIGHTINGS = ("teacher", "student_teacher")
 CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")
 # Smallest probability whose logarithm is taken.
 TINY = 1e-12
-# Heads count in the consensus by this power of their agreement with it. On five sets of heads
-# (Fashion-MNIST and CIFAR-10) powers of 0 to 3 differed by 1 point of accuracy at most, and 5 could
-# follow a single head.
+# Heads count in the consensus by this power of their agreement with it: enough that poor heads count
+# little, and too little for a single head to be followed.
 AGREEMENT_POWER = 3
-# Rounds of the consensus; it is usually at rest after three to eight.
+# Most rounds of the consensus, should it not come to rest before.
 ROUNDS = 20
 # Floats of one layer that a group of heads may fill on CPU: about the cache of a core.
 GROUP_FLOATS = 1 << 20
@@ -263,11 +262,7 @@ def predict_heads(
     Raises:
         ElfsError: if the width D is not the one that TEMI was fitted on.
     """
-    parts = [
-        probabilities.argmax(dim=1).to(torch.int16).cpu()
-        for _, probabilities in _label(state, embeddings, device, precision)
-    ]
-    return torch.cat(parts, dim=1).numpy()
+    return _assign(_labeller(state, embeddings, device, precision))
 
 
 def consensus(
@@ -296,7 +291,8 @@ def consensus(
     Raises:
         ElfsError: if the embeddings do not fit the heads.
     """
-    assignments = predict_heads(heads.state, embeddings, device=device, precision=precision)
+    labeller = _labeller(heads.state, embeddings, device, precision)
+    assignments = _assign(labeller)
     count, classes = len(assignments), heads.state["head.weight3"].shape[1]
     # A head that lost clusters can show a low loss: its batches hop between clusters faster than
     # the marginal follows. So heads with the fewest empty clusters come first, then the loss.
@@ -311,7 +307,7 @@ def consensus(
     share = torch.from_numpy(weights).float()
     plain = np.empty(assignments.shape[1], dtype=np.int64)
     aligned = np.empty((assignments.shape[1], classes), dtype=np.float32)
-    for part, probabilities in _label(heads.state, embeddings, device, precision):
+    for part, probabilities in _label(labeller):
         plain[part] = probabilities.mean(dim=0).argmax(dim=0).cpu().numpy()
         names = inverse.to(probabilities.device)[:, :, None].expand_as(probabilities)
         renamed = probabilities.gather(1, names)
@@ -353,17 +349,22 @@ def _settle(
     # The first vote gives every head the same weight: the reference agrees with itself entirely
     # and would outvote the others.
     names = align_heads(assignments, reference, classes=classes)
-    labels = _vote(np.take_along_axis(names, assignments, axis=1), equal, classes)
+    labels = _vote(_renamed(names, assignments), equal, classes)
     for _ in range(ROUNDS):
         every = np.concatenate([labels[None], assignments])
         names = align_heads(every, 0, classes=classes)[1:]
-        renamed = np.take_along_axis(names, assignments, axis=1)
+        renamed = _renamed(names, assignments)
         weights = equal * (renamed == labels).mean(axis=1) ** AGREEMENT_POWER
         voted = _vote(renamed, weights, classes)
         if (voted == labels).all():
             break
         labels = voted
     return names, weights / weights.sum()
+
+
+def _renamed(names: np.ndarray, assignments: np.ndarray) -> np.ndarray:
+    """Each head's clusters [H, N] under their names [H, C], in the small type of the clusters."""
+    return np.take_along_axis(names.astype(assignments.dtype), assignments, axis=1)
 
 
 def _vote(renamed: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
@@ -673,11 +674,17 @@ def _train(
     return trainer.teacher, curves
 
 
-@torch.no_grad()
-def _label(
+class _Labeller(NamedTuple):
+    """Trained heads and the inputs that they are to label, on the device and ready."""
+
+    inputs: Tensor
+    heads: Heads
+    temperature: float
+
+
+def _labeller(
     state: dict[str, Tensor], embeddings: np.ndarray, device: str, precision: str
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (slice, probabilities [H, C, b]) block by block: memory does not grow with N."""
+) -> _Labeller:
     rows = unit_rows(embeddings)
     preparation = {k[6:]: v for k, v in state.items() if k.startswith("input.")}
     if rows.shape[1] != len(preparation["mean"]):
@@ -689,10 +696,24 @@ def _label(
     dtype = resolve_precision(precision, place)
     inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
     heads = Heads(*(state[f"head.{name}"].to(place, dtype) for name in Heads._fields))
-    temperature = float(state["temperature"])
+    return _Labeller(inputs, heads, float(state["temperature"]))
+
+
+@torch.no_grad()
+def _label(labeller: _Labeller) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (slice, probabilities [H, C, b]) block by block: memory does not grow with N."""
+    inputs, heads, temperature = labeller
     count, classes, bottleneck = heads.weight3.shape
     block = max(1, BLOCK_FLOATS // (count * (heads.weight2.shape[1] + bottleneck + classes)))
     for start in range(0, len(inputs), block):
         part = slice(start, start + block)
-        logits = _forward(inputs[part].to(dtype), heads, temperature).logits
+        logits = _forward(inputs[part].to(heads.weight1.dtype), heads, temperature).logits
         yield part, F.softmax(logits, dim=1)
+
+
+def _assign(labeller: _Labeller) -> np.ndarray:
+    """Cluster of each image by each head, int16 [H, N]."""
+    parts = [
+        probabilities.argmax(dim=1).to(torch.int16).cpu() for _, probabilities in _label(labeller)
+    ]
+    return torch.cat(parts, dim=1).numpy()

@@ -1,27 +1,37 @@
-"""The page on scale shows what its committed measurements say, and nothing typed by hand."""
+"""The pages on scale and on performance show what their committed measurements say."""
 
 from __future__ import annotations
 
+import importlib
 import json
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def load(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import bench_scaling
-
-    return bench_scaling
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-def test_the_tables_are_those_of_the_measurements(bench, tmp_path):
-    facts = json.loads((bench.DATA / "scaling.json").read_text())
-    for name, make in bench.TABLES.items():
-        make(facts).to_csv(tmp_path / name, index=False)
-        assert (tmp_path / name).read_text() == (bench.DATA / name).read_text(), name
-        assert f":file: data/{name}" in (ROOT / "book" / "scaling.md").read_text()
+@pytest.fixture
+def bench(load) -> ModuleType:
+    return load("bench_scaling")
+
+
+@pytest.mark.parametrize(
+    ("module", "measured", "shown"),
+    [("bench_scaling", "scaling", "scaling"), ("page", "bench", "performance")],
+)
+def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
+    made = load(module)
+    facts = json.loads((made.DATA / f"{measured}.json").read_text())
+    for name, make in made.TABLES.items():
+        make(facts).to_csv(tmp_path / name, index=False, lineterminator="\n")
+        assert (tmp_path / name).read_text() == (made.DATA / name).read_text(), name
+        assert f":file: data/{name}" in (ROOT / "book" / f"{shown}.md").read_text()
 
 
 def test_growth_finds_the_exponent(bench):
@@ -51,3 +61,13 @@ def test_counted_flops_are_the_published_ones(bench):
     assert bench.flops(model, 224, backward=False) == pytest.approx(2 * 3.66e9, rel=0.02)
     # the first layer has no gradient to pass on
     assert bench.flops(model, 224, backward=True) == pytest.approx(3 * 2 * 3.66e9, rel=0.05)
+
+
+def test_a_ratio_below_its_target_is_not_reached(load):
+    page = load("page")
+    row = {"stage": "exact top-50", "baseline": "faiss", "baseline_s": 29.0, "ours_s": 10.0,
+           "ratio_median": 2.9, "ratio_min": 2.8, "ratio_max": 3.1, "repeats": 3,
+           "share_of_peak": 0.5}  # fmt: skip
+    table = page.ratio_table({"rows": [row, {**row, "ratio_median": 3.0}]})
+    assert table["Reached"].tolist() == ["no", "yes"]
+    assert page.target("TEMI step, PCA 128") == 5 and page.target("TEMI step, D 768") == 2.5
