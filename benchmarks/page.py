@@ -32,14 +32,13 @@ def ratio_table(facts: dict) -> pd.DataFrame:
     for row in facts["rows"]:
         share, least = row["share_of_peak"], target(row["stage"])
         spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
+        spread = spread if row["repeats"] > 1 else "one pair"
         rows.append(
             {
                 "Stage": row["stage"],
                 "Baseline": row["baseline"],
-                "Baseline, s": f"{row['baseline_s']:.3g}",
-                "Ours, s": f"{row['ours_s']:.3g}",
-                "Ratio": f"{row['ratio_median']:.2f}",
-                "Spread": spread if row["repeats"] > 1 else "one pair",
+                "Seconds, its / ours": f"{row['baseline_s']:.3g} / {row['ours_s']:.3g}",
+                "Ratio": f"{row['ratio_median']:.2f} ({spread})",
                 "Share of peak": "" if share is None else f"{share:.0%}",
                 "Target": f"{least:g}",
                 "Reached": "yes" if row["ratio_median"] >= least else "no",
@@ -51,7 +50,7 @@ def ratio_table(facts: dict) -> pd.DataFrame:
 def machine_table(facts: dict) -> pd.DataFrame:
     peaks = facts["matmul_flops"].items()
     lines = {
-        "Command": f"OMP_NUM_THREADS={facts['threads']} {facts['command']}",
+        "Command": f"`OMP_NUM_THREADS={facts['threads']} {facts['command']}`",
         "Date": facts["date"],
         "Processor": facts["cpu"],
         "Threads": facts["threads"],

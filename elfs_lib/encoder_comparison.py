@@ -192,6 +192,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
     """What a comparison bears out: the best neighbours, and each encoder against the default."""
     first = table.iloc[0]
     dataset = display_name(first["dataset"])
+    if len(table) == 1:
+        return [f"On {dataset} only {first['encoder']} was measured: there is nothing to compare yet."]
     best = table.loc[table["knn_accuracy"].idxmax()]
     lines = [
         f"On {dataset} the neighbours of {best['encoder']} are the best by 20-NN "

@@ -184,7 +184,10 @@ def test_the_page_says_no_more_than_the_numbers_do():
     worse = sentences(made_up("75 76.1 77", "70 71 72"))
     assert "-5.0 points" in worse[1] and "Nothing here did better" in worse[2]
     assert "no interval" in sentences(made_up("70", "80"))[1]
-    assert len(sentences(made_up("70", "80").iloc[1:])) == 1  # the default is not in the table
+    without = sentences(made_up("70", "80", "75").iloc[1:])  # the default is not in the table
+    assert len(without) == 1 and "of 2 encoders" in without[0]
+    (alone,) = sentences(made_up("70"))
+    assert "nothing to compare" in alone and "best" not in alone
     shown = as_shown(made_up("70", "80"))
     assert shown["encoder"].tolist() == ["a (default)", "b"]
     assert shown["saw labels"].tolist() == ["yes", "not known"]
