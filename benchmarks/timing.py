@@ -45,9 +45,13 @@ def uses_cpu_time() -> bool:
     return torch.get_num_threads() == 1 and not torch.cuda.is_available()
 
 
+def clock() -> float:
+    """Seconds by the clock that fits, see above."""
+    return time.process_time() if uses_cpu_time() else time.perf_counter()
+
+
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds of one call, see above; waits for a GPU to finish."""
-    clock = time.process_time if uses_cpu_time() else time.perf_counter
+    """Seconds of one call; waits for a GPU to finish."""
     start = clock()
     work()
     if torch.cuda.is_available():
