@@ -13,7 +13,9 @@ import torch
 
 from elfs_lib.errors import ElfsError
 
-EL2N_EPOCHS = 10  # Paul et al. (2021) average the error norm over the first ten epochs
+# Over the first ten epochs of one run, as CCS does; Paul et al. (2021) take one early epoch and
+# average over ten networks
+EL2N_EPOCHS = 10
 DUAL_WINDOW = 10  # Cho et al. (2025), J = 10
 
 

@@ -91,8 +91,15 @@ def test_a_smaller_budget_is_a_prefix_where_promised(method):
         assert run(method, inputs, count, seed=1).indices.tolist() == large[:count].tolist()
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].seeded])
-def test_unseeded_methods_do_not_depend_on_the_order_of_the_images(method):
+WITHOUT_LOTS = [(m, {}) for m in METHODS if not METHODS[m].seeded] + [
+    # seeded methods, with options that leave nothing to a draw for each image
+    ("d2", {"difficulty": "uniform"}),
+    ("zcore", {"random_start": False}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), WITHOUT_LOTS)
+def test_without_lots_the_order_of_the_images_does_not_matter(method, options):
     inputs = make_inputs()
     order = np.random.default_rng(9).permutation(90)
     position = np.argsort(order)  # old index -> new index
@@ -106,8 +113,8 @@ def test_unseeded_methods_do_not_depend_on_the_order_of_the_images(method):
         scores={k: v[order] for k, v in inputs.scores.items()},
         classes=3,
     )
-    expected = run(method, inputs, 40).indices
-    assert order[run(method, shuffled, 40).indices].tolist() == expected.tolist()
+    expected = run(method, inputs, 40, **options).indices
+    assert order[run(method, shuffled, 40, **options).indices].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("method", METHODS)

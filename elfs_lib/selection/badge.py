@@ -4,6 +4,10 @@ The gradient embedding of image i is g_i = q_i (x) h_i with q_i = p_i - onehot(a
 its features: C x D numbers that are never written down, because
 
     <g_i, g_j> = <q_i, q_j> <h_i, h_j>.
+
+In the paper a network is trained on the labels bought so far, h is its last hidden layer, and the
+picks come round after round. Without labels there is one round: p is the proxy's, trained on
+pseudo-labels, and h is the embedding of the frozen encoder.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from elfs_lib.selection.geometry import BLOCK, check_finite
 
 
 def badge(inputs: SelectionInputs, count: int, *, seed: int, batch: int = 512) -> Selection:
-    """k-means++ seeding: each pick is drawn with probability proportional to D^2.
+    """k-means++ seeding on g: each pick is drawn with probability proportional to D^2.
 
     D^2 is the squared distance of g_i to the nearest pick; the first pick is the largest gradient,
     as in the authors' code. Draws come in rounds: distances of all N images are brought up to date

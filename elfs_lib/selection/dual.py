@@ -26,8 +26,9 @@ def dual(
     highest, and at high ones it moves to the easy images, where few labels teach most.
 
     Args:
-        c_d: How late the distribution moves (4 for CIFAR-100 in the authors' code; larger: later).
-        concentration: C.
+        c_d: How late the distribution moves (4 in the authors' code, for CIFAR-100; larger: later).
+        concentration: C. C + 1 - b is that of the authors' code, which a reader's correction of
+            it makes C - b; the difference is small.
 
     Returns:
         Images in the order in which they were drawn; scores are their DUAL scores.

@@ -23,6 +23,7 @@ def prototypicality(
     """Self-supervised prototypes (Sorscher et al. 2022): keep what is far from its own.
 
     k-means on the L2-normalised embeddings; an image far from its centroid is atypical, so hard.
+    Clusters get no share of their own: some may give many images and others few.
 
     Args:
         clusters: k of k-means; None: the number of classes.
@@ -47,8 +48,8 @@ def moderate(inputs: SelectionInputs, count: int, *, seed: int) -> Selection:
     """Moderate coreset (Xia et al. 2023): around the median distance to the class mean.
 
     All images are ranked by the distance of their embedding (as given, not normalised) to the mean
-    of their pseudo-class; the middle of that ranking is taken, from the middle outwards. The seed
-    plays no part.
+    of their pseudo-class (as in the paper; its code takes the median in each dimension instead);
+    the middle of that ranking is taken, from the middle outwards. The seed plays no part.
     """
     check_finite(inputs.embeddings)
     distances = distances_to_own_mean(inputs.embeddings, inputs.pseudo_labels)

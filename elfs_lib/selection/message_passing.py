@@ -82,6 +82,10 @@ def _message_passing(
 
     Messages stop when the best s left is below 0 (the paper's rule would then raise neighbours),
     so values only fall and a heap with late updates finds each maximum.
+
+    These are the paper's formulas. Its code takes exp(-d) for the forward message and exp(-g d) for
+    the reverse one, d between features as they are, and on CIFAR first drops the hardest share,
+    which it tunes with labels, and then selects inside each class.
     """
     found = inputs.neighbors.shape[1]
     if not 1 <= k <= found:

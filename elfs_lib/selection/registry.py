@@ -133,7 +133,7 @@ def _methods() -> dict[str, Method]:
         Method("badge", badge, needs("embeddings", "probabilities"), None, False,
                "far from earlier picks in gradient space; in order of drawing", "ash2020",
                "algorithm 1: g_i = (p_i - onehot(argmax p_i)) (x) h_i, k-means++ on g",
-               "k-means++ on gradient embeddings of the proxy", seeded=True),
+               "k-means++ on the proxy's errors x the embeddings", seeded=True),
         Method("k_center", k_center, needs("embeddings"), None, False,
                "farthest from all earlier picks first", "sener2018",
                "algorithm 1: argmax_i min_{j in S} ||z_i - z_j||", "greedy k-center",

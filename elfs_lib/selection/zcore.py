@@ -33,7 +33,8 @@ def zcore(
     (copies at distance 0 share all of it). Scores start uniform in [0, 1).
 
     The authors draw a new subspace for every sample. Here a subspace serves for
-    ``samples_per_subspace`` samples, so that one k-d tree answers them all.
+    ``samples_per_subspace`` samples, so that one k-d tree answers them all, and among copies of the
+    covering image all lose alike, where the authors' code takes the first.
 
     Args:
         samples: Number of samples; None: 20 an image, at most a million.
