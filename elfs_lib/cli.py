@@ -45,11 +45,14 @@ def _parse(overrides: list[str] | None) -> dict[str, Any]:
 
     parsed = {}
     for text in overrides or []:
-        name, equals, value = text.partition("=")
-        if not equals:
+        name, _, value = text.partition("=")
+        name = name.strip()
+        if not name or "=" not in text:
             raise ElfsError(f"Write -p name=value, not {text!r}.")
+        if name in parsed:
+            raise ElfsError(f"Parameter {name!r} is given twice: keep one -p {name}=value.")
         try:
-            parsed[name.strip()] = parse_yaml(value)
+            parsed[name] = parse_yaml(value)
         except yaml.YAMLError:
             raise ElfsError(f"Parameter {name!r} has a value that is not YAML: {value!r}.") from None
     return parsed
@@ -88,6 +91,8 @@ def run(
     overrides = _parse(p)
     current = Run(Params.load(params_file, overrides), default_store(repair=repair))
     current.check()
+    if notebooks:
+        pipeline.check_notebooks(pipeline.NOTEBOOKS, kernel)
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
         target = pipeline.runs_folder(params_file)
@@ -112,7 +117,11 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
 
     current = Run(Params.load(params_file, _parse(p)), default_store(look=True))
     done = 0
-    plan = list(pipeline.steps(current))
+    try:
+        plan = list(pipeline.steps(current))
+    except NotBuilt:
+        print(f"Nothing of this run is in {current.store.root}.")
+        return
     for step in plan:
         try:
             step.work()
@@ -165,7 +174,11 @@ def sweep(
     from elfs_lib import sweep as sweeps
     from elfs_lib.stages import default_store
 
+    if scheduler == "":
+        raise ElfsError("--scheduler is empty: give an address such as tcp://10.0.0.1:8786.")
     grid, store = sweeps.load_sweep(sweep_file), default_store(repair=repair)
+    if workers and (scheduler or grid.slurm):
+        raise ElfsError("--workers is for this machine, not for a scheduler or SLURM: leave it out.")
     if dry_run:
         plan = sweeps.plan(grid, store, retry_failed=retry_failed)
         for item in (*plan.stages, *plan.waiting):
@@ -227,7 +240,7 @@ def select(
 
         elfs select photos --budget 0.05 -p encoder=dino_vits16 -p seed=1
     """
-    from elfs_lib import own_labels
+    from elfs_lib import own_labels, pipeline
     from elfs_lib.own_images import Request
     from elfs_lib.report import find_notebook, render_report
     from elfs_lib.stages import default_store
@@ -236,6 +249,7 @@ def select(
     files = own_labels.ListFiles(out)
     if report:
         find_notebook()
+        pipeline.check_kernel(kernel)
     request = Request(
         "auto" if classes == "auto" else _number("classes", classes),
         _number("budget", budget),
@@ -370,12 +384,16 @@ def verify() -> None:
         print(problem)
     if problems:
         raise ElfsError(f"{len(problems)} damaged artifacts in {store.root}.")
+    if not store.artifacts():
+        raise ElfsError(f"There is no artifact in {store.root}: see ELFS_ARTIFACTS_DIR.")
     print(f"All {len(store.artifacts())} artifacts in {store.root} are whole.")
 
 
 @app.command()
 def methods(
-    n: Annotated[int | None, typer.Option("--n", help="Number of images, for the cost")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", max=10**15, help="Number of images, for the cost")
+    ] = None,
     dim: Annotated[int, typer.Option(help="Numbers in an embedding")] = 768,
     budget: Annotated[float, typer.Option(help="Share of the images, or a count")] = 0.1,
     classes: Annotated[int, typer.Option(help="Number of classes")] = 10,
@@ -392,7 +410,7 @@ def methods(
     """
     from elfs_lib.selection import METHODS, expected_cost
 
-    share = int(budget) if budget > 1 and budget == int(budget) else budget
+    share = int(budget) if budget > 1 and budget.is_integer() else budget
     width = max(map(len, METHODS))
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"

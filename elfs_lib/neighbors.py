@@ -63,9 +63,9 @@ def nearest_neighbors(
     """
     choose("neighbour method", method, METHODS)
     rows = unit_rows(embeddings)
-    if not 1 <= k < len(rows):
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k < len(rows):
         raise ElfsError(
-            f"k is {k}: it must be from 1 to {len(rows) - 1}, one less than the number of images, "
+            f"k is {k!r}: it must be a whole number from 1 to {len(rows) - 1}, one less than the number of images, "
             "for an image is not its own neighbour."
         )
     if block < 1:

@@ -100,9 +100,9 @@ class OwnRun(Run):
         params = {"dataset": "array", "shape": list(self.pixels.shape), "source": digest}
         return self.store.run("images", build, version=1, params=params)
 
-    def check(self) -> None:
+    def check(self, *, labels: bool = False) -> None:
         if self.pixels is None:  # an array was checked when it came in
-            super().check()
+            super().check(labels=False)
 
     @property
     def paths(self) -> list[str]:
@@ -554,8 +554,13 @@ def _check_request(request: Request) -> None:
     whole = isinstance(classes, int | np.integer) and not isinstance(classes, bool)
     if classes != "auto" and not (whole and classes >= 2):
         raise ElfsError(f"classes is {classes!r}: give a whole number of at least 2, or auto.")
-    if not request.budget > 0:
-        raise ElfsError(f"budget is {request.budget}: ask for at least one image.")
+    budget, cosine = request.budget, request.cosine
+    if not budget > 0:
+        raise ElfsError(f"budget is {budget}: ask for at least one image.")
+    if budget > 1 and not float(budget).is_integer():
+        raise ElfsError(f"budget is {budget}: give a whole number of images, or a share up to 1.")
+    if cosine is not None and not 0 < cosine <= 1:
+        raise ElfsError(f"The cosine of near copies is {cosine}: give a number above 0, up to 1.")
 
 
 def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | None]:

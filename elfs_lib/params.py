@@ -27,10 +27,10 @@ Share = float | int
 
 _Item = TypeVar("_Item")
 # YAML and papermill write lists; text is no list of its letters, and stays for the message
-_ListOf = Annotated[
+ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
-_Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Params(BaseModel):
@@ -93,19 +93,19 @@ class Params(BaseModel):
     score: str = Field("aum", description="training-dynamics score that ELFS sorts by")
     budget: Share = Field(0.1, description="share of the images, or a count, to be labelled")
     hard_prune_ratio: float | None = Field(None, ge=0, lt=1, description="beta; null: search")
-    hard_prune_ratios: _ListOf[float] = Field(
+    hard_prune_ratios: ListOf[float] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="betas that are tried"
     )
     search_steps: int = Field(40_000, ge=1, description="steps of each model of the search")
     search_seeds: int = Field(1, ge=1, le=20, description="splits that the search averages")
     # evaluation
-    methods: _ListOf[str] = ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest")
-    budgets: _ListOf[Share] = (0.1, 0.2, 0.3, 0.5, 0.7)
+    methods: ListOf[str] = ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest")
+    budgets: ListOf[Share] = (0.1, 0.2, 0.3, 0.5, 0.7)
     eval_recipe: str = Field("resnet18")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
-    eval_seeds: _ListOf[_Seed] = (0, 1, 2, 3, 4)
-    hindsight_seeds: _ListOf[_Seed] = Field((), description="seeds that try every beta on test")
+    eval_seeds: ListOf[Seed] = (0, 1, 2, 3, 4)
+    hindsight_seeds: ListOf[Seed] = Field((), description="seeds that try every beta on test")
     # what the closing cells of the notebooks insist on; null: nothing
     floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")
     floor_clustering: float | None = Field(None, description="least accuracy of pseudo-labels")
@@ -210,8 +210,21 @@ class Params(BaseModel):
         return cls.make({k: namespace[k] for k in cls.model_fields if k in namespace})
 
 
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][\d_]*)$",
+    "float": r"[-+]?((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$"
+    r"|\.(nan|NaN|NAN)$",
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset; 1e-4 is a number, as in YAML 1.2, and no key is given twice."""
+    """YAML's safe subset, with the numbers of YAML 1.2: 1e-4 is one; 010 (octal before), 1:30 (base
+    60) and dates are text. No key is given twice."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in (*_NUMBERS, "timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -225,20 +238,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+for _kind, _rule in _NUMBERS.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(_rule), list("-+.0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:
     """Read YAML safely: numbers, texts, lists and mappings, never an object.
 
     Raises:
-        yaml.YAMLError: if it is not YAML, or a mapping gives a key twice.
+        yaml.YAMLError: if it is not YAML, is nested too deeply, or a mapping gives a key twice.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.composer.ComposerError(problem="it is nested too deeply") from None
 
 
 def check_floor(name: str, value: float, floor: float | None) -> None:

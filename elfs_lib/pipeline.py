@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ from typing import Any
 import nbformat
 import pandas as pd
 import papermill
+from jupyter_client.kernelspec import KernelSpecManager
 
 from elfs_lib import evaluation, provenance
 from elfs_lib.artifacts import package_versions, write_text_atomic
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.stages import Run, project_root
 
@@ -134,6 +135,7 @@ def run_notebooks(
             kept in ``target`` with its error, as papermill leaves it.
     """
     parameters = {**read_yaml(params_file), **(overrides or {})}
+    check_notebooks(NOTEBOOKS, kernel)
     with _quiet(workers), ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(execute, n, target, parameters, kernel=kernel) for n in NOTEBOOKS]
         return [job.result() for job in jobs]
@@ -142,6 +144,7 @@ def run_notebooks(
 def refresh_notebooks() -> list[Path]:
     """Run every page of ``notebooks/`` with its defaults and keep the outputs in it."""
     root = project_root()
+    check_notebooks((*NOTEBOOKS, *SUMMARIES))
     with _quiet(1):
         return [execute(name, root / "notebooks", {}) for name in (*NOTEBOOKS, *SUMMARIES)]
 
@@ -152,15 +155,17 @@ def execute(
     """Execute one notebook of ``notebooks/`` through papermill into the folder ``target``.
 
     Raises:
-        ElfsError: naming the notebook, its cell and the message, if it fails.
+        ElfsError: naming the notebook, its cell and the message, if it fails;
+            :class:`KernelDied` if its kernel did. What was executed is kept all the same.
     """
     root = project_root()
     target.mkdir(parents=True, exist_ok=True)
     output = target / f"{name}.ipynb"
+    draft = target / f".{name}.ipynb"  # a notebook under its own name is never half executed
     try:
         papermill.execute_notebook(
             str(root / "notebooks" / f"{name}.ipynb"),
-            str(output),
+            str(draft),
             parameters=dict(parameters),
             kernel_name=kernel,
             cwd=str(root),
@@ -169,12 +174,49 @@ def execute(
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
+        os.replace(draft, output)
         raise ElfsError(
             f"Notebook {name} failed in cell {error.cell_index}: {error.ename}: {error.evalue} "
             f"(kept as {output})."
         ) from error
-    tidy(output)
+    except RuntimeError as error:  # nbclient's and jupyter_client's, by what they say
+        if "died" not in str(error):
+            raise
+        os.replace(draft, output)
+        raise KernelDied(
+            f"The kernel of notebook {name} died, most likely for want of memory: stop what else "
+            f"runs, and repeat the command (kept as {output})."
+        ) from error
+    tidy(draft)
+    os.replace(draft, output)
     return output
+
+
+class KernelDied(ElfsError):
+    """A notebook's kernel ended before the notebook did."""
+
+
+def check_notebooks(names: Iterable[str], kernel: str | None = None) -> None:
+    """Check that notebooks and kernel are there, before the work that comes first.
+
+    Raises:
+        ElfsError: naming what is not.
+    """
+    folder = project_root() / "notebooks"
+    for name in names:
+        if not (folder / f"{name}.ipynb").is_file():
+            raise ElfsError(f"There is no {name}.ipynb in {folder}: go to the project's folder.")
+    check_kernel(kernel)
+
+
+def check_kernel(kernel: str | None) -> None:
+    """Check the name of a Jupyter kernel; None is the one that a notebook names.
+
+    Raises:
+        ElfsError: if there is none of that name.
+    """
+    if kernel is not None:
+        choose("Jupyter kernel", kernel, KernelSpecManager().find_kernel_specs())
 
 
 @contextmanager
@@ -217,6 +259,7 @@ def build_book(*, strict: bool = True) -> Path:
         ElfsError: if Sphinx finds an error or, when ``strict``, a warning.
     """
     root = project_root()
+    check_notebooks(SUMMARIES)
     with _quiet(len(SUMMARIES)), ThreadPoolExecutor(len(SUMMARIES)) as pool:
         jobs = [pool.submit(execute, name, root / "book" / "runs", {}) for name in SUMMARIES]
         for job in jobs:

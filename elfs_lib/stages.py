@@ -24,7 +24,7 @@ from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store
 from elfs_lib.compute import describe_device, resolve_device, track
 from elfs_lib.dynamics import DynamicsRecorder
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, choose
 from elfs_lib.labels import LabelOracle, label_oracle
 from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
@@ -90,8 +90,11 @@ class Run:
 
     # ------------------------------------------------------------------ checks before work
 
-    def check(self) -> None:
+    def check(self, *, labels: bool = True) -> None:
         """Check everything that can be checked without computing.
+
+        Args:
+            labels: Whether the run will use the labels there are.
 
         Raises:
             ElfsError: one sentence on the first thing that would fail later.
@@ -108,8 +111,18 @@ class Run:
         classes = self.classes
         if classes > n:
             raise ElfsError(f"Parameter 'classes' is {classes} but there are only {n} images.")
-        for budget in (p.budget, *p.budgets):
-            budget_count(budget, n)
+        known = self.about["num_classes"] or 0
+        if labels and self.labels.has and classes < known:
+            raise ElfsError(
+                f"Parameter 'classes' is {classes} but the labels name {known} classes: leave it out."
+            )
+        budget_count(p.budget, n)
+        counts = [budget_count(budget, n) for budget in p.budgets]
+        if labels and self.can_evaluate and len(set(counts)) < len(counts):
+            raise ElfsError(
+                f"Two of the budgets {list(p.budgets)} are the same number of the {n} images of "
+                f"{p.dataset!r}: keep one."
+            )
         if p.hard_prune_ratio is not None:
             share = budget_count(p.budget, n) / n
             if p.hard_prune_ratio + share > 1 + 1e-9:
@@ -591,7 +604,7 @@ class Run:
             **options: Options of the method, for example ``hard_prune_ratio=0.2``; those left out
                 are decided by the run (see :meth:`hard_prune_ratio`).
         """
-        entry = METHODS[method]
+        entry = METHODS[choose("method", method, METHODS)]
         seed = (self.params.seed if seed is None else seed) if entry.seeded else 0
         count = budget_count(budget, len(self.train_images))
         options = self._options(method, budget, options)

@@ -37,9 +37,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.evaluation import COLUMNS
-from elfs_lib.params import Params, Share, read_yaml
-from elfs_lib.pipeline import execute, write_results
-from elfs_lib.selection import METHODS, budget_count
+from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
+from elfs_lib.pipeline import KernelDied, check_notebooks, execute, write_results
+from elfs_lib.selection import METHODS
 from elfs_lib.stages import Run, data_dir, default_store, project_root
 
 if TYPE_CHECKING:  # Dask takes seconds to import, and only running a sweep needs it
@@ -57,12 +57,12 @@ _WORKER_BYTES = 2 * 2**30  # a worker and its kernel, each with torch, before an
 class _SweepFile(BaseModel):
     """The YAML of a sweep."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    params: tuple[str, ...] = Field(min_length=1)
-    methods: tuple[str, ...]
-    budgets: tuple[Share, ...]
-    seeds: tuple[int, ...]
+    params: ListOf[str] = Field(min_length=1)
+    methods: ListOf[str]
+    budgets: ListOf[Share]
+    seeds: ListOf[Seed]
     overrides: dict[str, Any] = Field(default_factory=dict)
     workers: int | None = Field(None, ge=1)
     retries: int = Field(1, ge=0, le=10)
@@ -136,6 +136,8 @@ def load_sweep(path: str | Path) -> Sweep:
             raise ElfsError(f"{path} overrides {name!r}: give {key!r} of the sweep instead.")
     if file.slurm is not None and not _is_count(file.slurm.get("jobs")):
         raise ElfsError(f"Sweep key 'slurm' in {path} needs 'jobs', the number of jobs to submit.")
+    if file.slurm is not None and file.workers is not None:
+        raise ElfsError(f"{path} gives 'workers', of this machine, and 'slurm': keep one of them.")
     grid = dict(zip(_GRID, (file.methods, file.budgets, file.seeds), strict=True))
     floors = {name: None for name in Params.model_fields if name.startswith("floor_")}
     # Floors are about a whole run; one cell of a grid may well lie below them.
@@ -503,16 +505,14 @@ def _execute(aside: Path, parameters: Mapping[str, Any], kernel: str | None) -> 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the outcome says it all
     try:
         execute(NOTEBOOK, aside, parameters, kernel=kernel)
+    except KernelDied:
+        return _Outcome("died")
     except ElfsError as error:
         cause = error.__cause__
         if not isinstance(cause, papermill.PapermillExecutionError):
             raise
         message = f"cell {cause.cell_index}: {cause.ename}: {cause.evalue}"
         return _Outcome("failed", message)
-    except RuntimeError as error:  # nbclient's and jupyter_client's, by what they say
-        if "died" not in str(error):
-            raise
-        return _Outcome("died")
     return _Outcome("done")
 
 
@@ -621,19 +621,48 @@ def _local_cluster(
             yield cluster
 
 
-def _slurm_cluster(options: Mapping[str, Any]) -> Any:
+@contextmanager
+def _slurm_cluster(options: Mapping[str, Any]) -> Iterator[Any]:
+    from distributed.core import Status
+
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise ElfsError("Sweeps on SLURM need dask-jobqueue: pip install 'elfs[slurm]'.") from None
     options = dict(options)
     jobs = options.pop("jobs")
+    command = SLURMCluster.job_cls.submit_command
+    if shutil.which(command) is None:
+        raise ElfsError(
+            f"There is no {command!r} here: start a sweep on SLURM on a machine that submits jobs, "
+            "or take 'slurm' out of its file."
+        )
     try:
-        cluster = SLURMCluster(**options)
+        cluster = SLURMCluster(**options, silence_logs=logging.CRITICAL)
     except (TypeError, ValueError) as error:
-        raise ElfsError(f"SLURMCluster refuses the sweep's 'slurm' options: {error}.") from None
-    cluster.scale(jobs=jobs)
-    return cluster
+        reason = str(error).splitlines()[0]
+        raise ElfsError(f"SLURMCluster refuses the sweep's 'slurm' options: {reason}.") from None
+
+    async def submit() -> None:
+        # As cluster.scale does, which tells nobody when sbatch refuses: one would wait for ever.
+        for _ in range(jobs):
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        try:
+            await cluster
+        except BaseException:
+            for job in cluster.workers.values():
+                job.status = Status.failed  # else closing takes them for running
+            raise
+
+    with cluster:
+        try:
+            cluster.sync(submit)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ElfsError(
+                f"SLURM took no job ({reason}): mend the sweep's 'slurm' options."
+            ) from None
+        yield cluster
 
 
 # ---------------------------------------------------------------------- the sweep
@@ -680,6 +709,8 @@ def run_sweep(
         progress.say(describe(sweep, todo))
         if not todo.waiting:
             return record.table()
+        on_this_machine = not (scheduler or client or sweep.slurm)
+        check_notebooks([NOTEBOOK], kernel if on_this_machine else None)
         environment = {"ELFS_ARTIFACTS_DIR": str(store.root.resolve()), "ELFS_PROGRESS": "0"}
         if data := data_dir():
             environment["ELFS_DATA_DIR"] = str(data.resolve())
@@ -694,7 +725,7 @@ def run_sweep(
         )
         with ExitStack() as stack:
             if client is None:
-                if not (scheduler or sweep.slurm):  # a killed sweep's workers died with it
+                if on_this_machine:  # a killed sweep's workers died with it
                     for left in folder.glob(f"{_ASIDE}*"):
                         shutil.rmtree(left, ignore_errors=True)
                 client = stack.enter_context(_client(sweep, scheduler, workers, progress.say))
@@ -713,13 +744,6 @@ def _check(sweep: Sweep, store: Store) -> None:
         run.check()
         if not run.can_evaluate:
             raise ElfsError(f"Dataset {params.dataset!r} has no labelled test split to sweep on.")
-        n = len(run.train_images)
-        counts = [budget_count(budget, n) for budget in params.budgets]
-        if len(set(counts)) < len(counts):
-            raise ElfsError(
-                f"Two of the budgets {list(params.budgets)} are the same number of the {n} images "
-                f"of {params.dataset!r}: keep one."
-            )
 
 
 @contextmanager

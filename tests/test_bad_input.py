@@ -107,7 +107,17 @@ FILES = {
     "twice.yaml": "seed: 1\nseed: 2\n",
     "code.yaml": "dataset: !!python/object/apply:os.system ['true']\n",
     "unknown.yaml": "dataset: digits\nbudgte: 0.1\n",
+    "deep.yaml": "methods: " + "[" * 3000 + "]" * 3000,
+    "day.yaml": "encoder: pixels\nseed: 2020-13-45\n",
+    "octal.yaml": "encoder: pixels\nseed: 010\n",
+    "clock.yaml": "encoder: pixels\nseed: 1:30\n",
+    "nan.yaml": "encoder: pixels\nbudget: .nan\n",
+    "huge.yaml": "encoder: pixels\nbudget: 1" + "0" * 25,
+    "two.yaml": "encoder: pixels\n---\nseed: 1\n",
+    "sweep.yaml": "params: [späte bilder.yaml]\nmethods: [random]\nbudgets: [0.1]\nseeds: [0]\n",
     "späte bilder.yaml": "dataset: digits\nencoder: pixels\nneighbors: 2000\n",
+    "ok.yaml": "dataset: digits\nencoder: pixels\ncrop_pad: 1\n",
+    "bilder/nichts.txt": "",
 }
 
 
@@ -126,6 +136,37 @@ FILES = {
         (["run", "späte bilder.yaml", "-p", "neighbors"], "name=value"),
         (["run", "späte bilder.yaml", "-p", "nieghbors=3"], "'nieghbors'.*neighbors"),
         (["run", "späte bilder.yaml", "-p", "seed=[1"], "'seed' has a value that is not YAML"),
+        (["run", "deep.yaml"], "deep.yaml is not valid YAML.*nested"),
+        (["run", "day.yaml"], "'seed' is '2020-13-45'"),
+        (["run", "octal.yaml"], "'seed' is '010'"),
+        (["run", "clock.yaml"], "'seed' is '1:30'"),
+        (["run", "nan.yaml"], "'budget' is nan.*finite"),
+        (["run", "huge.yaml"], "budget 1000.*1437"),
+        (["run", "two.yaml"], "two.yaml is not valid YAML.*another document"),
+        (["run", "ok.yaml", "-p", "=3"], "name=value, not '=3'"),
+        (["run", "ok.yaml", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
+        (["run", "ok.yaml", "-p", "seed="], "'seed' is None"),
+        (["run", "ok.yaml", "-p", "budget='0.1'"], "'budget' is '0.1'"),
+        (["run", "ok.yaml", "-p", "classes=5"], "'classes' is 5.*10 classes"),
+        (["run", "ok.yaml", "-p", "budgets=[0.1, 144]"], "same number of the 1437.*keep one"),
+        (["run", "ok.yaml"], "no 01_embeddings.ipynb.*project"),
+        (["run", "ok.yaml", "-p", "data_path=bilder"], "path is for.*'digits'"),
+        (["run", "ok.yaml", "-p", "dataset=image_folder", "-p", "data_path=ok.yaml"], "is a file"),
+        (["run", "ok.yaml", "-p", "dataset=parquet", "-p", "data_path=bilder"], "no .parquet file"),
+        (["verify"], "no artifact in.*ELFS_ARTIFACTS_DIR"),
+        (["methods", "--n", "10", "--budget", "inf"], "budget must be a number, not inf"),
+        (["methods", "--n", "9" * 30], "'--n'.*less than"),
+        (["sweep", "bilder"], "Cannot read bilder: Is a directory"),
+        (["sweep", "ok.yaml"], "sweep key 'dataset'"),
+        (["sweep", "sweep.yaml"], "'neighbors' is 2000"),
+        (["sweep", "sweep.yaml", "--scheduler", ""], "--scheduler is empty"),
+        (["sweep", "sweep.yaml", "--scheduler", "tcp://x:1", "-w", "2"], "--workers.*leave it out"),
+        (["select", "bilder", "--budget", "5"], "path 'bilder' has no image files"),
+        (["select", "bilder", "--budget", "nan", "--no-report"], "budget is nan"),
+        (["select", "bilder", "--budget", "inf", "--no-report"], "budget is inf"),
+        (["select", "bilder", "--budget", "5", "--copies", "nan", "--no-report"], "copies is nan"),
+        (["select", "bilder", "--budget", "5", "-k", "pythn3"], "kernel 'pythn3'.*'python3'"),
+        (["book"], "no results.ipynb.*project"),
         (["status", "missing.yaml"], "check the path"),
         (["rnu", "missing.yaml"], "rnu"),
         (["run"], "params_file"),
@@ -134,11 +175,12 @@ FILES = {
         (["sweep", "missing.yaml"], "missing.yaml"),
         (["select", "missing", "--classes", "10", "--budget", "5"], "missing"),
     ],
-    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else None,
+    ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else None,
 )
 def test_command(arguments: list[str], words: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    (tmp_path / "bilder").mkdir()
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     code, said = command(arguments, monkeypatch)
@@ -174,6 +216,8 @@ NEAR = np.zeros((20, 3), dtype=np.int32)
         (lambda: nearest_neighbors(np.zeros((20, 4), np.float32), 3), "zero"),
         (lambda: nearest_neighbors(rows(), 20), "20"),
         (lambda: nearest_neighbors(rows(), 0), "0"),
+        (lambda: nearest_neighbors(rows(), 2.5), "k is 2.5.*whole number"),
+        (lambda: nearest_neighbors(rows(), "3"), "k is '3'"),
         (lambda: fit_temi(with_nan(), NEAR, TemiConfig(classes=3)), "embeddings"),
         (lambda: fit_temi(rows(), NEAR[:5], TemiConfig(classes=3)), "neighbors"),
         (lambda: fit_temi(rows(), NEAR, TemiConfig(classes=30)), "classes"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,6 +118,14 @@ def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
 @pytest.mark.parametrize(
     "changes, words",
     [
+        ({"budgets": [True]}, "'budgets'.*True.*number"),
+        ({"budgets": ["0.1"]}, "'budgets'.*'0.1'.*number"),
+        ({"budgets": [float("nan")]}, "'budgets'.*nan.*finite"),
+        ({"seeds": [-1]}, "'seeds'.*-1.*greater"),
+        ({"seeds": None}, "'seeds'.*None.*list"),
+        ({"workers": "2"}, "'workers'.*'2'.*integer"),
+        ({"slurm": {"jobs": True}}, "'slurm'.*'jobs'"),
+        ({"slurm": {"jobs": 1}, "workers": 2}, "'workers'.*'slurm'.*keep one"),
         ({"method": ["elfs"]}, "Unknown sweep key 'method': did you mean 'methods'"),
         ({"methods": ["elf"]}, "Unknown method 'elf': did you mean 'elfs'"),
         ({"methods": []}, "'methods' must list at least one"),
@@ -280,8 +291,31 @@ def test_workers_divide_cores_and_gpus(monkeypatch):
     assert sweeps.worker_environments(1, cores=8, gpus=[])[0]["OMP_NUM_THREADS"] == "1"
 
 
-def test_slurm_jobs_run_one_notebook_at_a_time(monkeypatch):
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes SLURM's two commands; by default jobs run on this machine at once."""
     pytest.importorskip("dask_jobqueue")
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
+
+    def install(sbatch: str = SBATCH) -> None:
+        for name, script in (("sbatch", sbatch), ("scancel", "kill -- -$1\n")):
+            (bin / name).write_text(f"#!/bin/sh\n{script}")
+            (bin / name).chmod(0o755)
+
+    return install
+
+
+SBATCH = """
+cp "$1" "$0.$$"  # the caller deletes it
+setsid sh "$0.$$" > "$0.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+
+
+def test_slurm_jobs_run_one_notebook_at_a_time(slurm):
+    slurm()
     options = dict(sweeps.load_sweep(ROOT / "params" / "sweeps" / "slurm.yaml").slurm)
     with sweeps._slurm_cluster(options | {"jobs": 0}) as cluster:
         script = cluster.job_script()
@@ -289,8 +323,40 @@ def test_slurm_jobs_run_one_notebook_at_a_time(monkeypatch):
         assert line in script
 
 
+def test_slurm_that_takes_no_job_is_one_sentence(slurm, monkeypatch):
+    options = {"jobs": 1, "cores": 1, "memory": "1GB"}
+    slurm("echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
+    with pytest.raises(ElfsError, match=r"took no job \(.*invalid partition.*\): mend") as caught:
+        with sweeps._slurm_cluster(options):
+            pass
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ElfsError, match="refuses.*quue") as caught:
+        with sweeps._slurm_cluster(options | {"quue": "gpu"}):
+            pass
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ElfsError, match="no 'sbatch' here"):
+        with sweeps._slurm_cluster(options):
+            pass
+
+
+@pytest.mark.slow
+def test_a_sweep_on_slurm(project: Path, slurm):
+    """The whole way over SLURM's commands, which here start the job on this machine."""
+    slurm()
+    notebook(project, COPYING)
+    local = {"host": "127.0.0.1", "dashboard_address": ":0"}
+    job = {"cores": 1, "memory": "1GB", "walltime": "0:10:00", "scheduler_options": local}
+    sweep = grid(project, methods=["random"], budgets=[0.1], seeds=[0], slurm={"jobs": 1, **job})
+    Run(sweep.datasets[0], Store(project / "results_of_0")).evaluate("random", 0.1, 0)
+    table = sweeps.run_sweep(sweep, Store(project / "artifacts"), say=print)
+    assert table["seed"].tolist() == [0] and started(project) == ["0"]
+
+
 def test_a_scheduler_that_is_not_there_is_one_sentence(project: Path, monkeypatch):
     import distributed
+
+    notebook(project, "")
 
     class Absent:
         def __init__(self, *args, **kwargs):
@@ -408,6 +474,7 @@ def test_failures_are_kept_reported_and_retried_on_request(project: Path, client
 
 
 def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeypatch):
+    notebook(project, "")
     store = Store(project / "artifacts")
     sweep = grid(project, methods=["random", "elfs"], budgets=[0.1], seeds=[0])
     monkeypatch.setattr(sweeps, "_execute", lambda *args: sweeps._Outcome("done"))
@@ -444,12 +511,14 @@ def test_killed_worker_and_killed_sweep_change_nothing(project: Path, client):
     file = sweeps.results_file(sweep, store)
 
     command = [sys.executable, "-c", "from elfs_lib.cli import main; main()"]
-    process = subprocess.Popen(
-        [*command, "sweep", "grid.yaml", "--workers", "1"], stdout=subprocess.DEVNULL
-    )
+    with (project / "said.txt").open("w") as said:
+        process = subprocess.Popen([*command, "sweep", "grid.yaml", "--workers", "1"], stdout=said)
     family = psutil.Process(process.pid)
     try:
         wait_for(lambda: started(project), process)
+        link = re.search(r"Dask's dashboard: (http://\S+)", (project / "said.txt").read_text())[1]
+        with urllib.request.urlopen(link, timeout=60) as page:
+            assert page.status == 200 and "Dask" in page.read().decode()
         (worker,) = (p for p in family.children() if "spawn_main" in " ".join(p.cmdline()))
         worker.kill()
         wait_for(lambda: len(pd.read_parquet(file)) == 1, process)  # readable at any time
