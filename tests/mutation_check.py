@@ -176,6 +176,33 @@ MUTATIONS = [
         "test_selection_comparators.py",
         ("D2: reverse messages raise", "value[target[edges]] -= weight", "value[target[edges]] += weight"),
         ("D2: no forward messages", "value = difficulty + _graph", "value = difficulty + 0 * _graph"),
+        ("D2: distance for its square", "2 - 2 * inputs.similarities[:, :k]", "1 - inputs.similarities[:, :k]"),
+    ),
+    *_mutations(
+        "selection/geometry.py",
+        "test_selection_comparators.py",
+        ("prototypicality: near ones kept", "np.argsort(-distances, kind", "np.argsort(distances, kind"),
+        ("Moderate: from the ends inwards", "np.argsort(from_middle, kind", "np.argsort(-from_middle, kind"),
+        ("k-center: nearest first", "j = int(np.argmax(local))", "j = int(np.argmin(local))"),
+        ("herding: picks not taken off", "weight += mean - rows[pick]", "weight += mean"),
+    ),
+    *_mutations(
+        "selection/badge.py",
+        "test_selection_comparators.py",
+        ("BADGE: p for p - onehot", "self.predicted[rows]] -= 1", "self.predicted[rows]] -= 0"),
+        ("BADGE: drawn with D for D squared", "cumulative = np.cumsum(nearest)", "cumulative = np.cumsum(nearest**0.5)"),
+    ),
+    *_mutations(
+        "selection/zcore.py",
+        "test_selection_comparators.py",
+        ("ZCore: no redundancy", "return change - np.bincount", "return change - 0 * np.bincount"),
+        ("ZCore: lowest first", "np.argsort(-scores, kind", "np.argsort(scores, kind"),
+    ),
+    *_mutations(
+        "selection/dual.py",
+        "test_selection_comparators.py",
+        ("DUAL: budget for pruning rate", "rate = 1 - count / inputs.n", "rate = count / inputs.n"),
+        ("DUAL: beta's parameters swapped", "(a - 1) * np.log(inner) + (b - 1)", "(b - 1) * np.log(inner) + (a - 1)"),
     ),
     *_mutations(
         "labels.py",
