@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 from warm import MOMENTS, STAGES, Warm, contents
 
@@ -80,6 +81,51 @@ def test_killed_at_random_moments(elfs: Warm, whole: Path, tmp_path: Path):
     assert killed > KILLS / 2  # the others had ended: a run is shorter when the machine is idle
 
 
+PAGE = """
+import os, pathlib, signal
+if pathlib.Path("armed").exists():
+    os.kill(os.getppid(), signal.SIGKILL)  # the command that executes this notebook
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(elfs: Warm) -> list[str]:
+    """Names of the project's notebooks, which kill the command if there is a file ``armed``."""
+    names, v4 = ["01_embeddings", "02_temi_clustering"], nbformat.v4
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (elfs.folder / "notebooks").mkdir()
+    for name in names:
+        cells = [v4.new_code_cell("neighbors = 0", metadata={"tags": ["parameters"]})]
+        cells += [v4.new_code_cell(source) for source in ("print(neighbors)", PAGE, "print('end')")]
+        page = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(page, elfs.folder / "notebooks" / f"{name}.ipynb")
+    return names
+
+
+def test_killed_while_its_notebooks_are_executed(
+    elfs: Warm, whole: Path, pages: list[str], tmp_path: Path
+):
+    """Killed before there are pages, and over finished ones: a page is whole, or not there."""
+    shutil.copy(elfs.folder / "few.yaml", elfs.folder / "pages.yaml")
+    armed, runs = elfs.folder / "armed", elfs.folder / "book" / "runs" / "pages"
+    store = tmp_path / "store"
+    shutil.copytree(whole, store)
+
+    def run(kill: bool) -> dict[str, bytes]:
+        armed.touch() if kill else armed.unlink(missing_ok=True)
+        ended = elfs(store, "run", "pages.yaml", pages=pages)
+        assert ended.code == (-signal.SIGKILL if kill else 0), ended.err
+        return {file.name: file.read_bytes() for file in runs.glob("[!.]*.ipynb")}
+
+    assert run(kill=True) == {}
+    undisturbed = run(kill=False)
+    assert len(undisturbed) == len(pages) and not list(runs.glob(".*.ipynb"))
+    assert all(b'"5\\n"' in page and b'"end\\n"' in page for page in undisturbed.values())
+    assert run(kill=True) == undisturbed
+    assert run(kill=False) == undisturbed
+    assert contents(store) == contents(whole)
+
+
 # --- disks ---------------------------------------------------------------------------------------
 
 
@@ -120,12 +166,12 @@ def test_a_finished_run_is_read_from_a_read_only_folder(elfs: Warm, whole: Path,
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_the_results_table_has_no_room(elfs: Warm, whole: Path, fault: str):
+def test_the_results_table_has_no_room(elfs: Warm, whole: Path, pages: list[str], fault: str):
     runs = elfs.folder / "book" / "runs" / "few"
     runs.mkdir(parents=True, exist_ok=True)
     runs.chmod(0o500 if fault == "read-only" else 0o700)
     faults = {"largest_file": 50} if fault == "full" else {"obey_permissions": True}
-    ended = elfs(whole, "run", "few.yaml", **faults)
+    ended = elfs(whole, "run", "few.yaml", pages=pages, **faults)
     assert ended.code == 2 and one_sentence(ended.err), ended.err
     assert ("File too large" if fault == "full" else "Permission denied") in ended.err
     assert not list(runs.iterdir())

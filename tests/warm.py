@@ -159,6 +159,7 @@ def _suffer(
     largest_file: int | None = None,
     obey_permissions: bool = False,
     kill_after: float | None = None,
+    pages: list[str] | None = None,
 ) -> None:
     """Arrange in the child what shall befall it.
 
@@ -167,7 +168,12 @@ def _suffer(
         largest_file: Bytes after which a file cannot grow, as on a full disk.
         obey_permissions: Root gives up the right to write where permissions forbid it.
         kill_after: Seconds; the parent kills (see :func:`_run`).
+        pages: The only notebooks that a run executes.
     """
+    if pages:
+        from elfs_lib import pipeline
+
+        pipeline.NOTEBOOKS = pages
     if kill:
         _die_in(*kill)
     if largest_file is not None:
