@@ -1,8 +1,10 @@
 """Time and peak memory of every selection method as N, D, C and the budget grow.
 
     python -m benchmarks.bench_selection            measure and print
-    python -m benchmarks.bench_selection --write    ... and renew elfs_lib/selection/growth.json
+    python -m benchmarks.bench_selection --write    ... and renew elfs_lib/selection/growth.json,
+                                                    the table and the figures of the book
     python -m benchmarks.bench_selection --imagenet one point: N = 1.28 million, D = 768, C = 1000
+                                                    (--classes 10 where k-means would take hours)
     python -m benchmarks.bench_selection --ratios   speed against a textbook loop, same picks
 
 Every measurement runs in a child process of its own on one thread: CPU seconds of the selection,
@@ -200,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="renew growth.json")
     parser.add_argument("--imagenet", action="store_true", help="only N = 1.28 million")
+    parser.add_argument("--classes", type=int, default=IMAGENET["classes"], help="of --imagenet")
     parser.add_argument("--ratios", action="store_true", help="only compare with textbook loops")
     parser.add_argument("--methods", nargs="+", help="measure only these")
     arguments = parser.parse_args()
@@ -209,7 +212,7 @@ def main() -> None:
         ratios()
         return
     every = [name for name in METHODS if measured_as(name) == name]
-    design = [IMAGENET] if arguments.imagenet else DESIGN
+    design = [{**IMAGENET, "classes": arguments.classes}] if arguments.imagenet else DESIGN
     rows = growth(arguments.methods or every, design)
     if arguments.write:
         if arguments.methods or arguments.imagenet:  # the other rows stay
@@ -221,6 +224,9 @@ def main() -> None:
             f'{{\n "machine": {json.dumps(machine())},\n "rows": [\n{lines}\n ]\n}}\n'
         )
         print(f"Wrote {len(rows)} rows to {GROWTH.name}.")
+        from benchmarks import selection_page  # which imports this module
+
+        selection_page.main()
 
 
 if __name__ == "__main__":

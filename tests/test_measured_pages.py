@@ -23,11 +23,15 @@ def bench(load) -> ModuleType:
 
 @pytest.mark.parametrize(
     ("module", "measured", "shown"),
-    [("bench_scaling", "scaling", "scaling"), ("page", "bench", "performance")],
+    [
+        ("bench_scaling", "book/data/scaling.json", "scaling"),
+        ("page", "book/data/bench.json", "performance"),
+        ("selection_page", "elfs_lib/selection/growth.json", "performance"),
+    ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
     made = load(module)
-    facts = json.loads((made.DATA / f"{measured}.json").read_text())
+    facts = json.loads((ROOT / measured).read_text())
     for name, make in made.TABLES.items():
         make(facts).to_csv(tmp_path / name, index=False, lineterminator="\n")
         assert (tmp_path / name).read_text() == (made.DATA / name).read_text(), name

@@ -1,0 +1,156 @@
+"""The table and the figures of growth on the book's page on performance, from growth.json.
+
+    python -m benchmarks.selection_page
+
+``python -m benchmarks.bench_selection --write`` measures and then calls this.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from benchmarks.bench_selection import BASE, IMAGENET
+from elfs_lib.evaluation import display_name
+from elfs_lib.selection import METHODS, expected_cost
+from elfs_lib.selection.cost import GROWTH, measured_as
+
+DATA = Path(__file__).resolve().parent.parent / "book" / "data"
+GIB = 2**30
+LARGE = {"n": 1_300_000, "dim": 768, "budget": 0.1, "classes": 1000}
+MEMORY_LIMIT = 24 * GIB
+
+
+def rows_of(facts: dict, method: str) -> pd.DataFrame:
+    table = pd.DataFrame(facts["rows"])
+    return table[table["method"] == method].sort_values("n")
+
+
+def on_the_n_axis(rows: pd.DataFrame) -> pd.DataFrame:
+    fixed = [rows[name] == BASE[name] for name in ("dim", "classes", "share")]
+    return rows[np.logical_and.reduce(fixed)]
+
+
+def at_imagenet(rows: pd.DataFrame) -> pd.Series:
+    return rows[rows["n"] == IMAGENET["n"]].iloc[0]
+
+
+def exponent(rows: pd.DataFrame) -> float:
+    """Of N in the time, over the larger sizes: below them fixed costs still show."""
+    own = rows[rows["n"] >= BASE["n"]]
+    return float(np.polyfit(np.log(own["n"]), np.log(own["seconds"]), 1)[0])
+
+
+def images_within(method: str, limit: int) -> float:
+    """N whose estimated memory is ``limit`` bytes; the estimate is linear in N."""
+    size = {k: v for k, v in LARGE.items() if k != "n"}
+    few, many = (expected_cost(method, n, **size).bytes for n in (1_000_000, 2_000_000))
+    return 1e6 + 1e6 * (limit - few) / (many - few)
+
+
+def growth_table(facts: dict) -> pd.DataFrame:
+    lines = []
+    for method in measured_methods():
+        rows = rows_of(facts, method)
+        axis, large = on_the_n_axis(rows), at_imagenet(rows)
+        last, cost = axis.iloc[-1], expected_cost(method, **LARGE)
+        samples = f", {large['samples']:,} samples" if method == "zcore" else ""
+        spent = f"{cost.seconds:,.3g} s" if cost.seconds < 1000 else f"{cost.seconds / 3600:.2g} h"
+        lines.append(
+            {
+                "Method": display_name(method),
+                "Time grows as": f"N^{exponent(axis):.2f}",
+                f"At N = {last['n']:,}, D = {last['dim']}": (
+                    f"{last['bytes'] / 1e6:,.0f} MB, {last['seconds']:.3g} s"
+                ),
+                f"At N = {large['n']:,}, D = {large['dim']}, budget 0.1%": (
+                    f"{large['bytes'] / GIB:.2f} GiB, {large['seconds']:.3g} s "
+                    f"(C = {large['classes']:,}{samples})"
+                ),
+                "Estimate at N = 1.3 million, D = 768, C = 1,000, budget 10%": (
+                    f"{cost.bytes / GIB:.2f} GiB, {spent}"
+                ),
+                "24 GiB hold": f"{images_within(method, MEMORY_LIMIT) / 1e6:,.1f} million",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+TABLES = {"selection_growth.csv": growth_table}
+
+
+def measured_methods() -> list[str]:
+    return [name for name in METHODS if measured_as(name) == name]
+
+
+def draw(facts: dict, what: str, file: Path) -> None:
+    """A panel a method: what was measured, and the line by which ``elfs methods`` carries it on."""
+    methods = measured_methods()
+    unit = 1 if what == "seconds" else GIB
+    rows = len(methods) // 5 + 1  # with at least one panel for the legend
+    figure, panels = plt.subplots(
+        rows, 5, figsize=(10, 2.1 * rows), sharex=True, sharey=True, layout="constrained"
+    )
+    axes_of: dict[str, Axes] = dict(zip(methods, panels.flat, strict=False))
+    curves = {method: on_the_n_axis(rows_of(facts, method)) for method in methods}
+    sizes = np.geomspace(1e4, LARGE["n"], 25).astype(int)
+    for method, axes in axes_of.items():
+        for other in curves.values():
+            axes.plot(other["n"], other[what] / unit, color="0.87", lw=1, zorder=1)
+        own, large = curves[method], at_imagenet(rows_of(facts, method))
+        axes.plot(own["n"], own[what] / unit, "o-", color="C0", ms=3.5, lw=1.4)
+        costs = [expected_cost(method, n, 768, 0.1, classes=10) for n in sizes]
+        estimate = np.array([getattr(cost, what) for cost in costs]) / unit
+        axes.plot(sizes, estimate, "--", color="C1", lw=1.2)
+        if method != "zcore" or what == "bytes":  # its time was taken at few samples
+            axes.plot(large["n"], large[what] / unit, "s", color="C3", ms=5)
+        if what == "bytes":
+            axes.axhline(24, color="0.4", lw=0.8, ls=":")
+        axes.set_title(display_name(method), fontsize=9, loc="left")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.tick_params(labelsize=8)
+    for axes in list(panels.flat)[len(methods) :]:
+        axes.set_axis_off()
+    handles = [
+        plt.Line2D([], [], color="C0", marker="o", ms=3.5, lw=1.4),
+        plt.Line2D([], [], color="C3", marker="s", ms=5, lw=0),
+        plt.Line2D([], [], color="C1", ls="--", lw=1.2),
+        plt.Line2D([], [], color="0.8", lw=1),
+    ]
+    names = [
+        "measured, D = 64,\nC = 10, budget 10%",
+        "measured, D = 768,\nbudget 0.1%",
+        "estimated, D = 768,\nC = 10, budget 10%",
+        "the other methods",
+    ]
+    if what == "bytes":
+        handles.append(plt.Line2D([], [], color="0.4", lw=0.8, ls=":"))
+        names.append("24 GiB")
+    panels.flat[-1].legend(handles, names, loc="center left", fontsize=8, frameon=False)
+    figure.supxlabel(f"images N ({facts['machine']})", fontsize=9)
+    figure.supylabel("seconds, one thread" if what == "seconds" else "peak memory, GiB", fontsize=9)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    facts = json.loads(GROWTH.read_text())
+    for name, make in TABLES.items():
+        make(facts).to_csv(DATA / name, index=False, lineterminator="\n")
+    with plt.rc_context({"svg.hashsalt": "selection", "svg.fonttype": "none"}):
+        draw(facts, "seconds", DATA / "selection_time.svg")
+        draw(facts, "bytes", DATA / "selection_memory.svg")
+
+
+if __name__ == "__main__":
+    main()
