@@ -9,6 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from elfs_lib import temi
@@ -196,6 +198,30 @@ def test_alignment_recovers_known_permutations():
     assert (mapping[2] == np.arange(6)).all()
     for h in range(4):
         assert (mapping[h, names[h]] == names[2]).all()
+
+
+@given(st.integers(2, 4), st.integers(1, 25), st.integers(0, 2**32 - 1), st.data())
+@settings(max_examples=60, deadline=None)
+def test_alignment_of_any_heads(classes: int, images: int, seed: int, data: st.DataObject):
+    """Names are permutations, no other would agree more, and what a head calls them is no matter."""
+    rng = np.random.default_rng(seed)
+    assignments = rng.integers(0, classes, (3, images))
+    reference = data.draw(st.integers(0, 2))
+    every = np.array(list(itertools.permutations(range(classes))))
+
+    def agreements(assignments: np.ndarray) -> list[int]:
+        mapping = align_heads(assignments, reference, classes=classes)
+        assert (np.sort(mapping) == np.arange(classes)).all()
+        assert (mapping[reference] == np.arange(classes)).all()
+        renamed = np.take_along_axis(mapping, assignments, axis=1)
+        return (renamed == assignments[reference]).sum(1).tolist()
+
+    found = agreements(assignments)
+    best = [(every[:, own] == assignments[reference]).sum(1).max() for own in assignments]
+    assert found == best
+    other = [rng.permutation(classes)[own] for own in assignments]
+    other[reference] = assignments[reference]
+    assert agreements(np.array(other)) == found
 
 
 def ring(count: int = 150, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
