@@ -38,6 +38,7 @@ from elfs_lib.selection import (
     search_hard_prune_ratio,
     select,
 )
+from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.self_supervised import SelfSupervisedConfig
 from elfs_lib.self_training import relabel
 from elfs_lib.temi import TemiConfig, TemiHeads, consensus, fit_heads
@@ -499,19 +500,27 @@ class Run:
 
     # ------------------------------------------------------------------ search and selection
 
-    def search(self, budget: float | int, score: str | None = None) -> Artifact:
-        """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``."""
+    def search(
+        self, budget: float | int, score: str | None = None, *, balanced: bool = False
+    ) -> Artifact:
+        """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``.
+
+        ``balanced`` prunes inside each pseudo-class, as method ``elfs_balanced`` does.
+        """
+        extra = {"balanced": True} if balanced else {}
         inputs = {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
 
         def build(draft: Draft) -> None:
             order = easiness(self.scores, score or self.params.score)
+            if balanced:
+                order = class_quantile(order, self.pseudo_labels)
             self._search(draft, budget, order, self.pseudo_labels)
 
         return self.store.run(
             "search",
             build,
             version=1,
-            params=self._search_params(budget, score),
+            params=self._search_params(budget, score) | extra,
             inputs={"images": self.images, "pseudo": self.pseudo} | inputs,
             seed=self.params.seed,
         )
