@@ -65,8 +65,8 @@ def nearest_neighbors(
     rows = unit_rows(embeddings)
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k < len(rows):
         raise ElfsError(
-            f"k is {k!r}: it must be a whole number from 1 to {len(rows) - 1}, one less than the number of images, "
-            "for an image is not its own neighbour."
+            f"k is {k!r}: it must be a whole number from 1 to {len(rows) - 1}, one less than the "
+            "number of images, for an image is not its own neighbour."
         )
     if block < 1:
         raise ElfsError(f"block is {block}: it must be at least 1.")

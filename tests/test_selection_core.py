@@ -482,8 +482,14 @@ def test_errors_come_before_any_work():
         "no option 'beta'": lambda: select("elfs", inputs, 2, beta=0.1),
         "needs the option hard_prune_ratio": lambda: select("elfs", inputs, 2),
         "Unknown score 'nope'": lambda: validate_options("ccs", {"score": "nope"}),
-        "count must be from 1 to 10": lambda: select("random", inputs, 0),
-        "count must be from 1 to 10, not 11": lambda: select("random", inputs, 11),
+        "count must be a whole number from 1 to 10, not 0": lambda: select("random", inputs, 0),
+        "from 1 to 10, not 11": lambda: select("random", inputs, 11),
+        "from 1 to 10, not 5.5": lambda: select("random", inputs, 5.5),
+        "from 1 to 10, not True": lambda: select("random", inputs, True),
+        "seed must be a whole number of at least 0, not -1": lambda: select(
+            "random", inputs, 2, seed=-1
+        ),
+        "at least 0, not 'a'": lambda: select("random", inputs, 2, seed="a"),
         "needs scores": lambda: select("el2n", SelectionInputs(10), 2),
         "needs pseudo_labels": lambda: select("elfs_balanced", inputs, 2, hard_prune_ratio=0.1),
         "has 9 rows": lambda: select("el2n", SelectionInputs(10, scores={"el2n": np.ones(9)}), 2),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -216,15 +217,21 @@ def select(
         ``count`` distinct indices in the order in which to label them.
 
     Raises:
-        ElfsError: if the method, an option or the count is wrong, or an input is missing.
+        ElfsError: if the method, an option, the count or the seed is wrong, or an input is missing.
     """
     filled = validate_options(method, options)
     entry = METHODS[method]
-    if not 1 <= count <= inputs.n:
-        raise ElfsError(f"count must be from 1 to {inputs.n}, not {count!r}.")
+    if not (_whole(count) and 1 <= count <= inputs.n):
+        raise ElfsError(f"count must be a whole number from 1 to {inputs.n}, not {count!r}.")
+    if not (_whole(seed) and seed >= 0):
+        raise ElfsError(f"seed must be a whole number of at least 0, not {seed!r}.")
     _check_inputs(entry, inputs)
-    result = entry.function(inputs, int(count), seed=seed, **filled)
+    result = entry.function(inputs, int(count), seed=int(seed), **filled)
     return Selection(result.indices.astype(np.int64), result.scores, result.info)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_inputs(method: Method, inputs: SelectionInputs) -> None:
