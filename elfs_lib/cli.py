@@ -424,7 +424,7 @@ def methods(
 
 @app.command()
 def encoders() -> None:
-    """List the encoders known by name, what they were trained on, and whether it had labels.
+    """List the encoders known by name: training data, whether it had labels, licence of the weights.
 
     Example:
 
@@ -436,7 +436,7 @@ def encoders() -> None:
     for name in ENCODERS:
         facts = describe(name)
         seen = "saw labels" if facts["saw_labels"] else "no labels"
-        print(f"{name:{width}}  {seen:10}  {facts['pretraining']}")
+        print(f"{name:{width}}  {seen:10}  {facts['pretraining']} ({facts['license']})")
 
 
 @app.command("compare-encoders")

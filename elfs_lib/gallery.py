@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -17,12 +18,13 @@ from PIL import Image
 from elfs_lib.plots import DPI, EASY, HARD, MIDDLE, NEUTRAL, SHADE, WIDTH, PageFigure
 
 THUMBNAIL = 96  # pixels, the longest side that is embedded
-SHOWN = 84  # pixels on the page
+SHOWN = 100  # pixels on the page: three beside each other on a phone
+MOST_PATHS = 20  # named for each kind of file
 _GRID = (
     f"display:grid;grid-template-columns:repeat(auto-fill,minmax({SHOWN + 12}px,1fr));"
     "gap:10px 8px;align-items:start;margin:8px 0 16px"
 )
-_FIGURE = "margin:0;font-size:11px;line-height:1.3;overflow-wrap:anywhere"
+_FIGURE = "margin:0;min-width:0;font-size:11px;line-height:1.3;overflow-wrap:break-word"
 _IMAGE = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:cover;border-radius:3px;display:block"
 
 
@@ -53,7 +55,7 @@ def pictures(images: np.ndarray, captions: Sequence[Sequence[str]]) -> str:
     cells = []
     for image, lines in zip(images, captions, strict=True):
         style = _IMAGE + (";image-rendering:pixelated" if image.shape[-1] < 48 else "")
-        text = "<br>".join(escape(str(line)) for line in lines)
+        text = "<br>".join(breakable(line) for line in lines)
         alt = escape(str(lines[-1]), quote=True)
         cells.append(
             f'<figure style="{_FIGURE}"><img style="{style}" alt="{alt}" '
@@ -62,10 +64,38 @@ def pictures(images: np.ndarray, captions: Sequence[Sequence[str]]) -> str:
     return f'<div style="{_GRID}">{"".join(cells)}</div>'
 
 
+def breakable(text: object) -> str:
+    """HTML of a text in which a long path may be broken after "/", "_" and "-"."""
+    return re.sub("([/_-])", r"\1<wbr>", escape(str(text)))
+
+
 def table(frame: pd.DataFrame) -> str:
-    """A table; whatever its cells contain stays text."""
-    html = frame.to_html(index=False, escape=True, border=0, float_format="%.3g")
+    """A table; whatever its cells contain stays text, and a path breaks between its parts."""
+    cells = {name: breakable for name in frame.select_dtypes(exclude="number")}
+    html = frame.to_html(index=False, escape=False, border=0, float_format="%.3g", formatters=cells)
     return f'<div style="overflow-x:auto">{html}</div>'
+
+
+def file_kinds(files: pd.DataFrame) -> pd.DataFrame:
+    """What became of a folder's files, one row a kind: kind, files, used, what, paths.
+
+    Args:
+        files: As :attr:`elfs_lib.own_images.Choice.files`, at least one row.
+    """
+    rows = []
+    for kind, part in files.groupby("kind", sort=True):
+        same, more = part["meaning"].iloc[0], len(part) - MOST_PATHS
+        paths = ", ".join(part["path"].head(MOST_PATHS))
+        rows.append(
+            {
+                "kind": kind.replace("_", " "),
+                "files": len(part),
+                "used": "yes" if part["used"].iloc[0] else "no",
+                "what": "the same bytes as another file" if kind == "duplicates" else same,
+                "paths": f"{paths} and {more:,} more" if more > 0 else paths,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def bullets(sentences: Sequence[str]) -> str:

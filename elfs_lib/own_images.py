@@ -719,7 +719,8 @@ def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
         notes.append(f"Number of classes: {run.class_estimate.sentence()}.")
     missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))
     if missing:
-        notes.append(f"{missing} of {run.classes} pseudo-classes have no image on the list.")
+        verb = "has" if missing == 1 else "have"
+        notes.append(f"{missing} of {run.classes} pseudo-classes {verb} no image on the list.")
     sizes = np.bincount(run.copies.group)
     if sizes.max() > max(20, 0.1 * len(run.paths)):
         notes.append(

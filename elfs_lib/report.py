@@ -31,7 +31,7 @@ body {{ max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; backg
 h1, h2 {{ line-height: 1.2; margin: 2rem 0 .5rem; }}
 table {{ border-collapse: collapse; font-size: 14px; }}
 th, td {{ padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd;
-  overflow-wrap: anywhere; }}
+  vertical-align: top; }}
 img {{ max-width: 100%; height: auto; }}
 .anchor-link, .prompt {{ display: none; }}
 </style>
@@ -84,6 +84,7 @@ def render_report(record: Path, html: Path, *, title: str, kernel: str | None = 
                 kernel_name=kernel,
                 progress_bar=False,
                 log_output=False,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
         except papermill.PapermillExecutionError as error:
             raise ElfsError(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from elfs_lib import cli, datasets, encoders, own_images
+from elfs_lib import cli, datasets, encoders, gallery, own_images
 from elfs_lib.artifacts import Store
 from elfs_lib.class_count import estimate_classes
 from elfs_lib.decoding import LEFT_OUT
@@ -564,6 +564,35 @@ def test_a_folder_that_changed_is_noticed(tmp_path: Path):
 
 
 # --- pages and packages --------------------------------------------------------------------------
+
+
+def test_tables_and_captions_keep_text_and_break_paths_between_their_parts():
+    files = pd.DataFrame(
+        {
+            "kind": ["broken_link"] * 23 + ["duplicates"],
+            "path": [f"a/IMG_{i:02}.png" for i in range(22)] + [NASTY, "b.png"],
+            "meaning": ["links to nothing"] * 23 + ["the same bytes as c.png"],
+            "used": [False] * 23 + [True],
+        }
+    )
+    kinds = gallery.file_kinds(files)
+    assert kinds["kind"].tolist() == ["broken link", "duplicates"]
+    assert kinds["files"].tolist() == [23, 1] and kinds["used"].tolist() == ["no", "yes"]
+    assert kinds["paths"][0].endswith("a/IMG_19.png and 3 more")
+    assert kinds["what"][1] == "the same bytes as another file"
+    html = gallery.table(gallery.file_kinds(files.tail(2)))
+    assert "<script" not in html and "&lt;script&gt;alert(&#x27;x&#x27;)&lt;&amp;.png" in html
+    grid = gallery.pictures(np.zeros((1, 3, 8, 8), np.uint8), [("1 of 2", "a/<b>_1.png")])
+    assert 'alt="a/&lt;b&gt;_1.png"' in grid and "a/<wbr>&lt;b&gt;_<wbr>1.png" in grid
+
+
+def test_encoders_are_listed_with_what_they_saw_and_their_licence(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "encoders") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, (name, entry) in zip(lines, encoders.ENCODERS.items(), strict=True):
+        assert line.split()[0] == name and entry.pretraining and entry.license
+        assert line.endswith(f"{entry.pretraining} ({entry.license})")
+        assert ("saw labels" if entry.saw_labels else "no labels") in line
 
 
 @pytest.mark.slow
