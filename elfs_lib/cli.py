@@ -424,7 +424,7 @@ def methods(
 
 @app.command()
 def encoders() -> None:
-    """List the encoders known by name: training data, whether it had labels, licence of the weights.
+    """List the encoders known by name: training data, whether it had labels, licence.
 
     Example:
 

@@ -25,6 +25,7 @@ _GRID = (
     "gap:10px 8px;align-items:start;margin:8px 0 16px"
 )
 _FIGURE = "margin:0;min-width:0;font-size:11px;line-height:1.3;overflow-wrap:break-word"
+_NAME = '<span style="display:inline-block">{}</span>'
 _IMAGE = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:cover;border-radius:3px;display:block"
 
 
@@ -65,8 +66,14 @@ def pictures(images: np.ndarray, captions: Sequence[Sequence[str]]) -> str:
 
 
 def breakable(text: object) -> str:
-    """HTML of a text in which a long path may be broken after "/", "_" and "-"."""
-    return re.sub("([/_-])", r"\1<wbr>", escape(str(text)))
+    """HTML of a text whose paths break between their parts, and inside a name only where it is too
+    long for a line of its own."""
+    html = escape(str(text)).replace("/", "/<wbr>")
+    return re.sub(r"[^\s/<>]*[_-][^\s/<>]*", lambda found: _NAME.format(_soft(found[0])), html)
+
+
+def _soft(name: str) -> str:
+    return re.sub("([_-])", r"\1<wbr>", name)
 
 
 def table(frame: pd.DataFrame) -> str:
