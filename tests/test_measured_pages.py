@@ -75,3 +75,25 @@ def test_a_ratio_below_its_target_is_not_reached(load):
     table = page.ratio_table({"rows": [row, {**row, "ratio_median": 3.0}]})
     assert table["Reached"].tolist() == ["no", "yes"]
     assert page.target("TEMI step, PCA 128") == 5 and page.target("TEMI step, D 768") == 2.5
+
+
+def test_a_whole_run_is_the_sum_of_its_stages(load):
+    stage = {"stage": "proxy", "wall_s": 90.0, "cpu_s": 50.0, "train_flops": 2e12,
+             "finished": "2026-01-02T03:04:05Z"}  # fmt: skip
+    older = {**stage, "stage": "temi", "wall_s": 30.0, "cpu_s": None, "train_flops": None}
+    facts = {"matmul_flops": {"bfloat16": 1e11}, "runs": {"a": [older, stage]}}
+    table = load("whole_runs").whole_table(facts).set_index("Stage")
+    assert table.loc["sum", "Wall, s"] == "120 (2.0 min)"
+    assert table["CPU, s"].tolist() == ["not recorded", "50.0", ""]
+    assert table["Share of peak"].tolist() == ["", "40%", ""]
+
+
+def test_a_whole_run_is_looked_up_and_never_made(load, tmp_path):
+    from elfs_lib.artifacts import NotBuilt, Store
+    from elfs_lib.params import Params
+    from elfs_lib.stages import Run
+
+    run = Run(Params.load(ROOT / "params" / "digits.yaml"), Store(tmp_path, look=True))
+    with pytest.raises(NotBuilt, match="'images' has not been run"):
+        load("whole_runs").stages(run)
+    assert not list(tmp_path.iterdir())

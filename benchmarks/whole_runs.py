@@ -1,0 +1,91 @@
+"""Seconds of each stage from the images to the list to label, as the manifests of a store have it.
+
+    python -m benchmarks.whole_runs params/cifar10.yaml params/fashion_mnist.yaml
+
+Only looks: a run whose stages are not all in the store (``ELFS_ARTIFACTS_DIR``) is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from elfs_lib.params import Params
+from elfs_lib.stages import Run, default_store
+
+DATA = Path(__file__).resolve().parent.parent / "book" / "data"
+FACTS = ("stage", "wall_s", "cpu_s", "train_flops", "device", "finished")
+
+
+def stages(run: Run) -> list[dict]:
+    """What the manifests say of the stages that lead to the list of the run's budget, in order.
+
+    Raises:
+        NotBuilt: if the store only looks and a stage is not there.
+    """
+    budget = run.params.budget
+    found = [run.images, run.embeddings, run.neighbors, run.temi, run.consensus, run.pseudo]
+    found += run.proxies
+    if run.params.hard_prune_ratio is None:
+        found.append(run.search(budget))
+    found.append(run.coreset("elfs", budget))
+    return [{name: a.manifest.get(name) for name in FACTS} for a in found]
+
+
+def whole_table(facts: dict) -> pd.DataFrame:
+    """One row a stage and a sum; shares of the peak where a manifest counts FLOPs."""
+    peak = facts["matmul_flops"]["bfloat16"]
+    rows = []
+    for name, found in facts["runs"].items():
+        for s in found:
+            spent = s["cpu_s"] or s["wall_s"]
+            rows.append(
+                {
+                    "Run": name,
+                    "Stage": s["stage"],
+                    "Wall, s": f"{s['wall_s']:,.1f}",
+                    "CPU, s": "not recorded" if s["cpu_s"] is None else f"{s['cpu_s']:,.1f}",
+                    "Share of peak": f"{s['train_flops'] / spent / peak:.0%}"
+                    if s["train_flops"]
+                    else "",
+                    "Finished": s["finished"].replace("T", " ").rstrip("Z"),
+                }
+            )
+        total = sum(s["wall_s"] for s in found)
+        rows.append(
+            {
+                "Run": name,
+                "Stage": "sum",
+                "Wall, s": f"{total:,.0f} ({total / 60:.1f} min)",
+                "CPU, s": "",
+                "Share of peak": "",
+                "Finished": "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+TABLES = {"performance_whole.csv": whole_table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("params", nargs="+", type=Path, help="YAML of parameters of each run")
+    store = default_store(look=True)
+    runs = {f.stem: stages(Run(Params.load(f), store)) for f in parser.parse_args().params}
+    peak = json.loads((DATA / "bench.json").read_text())["matmul_flops"]
+    facts = {"matmul_flops": peak, "runs": runs}
+    (DATA / "whole_runs.json").write_text(json.dumps(facts, indent=1) + "\n")
+    for name, make in TABLES.items():
+        table = make(facts)
+        table.to_csv(DATA / name, index=False, lineterminator="\n")
+        print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
