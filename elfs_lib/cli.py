@@ -299,7 +299,8 @@ def labels_import(
     files = own_labels.ListFiles(list_file)
     known = [name.strip() for name in (names or "").split(",") if name.strip()]
     labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
-    print(f"{len(labels.given):,} labels read, {len(labels.open):,} images without one.")
+    images = "image" if len(labels.open) == 1 else "images"
+    print(f"{len(labels.given):,} labels read, {len(labels.open):,} {images} without one.")
     counts = ", ".join(f"{name} {count:,}" for name, count in own_labels.count(every).items())
     print(f"{len(every):,} labels are in {files.labels}: {counts}")
 

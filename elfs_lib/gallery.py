@@ -127,7 +127,7 @@ def cuts_by_class(
     shown = np.sort(np.argsort(-sizes, kind="stable")[: min(most, (sizes > 0).sum())])
     columns = min(5, len(shown))
     rows = -(-len(shown) // columns)
-    figure = PageFigure(figsize=(WIDTH, 0.4 + 1.25 * rows), dpi=DPI, layout="constrained")
+    figure = PageFigure(figsize=(WIDTH, 0.6 + 1.25 * rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
     bins = np.histogram_bin_edges(scores, 24)
     for axes in panels[len(shown) :]:
@@ -151,4 +151,6 @@ def cuts_by_class(
         axes.set_title(f"class {label}: {(own & listed).sum():,} of {own.sum():,}", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("score: low is hard", fontsize=8)
+    figure.supylabel("images", fontsize=8)
     return figure

@@ -204,7 +204,7 @@ class OwnRun(Run):
         artifact = self.store.run(
             "class_count",
             build,
-            version=1,
+            version=2,
             params=self._some("seed"),
             inputs={"embeddings": self.embeddings},
             seed=self.params.seed,
@@ -425,6 +425,13 @@ def choose_images(
     if auto:
         say("[4/7] counting classes")
     classes = run.class_estimate.classes if auto else int(request.classes)
+    if auto and budget_count(request.budget, n) < classes:
+        found = run.class_estimate
+        raise ElfsError(
+            f"budget {request.budget} is below the {classes} classes that the images suggest "
+            f"({found.low} to {found.high} fit about as well): ask for at least {classes} images, "
+            "or give the number of classes."
+        )
     count = _check_counts(n, different, replace(request, classes=classes))
     done = _rows_of(request.done, run.paths)
     left = different - len(np.unique(run.copies.group[done]))
@@ -524,7 +531,8 @@ def facts(choice: Choice) -> list[str]:
         f"{len(run.paths):,} images stored at {run.train_images.shape[-1]} pixels, {run.classes} "
         f"classes ({given}), {len(choice.listed):,} images asked for, seed {request.seed}"
         + (f", {changed}." if changed else "."),
-        f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}).",
+        f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}); "
+        f"licence of the weights: {encoder['license']}.",
         f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} with "
         f"the pixels of another one, {copies.near:,} more near copies.",
         f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "

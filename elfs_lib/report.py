@@ -33,6 +33,8 @@ table {{ border-collapse: collapse; font-size: 14px; }}
 th, td {{ padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd;
   vertical-align: top; }}
 img {{ max-width: 100%; height: auto; }}
+.output_png {{ overflow-x: auto; }}
+@media (max-width: 40rem) {{ .output_png img {{ max-width: none; width: 36rem; }} }}
 .anchor-link, .prompt {{ display: none; }}
 </style>
 </head>

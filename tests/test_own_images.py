@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 from elfs_lib import cli, datasets, encoders, gallery, own_images
 from elfs_lib.artifacts import Store
-from elfs_lib.class_count import estimate_classes
+from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import LEFT_OUT
 from elfs_lib.duplicates import find_copies
 from elfs_lib.errors import ElfsError
@@ -188,6 +188,8 @@ def test_classes_are_counted_where_there_are_some():
         estimate_classes(np.ones((20, 4), np.float32))
     with pytest.raises(ElfsError, match="too few"):
         estimate_classes(points[:9])
+    few = estimate_classes(rng.normal(size=(60, 12)).astype(np.float32), subsets=2)
+    assert few.grid.tolist() == [2, 3]  # clusters of three images fit anything
 
 
 def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: ListFiles):
@@ -342,6 +344,14 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
     assert shapes[3] == (5, 3, 64, 64)
     embeddings(image_size=120)  # nothing to gain
     assert shapes[6:] == [(12, 3, 120, 120)]
+
+
+def test_a_budget_below_the_estimated_classes_says_that_they_are_an_estimate(monkeypatch, tmp_path):
+    found = ClassEstimate(9, 4, 12, np.arange(2), np.zeros((2, 1)), 30)
+    monkeypatch.setattr(OwnRun, "class_estimate", found)
+    array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
+    with pytest.raises(ElfsError, match="below the 9 classes that the images suggest .4 to 12 fit"):
+        choose_images(array, Request("auto", 8, overrides=TINY), Store(tmp_path))
 
 
 # --- what cannot be done -------------------------------------------------------------------------
