@@ -25,6 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_temi import step_flops
+from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import cpu_model
 from elfs_lib.artifacts import package_versions
 from elfs_lib.dynamics import DynamicsRecorder
@@ -35,7 +36,6 @@ from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.models import build_network
 from elfs_lib.training.recipes import find_recipe
 
-DATA = Path(__file__).resolve().parents[1] / "book" / "data"
 COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.bench_scaling"
 CPU = torch.device("cpu")
 K = 50
@@ -329,7 +329,7 @@ def assumptions_table(facts: dict) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["What", "Value"])
 
 
-TABLES = {
+TABLES: Tables = {
     "scaling_measured.csv": measured_table,
     "scaling_imagenet.csv": imagenet_table,
     "scaling_pool.csv": pool_table,
@@ -346,9 +346,7 @@ def main() -> None:
         DATA.mkdir(exist_ok=True)
         file.write_text(json.dumps(measure(), indent=1) + "\n")
     facts = json.loads(file.read_text())
-    for name, make in TABLES.items():
-        table = make(facts)
-        table.to_csv(DATA / name, index=False)
+    for name, table in write_tables(TABLES, facts).items():
         print(f"{name}\n{table.to_string(index=False)}\n")
 
 

@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib
 
@@ -18,7 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-DATA = Path(__file__).resolve().parent.parent / "book" / "data"
+from benchmarks.book_data import DATA, Tables, write_figure, write_tables
+
 TARGETS = {"exact": 3.0, "TEMI step": 2.5, "PCA": 5.0, "embedding": 0.9, "training": 0.98}
 
 
@@ -96,7 +95,7 @@ def growth_table(facts: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-TABLES: dict[str, Callable[[dict], pd.DataFrame]] = {
+TABLES: Tables = {
     "performance_ratios.csv": ratio_table,
     "performance_machine.csv": machine_table,
     "performance_memory.csv": memory_table,
@@ -104,7 +103,7 @@ TABLES: dict[str, Callable[[dict], pd.DataFrame]] = {
 }
 
 
-def draw(facts: dict, file: Path) -> None:
+def draw(facts: dict, name: str) -> None:
     """Ratios with their targets, and memory of the dynamics against that of every logit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     rows = facts["rows"][::-1]
@@ -127,16 +126,13 @@ def draw(facts: dict, file: Path) -> None:
     right.set_xticks(place, names, fontsize=8)
     right.set_ylabel("bytes an image")
     right.legend(fontsize=8)
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
+    write_figure(figure, name)
 
 
 def main() -> None:
     facts = json.loads((DATA / "bench.json").read_text())
-    for name, make in TABLES.items():
-        make(facts).to_csv(DATA / name, index=False, lineterminator="\n")
-    with plt.rc_context({"svg.hashsalt": "performance", "svg.fonttype": "none"}):
-        draw(facts, DATA / "performance.svg")
+    write_tables(TABLES, facts)
+    draw(facts, "performance.svg")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -20,14 +20,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks.bench_selection import BASE, IMAGENET
+from benchmarks.book_data import Tables, write_figure, write_tables
 from elfs_lib.evaluation import display_name
 from elfs_lib.selection import METHODS, expected_cost
 from elfs_lib.selection.cost import GROWTH, measured_as
 
-DATA = Path(__file__).resolve().parent.parent / "book" / "data"
 GIB = 2**30
 LARGE = {"n": 1_300_000, "dim": 768, "budget": 0.1, "classes": 1000}
-MEMORY_LIMIT = 24 * GIB
+MEMORY_LIMIT = 24  # GiB
 
 
 def rows_of(facts: dict, method: str) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def growth_table(facts: dict) -> pd.DataFrame:
         rows = rows_of(facts, method)
         axis, large = on_the_n_axis(rows), at_imagenet(rows)
         last, cost = axis.iloc[-1], expected_cost(method, **LARGE)
-        samples = f", {large['samples']:,} samples" if method == "zcore" else ""
+        samples = f", {large['samples']:,} samples" if large["samples"] > 1 else ""
         spent = f"{cost.seconds:,.3g} s" if cost.seconds < 1000 else f"{cost.seconds / 3600:.2g} h"
         lines.append(
             {
@@ -79,23 +79,39 @@ def growth_table(facts: dict) -> pd.DataFrame:
                 "Estimate at N = 1.3 million, D = 768, C = 1,000, budget 10%": (
                     f"{cost.bytes / GIB:.2f} GiB, {spent}"
                 ),
-                "24 GiB hold": f"{images_within(method, MEMORY_LIMIT) / 1e6:,.1f} million",
+                f"{MEMORY_LIMIT} GiB hold": f"{images_within(method, MEMORY_LIMIT * GIB) / 1e6:,.1f} million",
             }
         )
     return pd.DataFrame(lines)
 
 
-TABLES = {"selection_growth.csv": growth_table}
+TABLES: Tables = {"selection_growth.csv": growth_table}
 
 
 def measured_methods() -> list[str]:
     return [name for name in METHODS if measured_as(name) == name]
 
 
-def draw(facts: dict, what: str, file: Path) -> None:
+class Quantity(NamedTuple):
+    """A figure of growth."""
+
+    column: str  # of the rows, and the field of expected_cost
+    unit: float
+    label: str
+    limit: float | None  # in its unit, drawn as a line
+    uses_samples: bool  # whether it depends on the number of samples, and so on how many were drawn
+    figure: str
+
+
+QUANTITIES = (
+    Quantity("seconds", 1, "seconds, one thread", None, True, "selection_time.svg"),
+    Quantity("bytes", GIB, "peak memory, GiB", MEMORY_LIMIT, False, "selection_memory.svg"),
+)
+
+
+def draw(facts: dict, what: Quantity) -> None:
     """A panel a method: what was measured, and the line by which ``elfs methods`` carries it on."""
     methods = measured_methods()
-    unit = 1 if what == "seconds" else GIB
     rows = len(methods) // 5 + 1  # with at least one panel for the legend
     figure, panels = plt.subplots(
         rows, 5, figsize=(10, 2.1 * rows), sharex=True, sharey=True, layout="constrained"
@@ -105,16 +121,16 @@ def draw(facts: dict, what: str, file: Path) -> None:
     sizes = np.geomspace(1e4, LARGE["n"], 25).astype(int)
     for method, axes in axes_of.items():
         for other in curves.values():
-            axes.plot(other["n"], other[what] / unit, color="0.87", lw=1, zorder=1)
+            axes.plot(other["n"], other[what.column] / what.unit, color="0.87", lw=1, zorder=1)
         own, large = curves[method], at_imagenet(rows_of(facts, method))
-        axes.plot(own["n"], own[what] / unit, "o-", color="C0", ms=3.5, lw=1.4)
+        axes.plot(own["n"], own[what.column] / what.unit, "o-", color="C0", ms=3.5, lw=1.4)
         costs = [expected_cost(method, n, 768, 0.1, classes=10) for n in sizes]
-        estimate = np.array([getattr(cost, what) for cost in costs]) / unit
+        estimate = np.array([getattr(cost, what.column) for cost in costs]) / what.unit
         axes.plot(sizes, estimate, "--", color="C1", lw=1.2)
-        if method != "zcore" or what == "bytes":  # its time was taken at few samples
-            axes.plot(large["n"], large[what] / unit, "s", color="C3", ms=5)
-        if what == "bytes":
-            axes.axhline(24, color="0.4", lw=0.8, ls=":")
+        if not (what.uses_samples and large["samples"] > 1):  # for few were drawn at that size
+            axes.plot(large["n"], large[what.column] / what.unit, "s", color="C3", ms=5)
+        if what.limit:
+            axes.axhline(what.limit, color="0.4", lw=0.8, ls=":")
         axes.set_title(display_name(method), fontsize=9, loc="left")
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -133,23 +149,20 @@ def draw(facts: dict, what: str, file: Path) -> None:
         "estimated, D = 768,\nC = 10, budget 10%",
         "the other methods",
     ]
-    if what == "bytes":
+    if what.limit:
         handles.append(plt.Line2D([], [], color="0.4", lw=0.8, ls=":"))
-        names.append("24 GiB")
+        names.append(f"{what.limit:g} GiB")
     panels.flat[-1].legend(handles, names, loc="center left", fontsize=8, frameon=False)
     figure.supxlabel(f"images N ({facts['machine']})", fontsize=9)
-    figure.supylabel("seconds, one thread" if what == "seconds" else "peak memory, GiB", fontsize=9)
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
+    figure.supylabel(what.label, fontsize=9)
+    write_figure(figure, what.figure)
 
 
 def main() -> None:
     facts = json.loads(GROWTH.read_text())
-    for name, make in TABLES.items():
-        make(facts).to_csv(DATA / name, index=False, lineterminator="\n")
-    with plt.rc_context({"svg.hashsalt": "selection", "svg.fonttype": "none"}):
-        draw(facts, "seconds", DATA / "selection_time.svg")
-        draw(facts, "bytes", DATA / "selection_memory.svg")
+    write_tables(TABLES, facts)
+    for what in QUANTITIES:
+        draw(facts, what)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m benchmarks.whole_runs params/cifar10.yaml params/fashion_mnist.yaml
 
-Only looks: a run whose stages are not all in the store (``ELFS_ARTIFACTS_DIR``) is refused.
+Runs no stage: where one is not in the store (``ELFS_ARTIFACTS_DIR``), it stops. What it found is
+printed, and written for the page on performance (``book/data/whole_runs.json`` and the table).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.params import Params
 from elfs_lib.stages import Run, default_store
 
-DATA = Path(__file__).resolve().parent.parent / "book" / "data"
 FACTS = ("stage", "wall_s", "cpu_s", "train_flops", "device", "finished")
 
 
@@ -68,7 +69,7 @@ def whole_table(facts: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-TABLES = {"performance_whole.csv": whole_table}
+TABLES: Tables = {"performance_whole.csv": whole_table}
 
 
 def main() -> None:
@@ -81,9 +82,7 @@ def main() -> None:
     peak = json.loads((DATA / "bench.json").read_text())["matmul_flops"]
     facts = {"matmul_flops": peak, "runs": runs}
     (DATA / "whole_runs.json").write_text(json.dumps(facts, indent=1) + "\n")
-    for name, make in TABLES.items():
-        table = make(facts)
-        table.to_csv(DATA / name, index=False, lineterminator="\n")
+    for table in write_tables(TABLES, facts).values():
         print(table.to_string(index=False))
 
 

@@ -19,8 +19,8 @@ from elfs_lib.errors import ElfsError
 
 GRID = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 30, 40, 50)
 COMPONENTS = 32
-# Images a cluster, on average. On 150 images of CIFAR-10 with EfficientNet-Lite0 silhouettes rise
-# again where clusters hold three or four: they fit single images, and K comes out at the edge.
+# Images a cluster, on average. Clusters of three or four fit single images: silhouettes rise again
+# there, and K would come out at the edge of the grid.
 LEAST = 8
 AS_GOOD = 0.9  # a K is in the interval if its silhouette reaches this share of the best
 

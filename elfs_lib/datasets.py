@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.readers import (
     SIZE_RANGE,
     SPLITS,
@@ -35,6 +35,7 @@ from elfs_lib.readers import (
     Request,
     Torchvision,
 )
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -179,11 +180,7 @@ def _resolve(
 ) -> tuple[DatasetSpec, Request]:
     spec = DATASETS[choose("dataset", name, DATASETS)]
     low, high = SIZE_RANGE
-    if image_size is not None and not (
-        isinstance(image_size, int | np.integer)
-        and not isinstance(image_size, bool)
-        and low <= image_size <= high
-    ):
+    if image_size is not None and not is_whole(image_size, low, high):
         raise ElfsError(
             f"image_size is {image_size!r}: give a whole number from {low} to {high}, or leave it "
             "out."

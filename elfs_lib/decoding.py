@@ -59,7 +59,7 @@ KEPT = {
     "sixteen_bit": "scaled from 16 bits to 8",
     "transparent": "laid on white",
     "tiny": f"short side below {TINY} pixels",
-    "duplicates": "the same bytes as another file: (file, first of its kind)",
+    "duplicates": "the same bytes as another file",
 }
 
 _CHUNK = 64
@@ -92,7 +92,8 @@ class Decoded:
         rows: int64 [K], their places in the sequence given.
         grey: True if no image had colour, so that one channel holds everything.
         formats: The file formats met ("JPEG", "PNG"...).
-        report: kind -> names, for the kinds that occurred.
+        report: kind -> names, for the kinds that occurred; "duplicates" are pairs of a name and
+            the first one of the same bytes.
     """
 
     images: np.ndarray

@@ -1,9 +1,11 @@
-"""The one exception that users see, and the helper that names what they may have meant."""
+"""The one exception that users see, and what many checks share before they raise it."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class ElfsError(Exception):
@@ -27,3 +29,10 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ElfsError(f"Unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}.")
+
+
+def is_whole(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value is a whole number in ``low`` .. ``high``: Python's or numpy's, and not a truth
+    value, which Python takes for a number.
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high

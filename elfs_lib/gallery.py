@@ -91,14 +91,14 @@ def file_kinds(files: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for kind, part in files.groupby("kind", sort=True):
-        same, more = part["meaning"].iloc[0], len(part) - MOST_PATHS
+        more = len(part) - MOST_PATHS
         paths = ", ".join(part["path"].head(MOST_PATHS))
         rows.append(
             {
                 "kind": kind.replace("_", " "),
                 "files": len(part),
                 "used": "yes" if part["used"].iloc[0] else "no",
-                "what": "the same bytes as another file" if kind == "duplicates" else same,
+                "what": part["meaning"].iloc[0],
                 "paths": f"{paths} and {more:,} more" if more > 0 else paths,
             }
         )

@@ -15,7 +15,7 @@ import torch
 
 from elfs_lib.clustering import unit_rows
 from elfs_lib.compute import resolve_precision, track
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, is_whole
 
 METHODS = ("exact", "ivf", "hnsw")
 # Candidates that a row keeps beyond 2 K before it overflows.
@@ -63,7 +63,7 @@ def nearest_neighbors(
     """
     choose("neighbour method", method, METHODS)
     rows = unit_rows(embeddings)
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k < len(rows):
+    if not is_whole(k, 1, len(rows) - 1):
         raise ElfsError(
             f"k is {k!r}: it must be a whole number from 1 to {len(rows) - 1}, one less than the "
             "number of images, for an image is not its own neighbour."

@@ -31,7 +31,7 @@ from elfs_lib.duplicates import (
     default_cosine,
     find_copies,
 )
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, is_whole
 from elfs_lib.params import Params
 from elfs_lib.selection import budget_count, easiness
 from elfs_lib.selection.by_class import class_quantile
@@ -421,18 +421,12 @@ def choose_images(
             f"The {n:,} images are all alike (near copies of one): there is nothing to choose "
             "between, so label one of them."
         )
-    auto = request.classes == "auto"
-    if auto:
+    estimate = None
+    if request.classes == "auto":
         say("[4/7] counting classes")
-    classes = run.class_estimate.classes if auto else int(request.classes)
-    if auto and budget_count(request.budget, n) < classes:
-        found = run.class_estimate
-        raise ElfsError(
-            f"budget {request.budget} is below the {classes} classes that the images suggest "
-            f"({found.low} to {found.high} fit about as well): ask for at least {classes} images, "
-            "or give the number of classes."
-        )
-    count = _check_counts(n, different, replace(request, classes=classes))
+        estimate = run.class_estimate
+    classes = estimate.classes if estimate else int(request.classes)
+    count = _check_counts(n, different, replace(request, classes=classes), estimate)
     done = _rows_of(request.done, run.paths)
     left = different - len(np.unique(run.copies.group[done]))
     if count > left:
@@ -559,8 +553,7 @@ def _check_request(request: Request) -> None:
     if named:
         raise ElfsError(f"Parameter {named[0]!r} has an argument of its own here: use that.")
     classes = request.classes
-    whole = isinstance(classes, int | np.integer) and not isinstance(classes, bool)
-    if classes != "auto" and not (whole and classes >= 2):
+    if classes != "auto" and not is_whole(classes, 2):
         raise ElfsError(f"classes is {classes!r}: give a whole number of at least 2, or auto.")
     budget, cosine = request.budget, request.cosine
     if not budget > 0:
@@ -583,7 +576,9 @@ def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | N
     return np.ascontiguousarray(source), None
 
 
-def _check_counts(n: int, different: int, request: Request) -> int:
+def _check_counts(
+    n: int, different: int, request: Request, estimate: ClassEstimate | None = None
+) -> int:
     """The budget as a count, if there are enough images for it and the classes."""
     if n < FEWEST:
         raise ElfsError(
@@ -598,9 +593,13 @@ def _check_counts(n: int, different: int, request: Request) -> int:
         )
     count = budget_count(request.budget, n)
     if count < classes:
+        which, end = "", "so that each class can have one"
+        if estimate:
+            which = f" that the images suggest ({estimate.low} to {estimate.high} fit about as well)"
+            end = "or give the number of classes"
         raise ElfsError(
-            f"budget {count} is below the {classes} classes: ask for at least {classes} images, "
-            "so that each class can have one."
+            f"budget {count} is below the {classes} classes{which}: ask for at least {classes} "
+            f"images, {end}."
         )
     if count > different:
         raise ElfsError(
@@ -709,15 +708,11 @@ def _rest(
 def _files(report: Mapping[str, list]) -> pd.DataFrame:
     """The report on files: one row a file and kind."""
     rows = []
-    for kind, names in report.items():
-        meaning, used = LEFT_OUT.get(kind), kind in KEPT
-        for name in names:
-            if kind == "duplicates":
-                name, first = name
-                text = f"the same bytes as {first}"
-            else:
-                text = meaning or KEPT[kind]
-            rows.append({"kind": kind, "path": name, "meaning": text, "used": used})
+    for kind, entries in report.items():
+        meaning, used = (LEFT_OUT | KEPT)[kind], kind in KEPT
+        for entry in entries:
+            path = entry if isinstance(entry, str) else entry[0]  # of a file and the first like it
+            rows.append({"kind": kind, "path": path, "meaning": meaning, "used": used})
     return pd.DataFrame(rows, columns=["kind", "path", "meaning", "used"])
 
 

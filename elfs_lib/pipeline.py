@@ -162,34 +162,64 @@ def execute(
     target.mkdir(parents=True, exist_ok=True)
     output = target / f"{name}.ipynb"
     draft = target / f".{name}.ipynb"  # a notebook under its own name is never half executed
+    notebook = root / "notebooks" / output.name
+    try:
+        run_notebook(notebook, draft, parameters, kernel=kernel, cwd=root, last=f"kept as {output}")
+    except ElfsError:
+        os.replace(draft, output)
+        raise
+    tidy(draft)
+    os.replace(draft, output)
+    return output
+
+
+def run_notebook(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    kernel: str | None = None,
+    cwd: Path | None = None,
+    last: str,
+) -> None:
+    """Execute a notebook through papermill.
+
+    Args:
+        notebook: The notebook to read.
+        output: Where it is written as it was executed, also when it fails.
+        parameters: Of papermill, which puts them into a cell of their own.
+        kernel: Name of a Jupyter kernel; None for the one that the notebook names.
+        cwd: The kernel's folder; None for the current one.
+        last: What a message ends with, in brackets.
+
+    Raises:
+        ElfsError: naming the notebook, its cell and the message, if it fails;
+            :class:`KernelDied` if its kernel did.
+        NoSuchKernel: of jupyter_client.
+    """
     try:
         papermill.execute_notebook(
-            str(root / "notebooks" / f"{name}.ipynb"),
-            str(draft),
+            str(notebook),
+            str(output),
             parameters=dict(parameters),
             kernel_name=kernel,
-            cwd=str(root),
+            cwd=None if cwd is None else str(cwd),
             progress_bar=False,
             log_output=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
-        os.replace(draft, output)
         raise ElfsError(
-            f"Notebook {name} failed in cell {error.cell_index}: {error.ename}: {error.evalue} "
-            f"(kept as {output})."
+            f"Notebook {notebook.stem} failed in cell {error.cell_index}: {error.ename}: "
+            f"{error.evalue} ({last})."
         ) from error
     except RuntimeError as error:  # nbclient's and jupyter_client's, by what they say
         if "died" not in str(error):
             raise
-        os.replace(draft, output)
         raise KernelDied(
-            f"The kernel of notebook {name} died, most likely for want of memory: stop what else "
-            f"runs, and repeat the command (kept as {output})."
+            f"The kernel of notebook {notebook.stem} died, most likely for want of memory: stop "
+            f"what else runs, and repeat the command ({last})."
         ) from error
-    tidy(draft)
-    os.replace(draft, output)
-    return output
 
 
 class KernelDied(ElfsError):

@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 
 import nbformat
-import papermill
 from jupyter_client.kernelspec import NoSuchKernel
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 from elfs_lib.errors import ElfsError
+from elfs_lib.pipeline import run_notebook
 from elfs_lib.stages import project_root
 
 NOTEBOOK = "select_report.ipynb"
@@ -79,20 +79,8 @@ def render_report(record: Path, html: Path, *, title: str, kernel: str | None = 
     with tempfile.TemporaryDirectory(prefix="elfs-") as folder:
         output = Path(folder) / NOTEBOOK
         try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(output),
-                parameters={"record": str(record.resolve())},
-                kernel_name=kernel,
-                progress_bar=False,
-                log_output=False,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
-            )
-        except papermill.PapermillExecutionError as error:
-            raise ElfsError(
-                f"The report failed in cell {error.cell_index}: {error.ename}: {error.evalue}; the "
-                "list itself is written."
-            ) from error
+            words = {"record": str(record.resolve())}
+            run_notebook(notebook, output, words, kernel=kernel, last="the list itself is written")
         except NoSuchKernel as error:
             raise ElfsError(
                 f"The report needs the Jupyter kernel {error.name!r}: install ipykernel, name "

@@ -505,7 +505,8 @@ class Run:
     ) -> Artifact:
         """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``.
 
-        ``balanced`` prunes inside each pseudo-class, as method ``elfs_balanced`` does.
+        ``balanced`` prunes inside each pseudo-class, as lists of own images do. Method
+        ``elfs_balanced`` takes beta from the search without it.
         """
         extra = {"balanced": True} if balanced else {}
         inputs = {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}

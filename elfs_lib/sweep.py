@@ -35,7 +35,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import COLUMNS
 from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
 from elfs_lib.pipeline import KernelDied, check_notebooks, execute, write_results
@@ -134,7 +134,7 @@ def load_sweep(path: str | Path) -> Sweep:
         if name in file.overrides:
             key = name.removeprefix("eval_")
             raise ElfsError(f"{path} overrides {name!r}: give {key!r} of the sweep instead.")
-    if file.slurm is not None and not _is_count(file.slurm.get("jobs")):
+    if file.slurm is not None and not is_whole(file.slurm.get("jobs"), 1):
         raise ElfsError(f"Sweep key 'slurm' in {path} needs 'jobs', the number of jobs to submit.")
     if file.slurm is not None and file.workers is not None:
         raise ElfsError(f"{path} gives 'workers', of this machine, and 'slurm': keep one of them.")
@@ -149,10 +149,6 @@ def load_sweep(path: str | Path) -> Sweep:
             f"{path} lists dataset {twice[0]!r} twice: its rows would be one; make two sweeps."
         )
     return Sweep(path.stem, datasets, file.workers, file.retries, file.slurm)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _locate(path: str | Path) -> Path:

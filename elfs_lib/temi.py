@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from elfs_lib.clustering import collapse_notes, unit_rows
 from elfs_lib.compute import resolve_device, resolve_precision, track
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, is_whole
 
 WEIGHTINGS = ("teacher", "student_teacher")
 CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")
@@ -109,11 +109,11 @@ class TemiConfig:
             ("loss_epochs", 1),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not is_whole(value, low):
                 raise ElfsError(f"{name} is {value!r}: it must be a whole number of at least {low}.")
         if self.classes > np.iinfo(np.int16).max:
             raise ElfsError(f"classes is {self.classes}: at most {np.iinfo(np.int16).max} are supported.")
-        if self.pca is not None and (not isinstance(self.pca, int) or self.pca < 1):
+        if self.pca is not None and not is_whole(self.pca, 1):
             raise ElfsError(f"pca is {self.pca!r}: give a number of components of at least 1, or null.")
         for name in ("learning_rate", "student_temperature", "teacher_temperature"):
             if not 0 < getattr(self, name) < float("inf"):

@@ -27,7 +27,6 @@ from elfs_lib.datasets import (
 )
 from elfs_lib.errors import ElfsError
 
-
 PINNED = [360, 1773, 965, 256, 607]  # rows of scikit-learn's digits
 
 

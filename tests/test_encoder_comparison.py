@@ -19,7 +19,6 @@ from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sen
 from elfs_lib.errors import ElfsError
 from elfs_lib.stages import Run
 
-
 OVERRIDES = {"eval_steps": 5}
 
 

@@ -27,14 +27,14 @@ def bench(load) -> ModuleType:
         ("bench_scaling", "book/data/scaling.json", "scaling"),
         ("page", "book/data/bench.json", "performance"),
         ("selection_page", "elfs_lib/selection/growth.json", "performance"),
+        ("whole_runs", "book/data/whole_runs.json", "performance"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
     made = load(module)
     facts = json.loads((ROOT / measured).read_text())
-    for name, make in made.TABLES.items():
-        make(facts).to_csv(tmp_path / name, index=False, lineterminator="\n")
-        assert (tmp_path / name).read_text() == (made.DATA / name).read_text(), name
+    for name in load("book_data").write_tables(made.TABLES, facts, tmp_path):
+        assert (tmp_path / name).read_text() == (ROOT / "book/data" / name).read_text(), name
         assert f":file: data/{name}" in (ROOT / "book" / f"{shown}.md").read_text()
 
 

@@ -581,7 +581,7 @@ def test_tables_and_captions_keep_text_and_break_paths_between_their_parts():
         {
             "kind": ["broken_link"] * 23 + ["duplicates"],
             "path": [f"a/IMG_{i:02}.png" for i in range(22)] + [NASTY, "b.png"],
-            "meaning": ["links to nothing"] * 23 + ["the same bytes as c.png"],
+            "meaning": ["links to nothing"] * 23 + ["the same bytes as another file"],
             "used": [False] * 23 + [True],
         }
     )

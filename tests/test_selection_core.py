@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from elfs_lib.errors import ElfsError
 from elfs_lib.selection import (
     METHODS,
-    NEEDS,
     SCORES,
     SelectionInputs,
     budget_count,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.selection.badge import badge
 from elfs_lib.selection.base import SCORES, Selection, SelectionInputs
 from elfs_lib.selection.ccs import ccs
@@ -221,17 +220,13 @@ def select(
     """
     filled = validate_options(method, options)
     entry = METHODS[method]
-    if not (_whole(count) and 1 <= count <= inputs.n):
+    if not is_whole(count, 1, inputs.n):
         raise ElfsError(f"count must be a whole number from 1 to {inputs.n}, not {count!r}.")
-    if not (_whole(seed) and seed >= 0):
+    if not is_whole(seed, 0):
         raise ElfsError(f"seed must be a whole number of at least 0, not {seed!r}.")
     _check_inputs(entry, inputs)
     result = entry.function(inputs, int(count), seed=int(seed), **filled)
     return Selection(result.indices.astype(np.int64), result.scores, result.info)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_inputs(method: Method, inputs: SelectionInputs) -> None:
