@@ -89,6 +89,9 @@ class Params(BaseModel):
     proxy_recipe: str = Field("resnet18")
     proxy_epochs: int = Field(200, ge=1)
     proxy_seeds: int = Field(1, ge=1, le=20, description="proxies whose scores are averaged")
+    proxy_weights: Literal["equal", "confidence"] = Field(
+        "equal", description="of the images in the proxy's loss; confidence: of their pseudo-labels"
+    )
     # double-end pruning
     score: str = Field("aum", description="training-dynamics score that ELFS sorts by")
     budget: Share = Field(0.1, description="share of the images, or a count, to be labelled")

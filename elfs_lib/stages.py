@@ -429,7 +429,9 @@ class Run:
         names = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "seed", "precision")
         return self._some(*names) | {"classes": self.classes}
 
-    def _dynamics(self, draft: Draft, targets: np.ndarray, seed: int) -> None:
+    def _dynamics(
+        self, draft: Draft, targets: np.ndarray, seed: int, weights: np.ndarray | None = None
+    ) -> None:
         p = self.params
         recorder = DynamicsRecorder(
             torch.as_tensor(targets), resolve_device(p.device), seed=p.seed
@@ -441,6 +443,7 @@ class Run:
             find_recipe(p.proxy_recipe),
             Length(epochs=p.proxy_epochs),
             seeds=Seeds.all(seed),
+            weights=weights,
             recorder=recorder,
             desc="proxy",
             **self._training,
@@ -461,12 +464,16 @@ class Run:
     @cached_property
     def proxies(self) -> list[Artifact]:
         """Dynamics of each proxy trained on pseudo-labels (``proxy_seeds`` of them)."""
+        weights, params = None, self._proxy_params
+        if self.params.proxy_weights == "confidence":
+            weights = self.pseudo.table("pseudo")["confidence"].to_numpy()
+            params |= {"weights": "confidence"}
         return [
             self.store.run(
                 "proxy",
-                lambda draft, seed=seed: self._dynamics(draft, self.pseudo_labels, seed),
+                lambda draft, seed=seed: self._dynamics(draft, self.pseudo_labels, seed, weights),
                 version=1,
-                params=self._proxy_params | {"seed": seed},
+                params=params | {"seed": seed},
                 inputs={"images": self.images, "pseudo": self.pseudo},
                 seed=seed,
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
 from elfs_lib import evaluation
-from elfs_lib.pipeline import result_tables
+from elfs_lib.params import Params, read_yaml
+from elfs_lib.pipeline import NOTEBOOKS, result_tables
 from elfs_lib.selection import METHODS, SCORES
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,18 @@ def test_each_prose_page_is_in_the_contents():
     contents = (ROOT / "_toc.yml").read_text()
     for page in (ROOT / "book").glob("*.md"):
         assert f"book/{page.stem}" in contents
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_names_every_parameter_with_the_default_of_the_digits(name: str):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1 and "injected-parameters" not in tags
+    named: dict = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), named)
+    named.pop("__builtins__")
+    assert named == read_yaml(ROOT / "params/digits.yaml")
+    assert named.keys() == Params.model_fields.keys()
 
 
 def test_the_book_loads_nothing_from_a_network():

@@ -36,6 +36,7 @@ FOLLOWER = f"import torch; {SMOOTH}; from elfs_lib.training.loop import together
 IMAGES = np.random.default_rng(0).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
 SUBSET = np.random.default_rng(1).permutation(80)[:67]
 TARGETS = np.random.default_rng(2).integers(0, 3, 67)
+WEIGHTS = {"convnet_tiny": np.random.default_rng(3).random(67), "resnet18": None}
 CALM = {"batch": 34, "average_every": 3}
 CASES = {
     "convnet_tiny": dataclasses.replace(find_recipe("speedrun_tiny"), **CALM, lr=0.02),
@@ -46,6 +47,7 @@ WILD = dataclasses.replace(CASES["convnet_tiny"], lr=1e12)
 
 def fit(recipe, **options) -> tuple[Trained, DynamicsRecorder]:
     recorder = DynamicsRecorder(torch.as_tensor(TARGETS), CPU)
+    options = {"weights": WEIGHTS[recipe.network], **options}
     options = {"subset": SUBSET, "crop_pad": 1, "device": "cpu", "precision": "float32", **options}
     epochs = 12 if recipe.network == "convnet_tiny" else 1
     options = {"length": Length(epochs=epochs), "recorder": recorder, **options}

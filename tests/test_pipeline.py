@@ -100,6 +100,19 @@ def test_two_runs_are_bit_identical(tiny_run: Run, tmp_path):
     assert here.manifest["sha256"] == there.manifest["sha256"]
 
 
+def test_the_proxy_may_weigh_images_by_their_confidence(tiny_run: Run, monkeypatch):
+    def caught(*args, weights, **options):
+        raise ElfsError(f"{args[1][0]} {weights[:3].tolist()}")
+
+    params = tiny_run.params.model_copy(update={"proxy_weights": "confidence"})
+    expected = tiny_run.pseudo.table("pseudo")
+    monkeypatch.setattr("elfs_lib.stages.train", caught)
+    with pytest.raises(ElfsError) as found:
+        Run(params, tiny_run.store).proxies
+    first = expected["confidence"].to_numpy()[:3].tolist()
+    assert str(found.value) == f"{expected['label'][0]} {first}"
+
+
 @pytest.mark.parametrize("score", ["forgetting", "el2n"])
 def test_another_score_changes_the_coreset_and_is_used(tiny_run: Run, score: str):
     run = Run(

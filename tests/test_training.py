@@ -376,6 +376,25 @@ def test_wrong_targets_are_hard_and_right_ones_easy():
     assert set(recorder.table()["aum"].to_numpy().argsort()[:4]) == {0, 1, 2, 3}
 
 
+def test_weights_are_of_the_images_loss_whatever_their_scale():
+    images, labels = bright_or_dark()
+    subset = np.random.default_rng(0).permutation(64)[:40]
+    weights = np.r_[np.zeros(10), np.full(30, 7.0)]  # in the order of the subset
+    wrong = labels[subset].copy()
+    wrong[:10] = 1 - wrong[:10]
+    same = [
+        fit(images, targets, subset=subset, weights=w, length=Length(epochs=3))
+        for targets, w in ((labels[subset], weights), (wrong, weights / 1000))
+    ]
+    for a, b in zip(*(trained.model.parameters() for trained in same), strict=True):
+        torch.testing.assert_close(a, b)
+    plain = fit(images, wrong, subset=subset)
+    equal = fit(images, wrong, subset=subset, weights=np.full(40, 0.2))
+    torch.testing.assert_close(plain.logits(images), equal.logits(images), rtol=1e-3, atol=1e-3)
+    other = fit(images, wrong, subset=subset, weights=weights)
+    assert (plain.logits(images) - other.logits(images)).abs().max() > 0.02
+
+
 def test_the_recorder_watches_without_changing_the_training():
     images, labels = bright_or_dark()
     recorder = DynamicsRecorder(torch.as_tensor(labels), CPU)
@@ -419,6 +438,10 @@ def test_a_diverging_loss_is_an_error():
         ({"subset": np.arange(0), "targets": np.zeros(0, np.int64)}, "no images to train on"),
         ({"classes": 1}, "classes is 1 but the labels run from 0 to 1"),
         ({"targets": np.full(64, -1)}, "labels run from -1"),
+        ({"weights": np.ones(63)}, "weights must be 64 finite numbers of at least 0"),
+        ({"weights": -np.ones(64)}, "weights must be 64 finite numbers of at least 0"),
+        ({"weights": np.full(64, np.nan)}, "weights must be 64 finite numbers of at least 0"),
+        ({"weights": np.zeros(64)}, "All weights are 0"),
         ({"crop_pad": 8}, "crop_pad is 8 on images of 8 px"),
         ({"crop_pad": -1}, "crop_pad is -1"),
         ({"length": Length()}, "one of the two"),

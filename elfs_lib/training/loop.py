@@ -113,6 +113,7 @@ def train(
     *,
     seeds: Seeds,
     subset: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     flip: bool = True,
     crop_pad: int = 4,
     device: str = "auto",
@@ -130,6 +131,8 @@ def train(
         length: Epochs or steps.
         seeds: Seeds of weights, order and augmentation.
         subset: int64 [n], rows of ``images`` to train on; None for all N.
+        weights: float [n], at least 0: how much the loss of each image counts, whatever their
+            scale; None for all alike.
         flip: Whether mirrored images keep their class (not so for digits).
         crop_pad: Largest shift in pixels.
         device: See :func:`elfs_lib.compute.resolve_device`.
@@ -138,14 +141,18 @@ def train(
         desc: Text of the progress bar.
 
     Raises:
-        ElfsError: if targets, subset or crop_pad do not fit the images, a target is no class, or
-            the loss stops being finite.
+        ElfsError: if targets, subset, weights or crop_pad do not fit the images, a target is no
+            class, or the loss stops being finite.
     """
     _check(images, targets, classes, subset, crop_pad)
+    _check_weights(weights, len(targets))
     place = resolve_device(device)
     chosen = images if subset is None else images[subset]
     pixels = torch.from_numpy(np.require(chosen, requirements=["C", "W"])).to(place)
     labels = torch.as_tensor(targets, dtype=torch.int64, device=place)
+    data = (pixels, labels)
+    if weights is not None:
+        data += (torch.as_tensor(weights / np.mean(weights), dtype=torch.float32, device=place),)
     job = _Job(
         classes=classes,
         recipe=recipe,
@@ -158,8 +165,8 @@ def train(
     )
     ranks = Ranks.here()
     ranks.check(device, len(labels) // -(-len(labels) // recipe.batch))
-    ranks.send(device, asdict(job), pixels, labels)
-    return _fit(job, pixels, labels, recorder, ranks, desc)
+    ranks.send(device, asdict(job), *data)
+    return _fit(job, *data, recorder=recorder, ranks=ranks, desc=desc)
 
 
 def together(lead: Callable[[], None]) -> None:
@@ -184,17 +191,17 @@ def together(lead: Callable[[], None]) -> None:
 def _follow(ranks: Ranks) -> None:
     os.environ["ELFS_PROGRESS"] = "0"
     while (received := ranks.receive()) is not None:
-        job, (pixels, labels) = _Job.read(received[0]), received[1]
-        recorder = DynamicsRecorder(labels, labels.device) if job.recorded else None
+        job, data = _Job.read(received[0]), received[1]
+        recorder = DynamicsRecorder(data[1], data[1].device) if job.recorded else None
         try:
-            _fit(job, pixels, labels, recorder, ranks, "")
+            _fit(job, *data, recorder=recorder, ranks=ranks, desc="")
         except ElfsError:
             pass  # rank 0 raises the same and says it
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A training but for its images and labels: what rank 0 tells the others."""
+    """A training but for its images, labels and weights: what rank 0 tells the others."""
 
     classes: int
     recipe: Recipe
@@ -215,11 +222,14 @@ def _fit(
     job: _Job,
     pixels: torch.Tensor,
     labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
     recorder: DynamicsRecorder | None,
     ranks: Ranks,
     desc: str,
 ) -> Trained:
-    """Train on uint8 [n, C, H, W] and int64 [n]; every rank calls this with the same."""
+    """Train on uint8 [n, C, H, W], int64 [n] and float32 [n] of mean 1; every rank calls this with
+    the same."""
     recipe, place = job.recipe, pixels.device
     count = len(labels)
     dtype = resolve_precision(job.precision, place)
@@ -237,7 +247,9 @@ def _fit(
     model = build_network(recipe.network, loader.sample(2000), job.classes, seed=job.seeds.weights)
     model = model.to(place, memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, recipe)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    criterion = nn.CrossEntropyLoss(
+        label_smoothing=recipe.label_smoothing, reduction="mean" if weights is None else "none"
+    )
     parallel = ranks.parallel(model)
     steps = job.length.total_steps(loader.batches_per_epoch)
     # a run too short for one update has no average: its weights are the last step's
@@ -247,7 +259,10 @@ def _fit(
     def forward_backward(batch: torch.Tensor, positions: torch.Tensor) -> tuple:
         with autocast(place, dtype):
             logits = parallel(batch)
-        loss = criterion(logits.float(), labels[ranks.share(positions)])
+        rows = ranks.share(positions)
+        loss = criterion(logits.float(), labels[rows])
+        if weights is not None:
+            loss = (loss * weights[rows]).mean()
         loss = loss * ranks.weight(positions)
         loss.backward()
         return loss.detach(), logits.detach()
@@ -324,6 +339,15 @@ def _check(
     side = min(images.shape[2:])
     if not 0 <= crop_pad < side:
         raise ElfsError(f"crop_pad is {crop_pad} on images of {side} px: use 0..{side - 1}.")
+
+
+def _check_weights(weights: np.ndarray | None, count: int) -> None:
+    if weights is None:
+        return
+    if np.shape(weights) != (count,) or not np.isfinite(weights).all() or np.min(weights) < 0:
+        raise ElfsError(f"weights must be {count} finite numbers of at least 0, one an image.")
+    if not np.any(weights):
+        raise ElfsError("All weights are 0: give at least one image a weight.")
 
 
 class _WeightAverage:
