@@ -19,8 +19,7 @@ BIN := .venv/bin
 	touch $@
 
 book: .venv/installed
-	$(BIN)/elfs run params/digits.yaml
-	$(BIN)/elfs book
+	$(BIN)/elfs run params/digits.yaml --book
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not book" tests

@@ -15,7 +15,7 @@ import timm
 import torch
 
 from benchmarks.timing import Row, compare
-from elfs_lib import encoders
+from elfs_lib import embedding
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.decoding import decode_images
 
@@ -26,8 +26,8 @@ def run(quick: bool) -> Iterator[Row]:
     repeats = 3 if quick else 5
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     config = timm.data.resolve_model_data_config(model)
-    model = encoders._for_inference(model.eval(), device)
-    batch = encoders._default_batch(device)
+    model = embedding._for_inference(model.eval(), device)
+    batch = embedding._default_batch(device)
     note = f"EfficientNet-Lite0, batches of {batch}, {str(dtype).removeprefix('torch.')}"
 
     @torch.inference_mode()
@@ -37,8 +37,8 @@ def run(quick: bool) -> Iterator[Row]:
                 model(ready[: min(batch, count - start)])
 
     def embed(images: np.ndarray, side: int) -> None:
-        transform = encoders._transform(side, config)
-        encoders._forward_all(images, model, transform, batch, device, dtype, "bench")
+        transform = embedding._transform(side, config)
+        embedding._forward_all(images, model, transform, batch, device, dtype, "bench")
 
     def ready(side: int) -> torch.Tensor:
         ready = torch.randn(batch, 3, side, side, device=device)

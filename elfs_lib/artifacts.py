@@ -7,6 +7,7 @@ this process or another, gets the folder that is there.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ def stage_key(stage: str, version: int, params: Mapping, contents: Mapping[str, 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@functools.cache  # ten milliseconds, asked for at each stage
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers."""
     return {name: metadata.version(name) for name in _PACKAGES}

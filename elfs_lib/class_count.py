@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
 from elfs_lib.clustering import unit_rows
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
 
 GRID = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 30, 40, 50)
 COMPONENTS = 32

@@ -72,6 +72,7 @@ def run(
     p: Overrides = None,
     notebooks: Annotated[bool, typer.Option(help="Execute the notebooks afterwards")] = True,
     kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
+    book: Annotated[bool, typer.Option("--book", help="Render the book in the end")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
     """Run the whole pipeline: stages with progress, then the notebooks into `book/runs/`.
@@ -80,11 +81,11 @@ def run(
 
     Examples:
 
-        elfs run params/digits.yaml
+        elfs run params/digits.yaml --book
 
         elfs run params/cifar10.yaml -p seed=1 -p device=cuda --no-notebooks
     """
-    from elfs_lib import pipeline
+    from elfs_lib import pipeline, results
     from elfs_lib.params import Params
     from elfs_lib.stages import Run, default_store
 
@@ -95,11 +96,13 @@ def run(
         pipeline.check_notebooks(pipeline.NOTEBOOKS, kernel)
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
-        target = pipeline.runs_folder(params_file)
+        target = results.runs_folder(params_file)
         if current.can_evaluate:
-            pipeline.write_results(current.results(), current.params, target / "results.csv")
+            results.write_results(current.results(), current.params, target / "results.csv")
         print(f"Executing {len(pipeline.NOTEBOOKS)} notebooks into {target}", flush=True)
         pipeline.run_notebooks(params_file, target, overrides=overrides, kernel=kernel)
+    if book:
+        print(f"The book is built: open {pipeline.build_book()}")
 
 
 @app.command()
@@ -461,10 +464,10 @@ def compare_encoders(
 
         elfs compare-encoders params/cifar10.yaml dino_vitb16 dino_vitb16+swav_resnet50
     """
-    from elfs_lib import encoder_comparison, pipeline
+    from elfs_lib import encoder_comparison, results
     from elfs_lib.stages import default_store
 
-    table = pipeline.runs_folder(params_file) / encoder_comparison.TABLE
+    table = results.runs_folder(params_file) / encoder_comparison.TABLE
     found = encoder_comparison.compare_encoders(
         params_file,
         names,

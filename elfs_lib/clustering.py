@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from elfs_lib.errors import ElfsError
 
@@ -72,6 +70,8 @@ def clustering_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, floa
     Raises:
         ElfsError: see :func:`contingency`.
     """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     return {
         "accuracy": clustering_accuracy(predicted, true),
         "nmi": float(normalized_mutual_info_score(true, predicted)),
@@ -151,6 +151,8 @@ def kmeans_labels(
     Raises:
         ElfsError: if ``classes`` is out of range or the embeddings cannot be normalised.
     """
+    from sklearn.cluster import KMeans
+
     rows = unit_rows(embeddings)
     if not 2 <= classes <= len(rows):
         raise ElfsError(f"classes is {classes}: it must be from 2 to the number of images, {len(rows)}.")

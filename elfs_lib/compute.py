@@ -1,14 +1,11 @@
-"""Device, precision and progress: the only module that asks what the machine can do."""
+"""Device and precision: the only module that asks what the machine can do."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from elfs_lib.errors import ElfsError, choose
 
@@ -67,16 +64,3 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return times + torch.cuda.get_device_name(device)
     return f"{times}{device.type} ({torch.get_num_threads()} threads)"
-
-
-def track(iterable: Iterable, desc: str, total: int | None = None) -> Iterable:
-    """A progress bar with an estimate of what is left, on a terminal or in a notebook.
-
-    It appears after a second, vanishes when done, and is silent in log files and when
-    ``ELFS_PROGRESS=0``, so that executed notebooks and logs do not keep it.
-    """
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    quiet = os.environ.get("ELFS_PROGRESS", "1") == "0" or not watched
-    return tqdm(
-        iterable, desc=desc, total=total, disable=quiet, leave=False, delay=1, dynamic_ncols=True
-    )

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
 
 # A named list, because Pillow also knows formats that start other programs (EPS) or that
 # nobody trains on, and each parser is one more thing to attack.
@@ -206,6 +205,8 @@ def resize_images(images: np.ndarray, image_size: int) -> np.ndarray:
     """Resize uint8 [N, C, H, W] to [N, C, S, S] (bicubic, antialiased)."""
     if images.shape[-2:] == (image_size, image_size):
         return images
+    import torch  # here, for it takes seconds, and most of what reads this module resizes nothing
+
     out = np.empty((*images.shape[:2], image_size, image_size), np.uint8)
     for start in range(0, len(images), 1024):
         block = torch.from_numpy(images[start : start + 1024])
@@ -327,6 +328,8 @@ def _chunked(items: Iterable, size: int) -> Iterator[list]:
 
 def _in_order(work: Callable, chunks: Iterable) -> Iterator:
     """Results in the order of the chunks, with a bounded number of them in flight."""
+    import torch  # the number of threads that this process may use
+
     _formats()
     workers = max(1, min(8, torch.get_num_threads()))
     with ThreadPoolExecutor(workers) as pool:

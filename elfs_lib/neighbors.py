@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from elfs_lib.clustering import unit_rows
-from elfs_lib.compute import resolve_precision, track
+from elfs_lib.compute import resolve_precision
 from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.progress import track
 
 METHODS = ("exact", "ivf", "hnsw")
 # Candidates that a row keeps beyond 2 K before it overflows.

@@ -21,7 +21,6 @@ from PIL import Image
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
-from elfs_lib.compute import track
 from elfs_lib.decoding import FORMATS, KEPT, LEFT_OUT, decode_images, read_file
 from elfs_lib.duplicates import (
     ALIKE,
@@ -33,6 +32,7 @@ from elfs_lib.duplicates import (
 )
 from elfs_lib.errors import ElfsError, is_whole
 from elfs_lib.params import Params
+from elfs_lib.progress import track
 from elfs_lib.selection import budget_count, easiness
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count

@@ -21,11 +21,11 @@ from sklearn.linear_model import LogisticRegression
 from elfs_lib import datasets
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import unit_rows
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.labeling import Labels, read_labels, tasks
 from elfs_lib.labels import LabelOracle
 from elfs_lib.own_images import COLUMNS, Choice, OwnRun, Request, choose_images, open_run
+from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe

@@ -20,7 +20,6 @@ from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.selection import METHODS, SCORES
-from elfs_lib.training.models import NETWORKS
 from elfs_lib.training.recipes import find_recipe
 
 Share = float | int
@@ -122,6 +121,8 @@ class Params(BaseModel):
         self._check_device()
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=self.encoder_size)
         if self.encoder_network is not None:
+            from elfs_lib.training.models import NETWORKS
+
             choose("network", self.encoder_network, NETWORKS)
         for recipe in (self.proxy_recipe, self.eval_recipe):
             find_recipe(recipe)

@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 
-from elfs_lib import evaluation, provenance
-from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.params import Params, read_yaml
+from elfs_lib.params import read_yaml
 from elfs_lib.stages import Run, project_root
 
 NOTEBOOKS = (
@@ -302,56 +299,3 @@ def build_book(*, strict: bool = True) -> Path:
     if subprocess.run(sphinx, cwd=root).returncode or not page.exists():
         raise ElfsError("The book did not build: mend what Sphinx names above.")
     return page
-
-
-def write_results(rows: pd.DataFrame, params: Params, target: Path, *, command: str = "") -> None:
-    """Write a results table beside the executed notebooks, where the results page finds it.
-
-    Args:
-        rows: One row a training.
-        params: What the rows have in common.
-        target: The CSV file.
-        command: What makes the rows again; by default ``elfs run`` with ``params``.
-    """
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    table = evaluation.results_table(rows).assign(
-        setting=provenance.setting(params),
-        command=command or provenance.command(params),
-        versions=versions,
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(target, table.to_csv(index=False))
-
-
-def result_tables() -> dict[tuple[str, str], pd.DataFrame]:
-    """Every results table of the book, by folder of ``book/runs`` and setting.
-
-    A folder may hold several tables, of a run and of sweeps. Those of one setting are put together,
-    a training that is in two of them once. The small default comes last, and the params file's own
-    setting, which is the empty one, before others.
-
-    Raises:
-        ElfsError: if there is none yet, or two tables disagree on a training.
-    """
-    files = sorted((project_root() / "book" / "runs").glob("*/results*.csv"))
-    if not files:
-        raise ElfsError("The book has no results yet: run elfs run params/digits.yaml first.")
-    found: dict[tuple[str, str], list[pd.DataFrame]] = defaultdict(list)
-    for file in files:
-        table = pd.read_csv(file)
-        if "setting" not in table:  # written before there were settings
-            table["setting"] = ""
-        table["setting"] = table["setting"].astype(object).fillna("")
-        for setting, part in table.groupby("setting"):
-            found[file.parent.name, str(setting)].append(part)
-    same = ["dataset", "method", "budget", "seed", "accuracy"]
-    tables = {
-        key: evaluation.results_table(pd.concat(parts).drop_duplicates(same))
-        for key, parts in found.items()
-    }
-    return dict(sorted(tables.items(), key=lambda item: (item[0][0] == "digits", item[0])))
-
-
-def runs_folder(params_file: Path) -> Path:
-    """Where the executed notebooks of a params file go: ``book/runs/<its name>``."""
-    return project_root() / "book" / "runs" / params_file.stem

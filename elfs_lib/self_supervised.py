@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
+from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError, choose
+from elfs_lib.progress import track
 from elfs_lib.training.models import NETWORKS, build_network
 
 SMALL_SIDE = 32  # up to here the small convnet, above it ResNet-18

@@ -2,6 +2,9 @@
 
 Which stage may see labels is decided here, by the ``labels=`` of each stage, and enforced by
 :mod:`elfs_lib.labels`: everything up to the coreset runs under "never".
+
+What computes is imported where a stage is built: it needs PyTorch, which takes seconds to import,
+and the pages of a finished run only read.
 """
 
 from __future__ import annotations
@@ -13,21 +16,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import load_file, save_file
 
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store
-from elfs_lib.compute import describe_device, resolve_device, track
-from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.labels import LabelOracle, label_oracle
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
+from elfs_lib.progress import track
 from elfs_lib.selection import (
     METHODS,
     Method,
@@ -39,11 +38,11 @@ from elfs_lib.selection import (
     select,
 )
 from elfs_lib.selection.by_class import class_quantile
-from elfs_lib.self_supervised import SelfSupervisedConfig
-from elfs_lib.self_training import relabel
-from elfs_lib.temi import TemiConfig, TemiHeads, consensus, fit_heads
-from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
+
+if TYPE_CHECKING:
+    from elfs_lib.self_supervised import SelfSupervisedConfig
+    from elfs_lib.temi import TemiConfig
 
 
 def data_dir() -> Path | None:
@@ -101,7 +100,10 @@ class Run:
         """
         p = self.params
         datasets.check_dataset(**self._source)
-        resolve_device(p.device)
+        if p.device not in ("auto", "cpu"):  # which every machine has
+            from elfs_lib.compute import resolve_device
+
+            resolve_device(p.device)
         n = len(self.train_images)
         if p.neighbors >= n:
             raise ElfsError(
@@ -218,8 +220,10 @@ class Run:
         inputs = {part.params.encoder: part.embeddings for part in parts}
 
         def build(draft: Draft) -> None:
+            from elfs_lib.embedding import concatenate
+
             blocks = [np.array(part.array("embeddings")) for part in inputs.values()]
-            found = encoders.concatenate(blocks) if blocks else self._embed(self.train_images)
+            found = concatenate(blocks) if blocks else self._embed(self.train_images)
             draft.array("embeddings", found)
             draft.fact(device=self._device, encoder=encoders.describe(self.params.encoder))
 
@@ -246,8 +250,10 @@ class Run:
         return [dataclasses.replace(self, params=p.model_copy(update=c)) for c in changes]
 
     def _embed(self, images: np.ndarray) -> np.ndarray:
+        from elfs_lib.embedding import embed
+
         p = self.params
-        return encoders.embed(
+        return embed(
             images,
             p.encoder,
             checkpoint=p.encoder_checkpoint,
@@ -264,6 +270,8 @@ class Run:
         p = self.params
         if not encoders.trains_here(p.encoder):
             return None
+        from elfs_lib.self_supervised import SelfSupervisedConfig
+
         changed = {"epochs": p.encoder_epochs, "network": p.encoder_network}
         given = {name: value for name, value in changed.items() if value is not None}
         return SelfSupervisedConfig(flip=p.flip, **given)
@@ -282,6 +290,8 @@ class Run:
         method = self.params.neighbor_search
 
         def build(draft: Draft) -> None:
+            from elfs_lib.neighbors import nearest_neighbors
+
             found = nearest_neighbors(
                 np.asarray(self.embeddings.array("embeddings")),
                 self.params.neighbors,
@@ -301,6 +311,8 @@ class Run:
     @property
     def temi_config(self) -> TemiConfig:
         """The ``temi_*`` parameters, which are named as the fields of :class:`TemiConfig`."""
+        from elfs_lib.temi import TemiConfig
+
         values = self.params.model_dump()
         fields = (field.name for field in dataclasses.fields(TemiConfig))
         named = {f: values[f"temi_{f}"] for f in fields if f"temi_{f}" in values}
@@ -311,6 +323,10 @@ class Run:
         """Trained heads: arrays ``head_losses`` [H], ``loss_curves`` [T, H], and their weights."""
 
         def build(draft: Draft) -> None:
+            from safetensors.torch import save_file
+
+            from elfs_lib.temi import fit_heads
+
             heads = fit_heads(
                 np.asarray(self.embeddings.array("embeddings")),
                 np.asarray(self.neighbors.array("indices")),
@@ -343,6 +359,10 @@ class Run:
         confidence), arrays ``assignments`` [H, N], ``probabilities`` [N, C] and ``weights`` [H]."""
 
         def build(draft: Draft) -> None:
+            from safetensors.torch import load_file
+
+            from elfs_lib.temi import TemiHeads, consensus
+
             heads = TemiHeads(
                 np.array(self.temi.array("head_losses")),
                 np.array(self.temi.array("loss_curves")),
@@ -378,6 +398,9 @@ class Run:
         p = self.params
 
         def build(draft: Draft) -> None:
+            from elfs_lib.self_training import relabel
+            from elfs_lib.training.loop import Length
+
             table = self.consensus.table("labels")
             labels = table[p.pseudo_labels].to_numpy()
             confidence = table["confidence"].to_numpy()
@@ -432,6 +455,12 @@ class Run:
     def _dynamics(
         self, draft: Draft, targets: np.ndarray, seed: int, weights: np.ndarray | None = None
     ) -> None:
+        import torch
+
+        from elfs_lib.compute import resolve_device
+        from elfs_lib.dynamics import DynamicsRecorder
+        from elfs_lib.training.loop import Length, Seeds, train
+
         p = self.params
         recorder = DynamicsRecorder(
             torch.as_tensor(targets), resolve_device(p.device), seed=p.seed
@@ -554,6 +583,8 @@ class Run:
     def _search(
         self, draft: Draft, budget: float | int, order: np.ndarray, targets: np.ndarray
     ) -> None:
+        from elfs_lib.training.loop import Length, Seeds, train
+
         p = self.params
         recipe, steps = find_recipe(p.eval_recipe), Length(steps=p.search_steps)
 
@@ -697,23 +728,21 @@ class Run:
 
     # ------------------------------------------------------------------ evaluation
 
-    @property
-    def _eval_length(self) -> Length:
-        p = self.params
-        return Length(epochs=p.eval_epochs) if p.eval_epochs else Length(steps=p.eval_steps)
-
     def evaluate(self, method: str, budget: float | int, seed: int, **options: Any) -> Artifact:
         """Train on the labelled coreset; json ``result`` (last step), array ``predictions`` [M]."""
         p, coreset = self.params, self.coreset(method, budget, seed, **options)
 
         def build(draft: Draft) -> None:
+            from elfs_lib.training.loop import Length, Seeds, train
+
+            steps = None if p.eval_epochs else p.eval_steps
             subset = coreset.table("coreset")["index"].to_numpy()
             trained = train(
                 self.train_images,
                 self.labels.open("train", purpose="evaluation")[subset],
                 self.classes,
                 find_recipe(p.eval_recipe),
-                self._eval_length,
+                Length(epochs=p.eval_epochs, steps=steps),
                 seeds=Seeds.all(seed),
                 subset=subset,
                 desc=f"{method}, {len(subset)} images, seed {seed}",
@@ -805,6 +834,8 @@ class Run:
 
     @property
     def _device(self) -> str:
+        from elfs_lib.compute import describe_device, resolve_device
+
         return describe_device(resolve_device(self.params.device))
 
 

@@ -31,14 +31,14 @@ import filelock
 import pandas as pd
 import papermill
 import pydantic
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import COLUMNS
 from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
-from elfs_lib.pipeline import KernelDied, check_notebooks, execute, write_results
+from elfs_lib.pipeline import KernelDied, check_notebooks, execute
+from elfs_lib.results import write_results
 from elfs_lib.selection import METHODS
 from elfs_lib.stages import Run, data_dir, default_store, project_root
 
@@ -546,7 +546,11 @@ def worker_environments(workers: int, *, cores: int, gpus: Sequence[str]) -> lis
 
 
 def _gpus(sweep: Sweep) -> list[str]:
-    if all(params.device == "cpu" for params in sweep.datasets) or not torch.cuda.is_available():
+    if all(params.device == "cpu" for params in sweep.datasets):
+        return []
+    import torch
+
+    if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elfs_lib.clustering import collapse_notes, unit_rows
-from elfs_lib.compute import resolve_device, resolve_precision, track
+from elfs_lib.compute import resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.progress import track
 
 WEIGHTINGS = ("teacher", "student_teacher")
 CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")

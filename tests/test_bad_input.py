@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from elfs_lib import cli
-from elfs_lib.encoders import embed
+from elfs_lib.embedding import embed
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params

@@ -11,7 +11,8 @@ import yaml
 
 from elfs_lib import evaluation
 from elfs_lib.params import Params, read_yaml
-from elfs_lib.pipeline import NOTEBOOKS, result_tables
+from elfs_lib.pipeline import NOTEBOOKS
+from elfs_lib.results import result_tables
 from elfs_lib.selection import METHODS, SCORES
 
 ROOT = Path(__file__).parents[1]

@@ -449,7 +449,7 @@ def test_awkward_pixels_are_right(awkward):
 def test_order_and_pixels_do_not_depend_on_threads_or_chunks(awkward, monkeypatch):
     root, report, images = awkward
     monkeypatch.setattr(decoding, "_CHUNK", 3)
-    monkeypatch.setattr(decoding.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     again = load_images("image_folder", path=root, image_size=16)
     assert np.array_equal(again.train, images.train)
     assert again.paths == images.paths and again.report == report

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import TINY
 
-from elfs_lib import cli, encoder_comparison, encoders
+from elfs_lib import cli, embedding, encoder_comparison
 from elfs_lib.artifacts import Store
 from elfs_lib.datasets import load_images, load_labels
 from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
@@ -109,9 +109,9 @@ def test_joined_encoders_share_the_work_of_each(tiny_params, tmp_path: Path, mon
     def run(encoder: str) -> Run:
         return Run(tiny_params.model_copy(update={"encoder": encoder, **changes}), store)
 
-    embed = encoders.embed
+    embed = embedding.embed
     monkeypatch.setattr(
-        encoders, "embed", lambda images, name, **kw: calls.append(name) or embed(images, name, **kw)
+        embedding, "embed", lambda images, name, **kw: calls.append(name) or embed(images, name, **kw)
     )
     alone = [np.array(run(n).embeddings.array("embeddings")) for n in ("pixels", "self_supervised")]
     joined = run("pixels+self_supervised")

@@ -14,16 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from elfs_lib import encoders
+from elfs_lib import embedding
+from elfs_lib.embedding import embed, load_encoder, read_checkpoint, resize_and_normalise
 from elfs_lib.encoders import (
     ENCODERS,
     check_encoder,
     checkpoint_fingerprint,
     describe,
-    embed,
-    load_encoder,
-    read_checkpoint,
-    resize_and_normalise,
     trains_here,
 )
 from elfs_lib.errors import ElfsError
@@ -185,9 +182,9 @@ def test_describe_says_what_was_seen():
 
 def test_input_size_rule():
     lite0, dino = ENCODERS["efficientnet_lite0"], ENCODERS["dino_vitb16"]
-    assert [encoders._input_side(lite0, (s, s)) for s in (28, 64, 65, 500)] == [128, 128, 224, 224]
-    assert encoders._input_side(dino, (32, 32)) == 224
-    assert encoders._input_side(ENCODERS["dinov2_vits14"], (32, 32)) == 224
+    assert [embedding._input_side(lite0, (s, s)) for s in (28, 64, 65, 500)] == [128, 128, 224, 224]
+    assert embedding._input_side(dino, (32, 32)) == 224
+    assert embedding._input_side(ENCODERS["dinov2_vits14"], (32, 32)) == 224
 
 
 def test_concatenation_normalises_each():
@@ -202,10 +199,10 @@ def test_concatenation_normalises_each():
 
 def test_without_a_network_one_sentence(monkeypatch, tmp_path):
     def no_network(*_, **__):
-        raise encoders.urllib.error.URLError("no network")
+        raise embedding.urllib.error.URLError("no network")
 
-    monkeypatch.setattr(encoders.urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(encoders, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(embedding.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(embedding, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for name in ("test_vit.r160_in1k", "swav_resnet50"):
         with pytest.raises(ElfsError, match="give encoder_checkpoint a local file"):
@@ -234,7 +231,7 @@ def test_weights_are_downloaded_once_into_the_cache_that_is_told(
     torch.save(states[RESNET], tmp_path / "server" / "swav.pth.tar")
     url = (tmp_path / "server" / "swav.pth.tar").as_uri()
     entry = replace(ENCODERS["swav_resnet50"], architecture=RESNET, url=url)
-    monkeypatch.setitem(encoders.ENCODERS, "swav_resnet50", entry)
+    monkeypatch.setitem(ENCODERS, "swav_resnet50", entry)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
     first = load_encoder("swav_resnet50")
     assert f"into {tmp_path / 'cache'}" in capsys.readouterr().err

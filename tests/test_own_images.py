@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from elfs_lib import cli, datasets, encoders, gallery, own_images
+from elfs_lib import cli, datasets, embedding, encoders, gallery, own_images
 from elfs_lib.artifacts import Store
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import LEFT_OUT
@@ -330,7 +330,7 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
         shapes.append(images.shape)
         return rng.normal(size=(len(images), 16)).astype(np.float32)
 
-    monkeypatch.setattr(encoders, "embed", embed)
+    monkeypatch.setattr(embedding, "embed", embed)
     monkeypatch.setattr(own_images, "_CHUNK", 5)
 
     def embeddings(**changes) -> np.ndarray:

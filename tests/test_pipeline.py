@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +14,8 @@ from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.labels import LabelLockError
 from elfs_lib.params import Params
-from elfs_lib.pipeline import result_tables, steps, write_results
+from elfs_lib.pipeline import steps
+from elfs_lib.results import result_tables, write_results
 from elfs_lib.selection import METHODS, easiness
 from elfs_lib.stages import Run
 
@@ -31,6 +35,24 @@ def test_every_stage_runs_and_a_second_run_does_no_work(tiny_run: Run, monkeypat
     again = Run(tiny_run.params, Store(tiny_run.store.root, look=True))  # look: may not build
     for step in steps(again):
         step.work()
+
+
+def test_pages_of_a_finished_run_need_no_pytorch(tiny_run: Run):
+    """It takes seconds to import, in each of the notebooks."""
+    tiny_run.evaluate("elfs", 0.1, 0)
+    tiny_run.search(0.1)
+    look = f"""
+import sys
+from elfs_lib import clustering, evaluation, plots, provenance, results, shift
+from elfs_lib.artifacts import Store
+from elfs_lib.params import Params
+from elfs_lib.stages import Run
+run = Run(Params.make({tiny_run.params.model_dump()!r}), Store({str(tiny_run.store.root)!r}, look=True))
+run.check()
+run.evaluate("elfs", 0.1, 0), run.search(0.1), run.scores, run.pseudo_labels, run.neighbors
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", look], check=True)
 
 
 def test_elfs_is_double_end_pruning_of_the_pseudo_scores(tiny_run: Run):
@@ -106,7 +128,7 @@ def test_the_proxy_may_weigh_images_by_their_confidence(tiny_run: Run, monkeypat
 
     params = tiny_run.params.model_copy(update={"proxy_weights": "confidence"})
     expected = tiny_run.pseudo.table("pseudo")
-    monkeypatch.setattr("elfs_lib.stages.train", caught)
+    monkeypatch.setattr("elfs_lib.training.loop.train", caught)
     with pytest.raises(ElfsError) as found:
         Run(params, tiny_run.store).proxies
     first = expected["confidence"].to_numpy()[:3].tolist()

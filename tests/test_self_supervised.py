@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from elfs_lib import self_supervised
-from elfs_lib.encoders import describe, embed
+from elfs_lib.embedding import embed
+from elfs_lib.encoders import describe
 from elfs_lib.errors import ElfsError
 from elfs_lib.self_supervised import (
     SelfSupervisedConfig,

@@ -15,7 +15,8 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.models import ConvNet, WhiteningConv, build_network
-from elfs_lib.training.recipes import RECIPES, build_optimizer, find_recipe, set_learning_rate
+from elfs_lib.training.optimizer import build_optimizer, set_learning_rate
+from elfs_lib.training.recipes import RECIPES, find_recipe
 
 CPU = torch.device("cpu")
 TINY = find_recipe("speedrun_tiny")

@@ -263,10 +263,14 @@ def _be_elfs(store: str, words: list[str], faults: dict, out: int, err: int) -> 
 
 
 def _serve() -> None:
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401  (all of these are imported for the children)
 
     import elfs_lib.cli
-    import elfs_lib.pipeline  # noqa: F401  (imported for the children)
+    import elfs_lib.embedding
+    import elfs_lib.own_labels
+    import elfs_lib.pipeline
+    import elfs_lib.self_training
+    import elfs_lib.temi  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(_run(**json.loads(line))), flush=True)

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.geometry import BLOCK, check_finite
 

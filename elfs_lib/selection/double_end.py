@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError, choose
+from elfs_lib.progress import track
 from elfs_lib.selection.base import (
     Selection,
     SelectionInputs,

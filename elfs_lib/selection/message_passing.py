@@ -10,8 +10,8 @@ import heapq
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError, choose
+from elfs_lib.progress import track
 from elfs_lib.selection.base import Selection, SelectionInputs, easiness
 from elfs_lib.selection.geometry import prototype_distances
 

