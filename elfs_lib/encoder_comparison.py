@@ -177,7 +177,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
             "k-means": f"{row.kmeans_accuracy:.1f}",
             "TEMI": f"{row.temi_accuracy:.1f}",
             "ELFS": f"{row.elfs_accuracy:.1f}"
-            + (f" ± {row.elfs_sd:.1f}" if row.seeds > 1 else ""),
+            + (f"\u00a0±\u00a0{row.elfs_sd:.1f}" if row.seeds > 1 else ""),
             "minus random": f"{row.difference:+.1f}"
             + (f" ({row.low:+.1f} to {row.high:+.1f})" if row.low == row.low else ""),
             "seconds": f"{row.wall_s:,.0f}",
