@@ -203,7 +203,8 @@ def run_notebook(
             cwd=None if cwd is None else str(cwd),
             progress_bar=False,
             log_output=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            # a kernel that is told to end logs that as an error; one of a cell comes back as its own
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:
         raise ElfsError(

@@ -205,6 +205,13 @@ MUTATIONS = [
         ("DUAL: beta's parameters swapped", "(a - 1) * np.log(inner) + (b - 1)", "(b - 1) * np.log(inner) + (a - 1)"),
     ),
     *_mutations(
+        "training/loop.py",
+        "test_training.py",
+        ("training: weights not used", "(loss * weights[rows]).mean()", "loss.mean()"),
+        ("training: weights of other images", "weights[rows]).mean()", "weights[: len(rows)]).mean()"),
+        ("training: weights not scaled", "weights / np.mean(weights)", "weights"),
+    ),
+    *_mutations(
         "labels.py",
         "test_labels.py",
         ("label lock: label-free stages may look", 'elif stage.policy == "never":', "elif False:"),
