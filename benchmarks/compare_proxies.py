@@ -1,25 +1,26 @@
 """Does a short proxy rank images as the long one does?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.compare_proxies --images 3000 --epochs 8 --steps 200
+    OMP_NUM_THREADS=1 python -m benchmarks.compare_proxies --images 2000 --epochs 8 --steps 100
 
 Trains proxies of each recipe on one subset of CIFAR-10 with its true labels (this is analysis),
 compares their AUM by Spearman's rank correlation, and trains one coreset model for each: the ELFS
 selection at one budget and one hard-prune ratio, all with the same recipe. Two proxies of one
 recipe that differ only in their seed show how much of a difference is noise. Writes
-``book/data/proxies.csv``.
+``book/data/proxies.json`` and the table of the page on performance.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from pathlib import Path
+import json
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import cpu_model
 from benchmarks.timing import clock, uses_cpu_time
 from elfs_lib.datasets import load_images
@@ -30,8 +31,29 @@ from elfs_lib.stages import data_dir
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
-OUT = Path(__file__).resolve().parent.parent / "book" / "data" / "proxies.csv"
 RECIPES = ("speedrun_small", "speedrun", "resnet18")
+
+
+def proxy_table(facts: dict) -> pd.DataFrame:
+    """One row a recipe: its cost, its coresets, and how alike the orders are that it gives."""
+    lines = []
+    for recipe in dict.fromkeys(row["recipe"] for row in facts["rows"]):
+        own = [row for row in facts["rows"] if row["recipe"] == recipe]
+        accuracy = [row["coreset_accuracy"] for row in own]
+        line = {
+            "Proxy": recipe,
+            "CPU seconds": f"{np.mean([row['proxy_s'] for row in own]):,.0f}",
+            "PFLOP": f"{np.mean([row['proxy_pflop'] for row in own]):.3f}",
+            "Coreset accuracy, %": f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f}",
+        }
+        for other in dict.fromkeys(row["recipe"] for row in facts["rows"]):
+            rho = [row["spearman"][other] for row in own]
+            line[f"Spearman with {other}"] = f"{np.mean(rho):.2f}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+TABLES: Tables = {"performance_proxies.csv": proxy_table}
 
 
 def main() -> None:
@@ -45,8 +67,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each coreset model")
     parser.add_argument("--seeds", type=int, default=2, help="proxies of each recipe")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
-    parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds must be at least 2: one proxy says nothing of the noise.")
     source = {"name": "cifar10", "data_dir": data_dir()}
     images = load_images(**source)
     labels = label_oracle(**source, left_out=images.left_out)
@@ -88,21 +111,18 @@ def main() -> None:
         own = aums[row["recipe"], row["seed"]]
         for recipe in arguments.recipes:
             others = [a for (r, s), a in aums.items() if r == recipe and a is not own]
-            rho = np.mean([spearmanr(own, a).statistic for a in others]) if others else np.nan
-            row[f"spearman_{recipe}"] = round(float(rho), 4)
-    table = pd.DataFrame(rows).assign(
-        images=arguments.images,
-        epochs=arguments.epochs,
-        budget=arguments.budget,
-        hard_prune_ratio=arguments.hard_prune_ratio,
-        steps=arguments.steps,
-        cpu=cpu_model(),
-        clock="CPU time" if uses_cpu_time() else "wall clock",
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-    )
-    table.to_csv(arguments.out, index=False, lineterminator="\n")
-    print(table.iloc[:, : 5 + len(arguments.recipes)].to_string(index=False))
+            rho = np.mean([spearmanr(own, a).statistic for a in others])
+            row.setdefault("spearman", {})[recipe] = round(float(rho), 4)
+    facts = {
+        **{name: value for name, value in vars(arguments).items() if name != "recipes"},
+        "cpu": cpu_model(),
+        "clock": "CPU time" if uses_cpu_time() else "wall clock",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    (DATA / "proxies.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(write_tables(TABLES, facts)["performance_proxies.csv"].to_string(index=False))
 
 
 if __name__ == "__main__":
