@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -62,6 +62,7 @@ KEPT = {
 }
 
 _CHUNK = 64
+Item = TypeVar("Item")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -199,6 +200,17 @@ def default_size(sample: Iterable[Path | io.BytesIO]) -> int:
         if width == height <= 64:
             return max(4, width)
     return 32 if sizes and max(map(max, sizes)) <= 40 else 64
+
+
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; a thread makes the next one while this one is used, so that for example a
+    GPU does not wait for the decoder. Two of them are held at a time."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item
 
 
 def resize_images(images: np.ndarray, image_size: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from PIL import Image
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
-from elfs_lib.decoding import FORMATS, KEPT, LEFT_OUT, decode_images, read_file
+from elfs_lib.decoding import FORMATS, KEPT, LEFT_OUT, decode_images, read_ahead, read_file
 from elfs_lib.duplicates import (
     ALIKE,
     ALIKE_COSINE,
@@ -116,23 +116,10 @@ class OwnRun(Run):
         side, p = self._view, self.params
         if side is None:
             return super().embeddings
-        root, paths = Path(p.data_path), self.paths
 
         def build(draft: Draft) -> None:
-            blocks = []
-            for start in track(range(0, len(paths), _CHUNK), "Embedding"):
-                part = paths[start : start + _CHUNK]
-                decoded = decode_images(
-                    ((path, root / path) for path in part),
-                    len(part),
-                    image_size=side,
-                    read=read_file,
-                    desc="reading",
-                )
-                if len(decoded.names) < len(part):
-                    gone = sorted(set(part) - set(decoded.names))[0]
-                    raise ElfsError(f"{root / gone} changed while it was read: start again.")
-                blocks.append(self._embed(decoded.images))
+            parts = read_ahead(self._read_again(side))
+            blocks = [self._embed(images) for images in parts]
             draft.array("embeddings", np.concatenate(blocks))
             draft.fact(device=self._device, encoder=encoders.describe(p.encoder))
 
@@ -143,6 +130,23 @@ class OwnRun(Run):
             params=self._embedding_params | {"view": side},
             inputs={"images": self.images},
         )
+
+    def _read_again(self, side: int) -> Iterator[np.ndarray]:
+        """The files as squares of a side, uint8 [at most _CHUNK, C, side, side] at a time."""
+        root, paths = Path(self.params.data_path), self.paths
+        for start in track(range(0, len(paths), _CHUNK), "Reading photos"):
+            part = paths[start : start + _CHUNK]
+            decoded = decode_images(
+                ((path, root / path) for path in part),
+                len(part),
+                image_size=side,
+                read=read_file,
+                desc="reading",
+            )
+            if len(decoded.names) < len(part):
+                gone = min(set(part) - set(decoded.names))
+                raise ElfsError(f"{root / gone} changed while it was read: start again.")
+            yield decoded.images
 
     @cached_property
     def _view(self) -> int | None:

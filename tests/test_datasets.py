@@ -6,6 +6,7 @@ import json
 import os
 import pickle  # to write CIFAR's published format; the library never reads one itself
 import struct
+import threading
 from types import SimpleNamespace
 
 import image_files
@@ -444,6 +445,27 @@ def test_awkward_pixels_are_right(awkward):
     press, same = images.train[at["press.jpg"]], images.train[at["a.png"]]
     assert np.abs(press[:2].astype(int) - same[:2]).mean() < 12
     assert (images.train[at["grey.png"]][0] == images.train[at["grey.png"]][1]).all()
+
+
+def test_the_next_item_is_made_while_this_one_is_used():
+    made, asked = [], threading.Event()
+
+    def items():
+        for number in range(3):
+            made.append(number)
+            if number == 1:
+                asked.set()
+            yield number
+        raise OSError("the disk is gone")
+
+    found = decoding.read_ahead(items())
+    assert next(found) == 0
+    assert asked.wait(10)  # nobody has asked for the second item yet
+    assert next(found) == 1 and next(found) == 2
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
+    assert made == [0, 1, 2]
+    assert list(decoding.read_ahead([])) == [] and list(decoding.read_ahead("ab")) == ["a", "b"]
 
 
 def test_order_and_pixels_do_not_depend_on_threads_or_chunks(awkward, monkeypatch):
