@@ -37,6 +37,7 @@ P = ParamSpec("P")
 
 # ELFS and random are in every comparison and get a look of their own.
 _FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s")}
+_BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B")
 _MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _GROUP_COLOURS = {"hard": HARD, "middle": MIDDLE, "easy": EASY}
@@ -533,6 +534,9 @@ def accuracy_vs_pruning(
 ) -> Figure:
     """Test accuracy against pruning rate, one line per method, bands of one standard deviation.
 
+    A panel ends ten points below ELFS and random; of lines that leave it there the legend says how
+    far down they go, so that one bad method does not squeeze all the others together.
+
     Args:
         summary: As :func:`elfs_lib.evaluation.summarise` returns it, for one dataset. A method
             with one seed has no band.
@@ -578,6 +582,8 @@ def accuracy_vs_pruning(
 
 def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -> None:
     styles = method_styles(methods)
+    fixed_means = summary.loc[summary["method"].isin(_FIXED), "mean"]
+    floor = fixed_means.min() - _BELOW  # NaN, which nothing is below, where neither is there
     for method in methods:
         rows = summary[summary["method"] == method].sort_values("budget", ascending=False)
         pruned = 100 * (1 - rows["budget"].to_numpy())
@@ -590,11 +596,13 @@ def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -
             color=colour,
             lw=2.6 if fixed else 1.4,
             zorder=4 if fixed else 3,
-            label=display_name(method),
+            label=display_name(method) + (f" (to {mean.min():.0f}%)" if mean.min() < floor else ""),
         )
         if np.isfinite(sd).any():
             alpha = 0.15 if fixed or len(methods) <= 6 else 0.06  # many bands hide each other
             axes.fill_between(pruned, mean - sd, mean + sd, color=colour, alpha=alpha, lw=0)
+    if axes.get_ylim()[0] < floor:
+        axes.set_ylim(bottom=floor)
 
 
 @_styled

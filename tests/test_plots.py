@@ -140,6 +140,20 @@ def test_accuracy_draws_means_bands_the_ceiling_and_published_lines():
     assert not alone.collections
 
 
+def test_a_bad_method_leaves_the_panel_and_the_legend_says_how_far_down_it_goes():
+    table = pd.DataFrame(results(methods=["random", "elfs", "ccs", "aum_hardest"]))
+    hardest = table["method"] == "aum_hardest"
+    table.loc[hardest, "accuracy"] = 20 + 50 * table.loc[hardest, "budget"]
+    summary = summarise(table)
+    lowest = summary.loc[summary["method"].isin(["elfs", "random"]), "mean"].min()
+    (axes,) = plots.accuracy_vs_pruning(summary).axes
+    assert axes.get_ylim()[0] == pytest.approx(lowest - 10)
+    labels = [line.get_label() for line in axes.lines]
+    assert "AUM hardest (to 25%)" in labels and "CCS" in labels
+    (every,) = plots.accuracy_vs_pruning(summary[~summary["method"].isin(["elfs", "random"])]).axes
+    assert "AUM hardest" in [line.get_label() for line in every.lines]
+
+
 def test_differences_has_a_panel_for_each_budget_and_a_row_for_each_pair():
     pairs = pd.concat(paired_difference(results(), name, "random") for name in ("elfs", "ccs"))
     panels = plots.differences(pairs).axes
