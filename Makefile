@@ -19,13 +19,12 @@ BIN := .venv/bin
 	touch $@
 
 book: .venv/installed
-	$(BIN)/elfs run params/digits.yaml --book
+	$(BIN)/elfs run params/digits.yaml --render
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not book" tests
-	$(BIN)/elfs run params/digits.yaml
+	$(BIN)/elfs run params/digits.yaml --render
 	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
-	$(BIN)/elfs book
 	$(BIN)/python -m pytest -m book tests/test_links.py tests/test_browser.py
 	@du -sh _build/html
 

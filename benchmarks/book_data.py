@@ -1,4 +1,4 @@
-"""Tables and figures of the book's pages on speed and scale: written the same whoever writes them."""
+"""Tables and figures of the book's pages on speed and scale, written in one way."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def run(
     p: Overrides = None,
     notebooks: Annotated[bool, typer.Option(help="Execute the notebooks afterwards")] = True,
     kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
-    book: Annotated[bool, typer.Option("--book", help="Render the book in the end")] = False,
+    render: Annotated[bool, typer.Option("--render", help="Render the book in the end")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
     """Run the whole pipeline: stages with progress, then the notebooks into `book/runs/`.
@@ -81,7 +81,7 @@ def run(
 
     Examples:
 
-        elfs run params/digits.yaml --book
+        elfs run params/digits.yaml --render
 
         elfs run params/cifar10.yaml -p seed=1 -p device=cuda --no-notebooks
     """
@@ -92,8 +92,8 @@ def run(
     overrides = _parse(p)
     current = Run(Params.load(params_file, overrides), default_store(repair=repair))
     current.check()
-    if notebooks:
-        pipeline.check_notebooks(pipeline.NOTEBOOKS, kernel)
+    pages = (pipeline.NOTEBOOKS if notebooks else ()) + (pipeline.SUMMARIES if render else ())
+    pipeline.check_notebooks(pages, kernel)
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
         target = results.runs_folder(params_file)
@@ -101,8 +101,8 @@ def run(
             results.write_results(current.results(), current.params, target / "results.csv")
         print(f"Executing {len(pipeline.NOTEBOOKS)} notebooks into {target}", flush=True)
         pipeline.run_notebooks(params_file, target, overrides=overrides, kernel=kernel)
-    if book:
-        print(f"The book is built: open {pipeline.build_book()}")
+    if render:
+        print(f"The book is built: open {pipeline.build_book(kernel=kernel)}")
 
 
 @app.command()

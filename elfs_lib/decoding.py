@@ -7,6 +7,7 @@ worth knowing).
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import io
 import os
@@ -206,10 +207,11 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
     """The same items; a thread makes the next one while this one is used, so that for example a
     GPU does not wait for the decoder. Two of them are held at a time."""
     iterator, end = iter(items), object()
+    context = contextvars.copy_context()  # the lock on labels holds in the thread too
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, end)
+        coming = pool.submit(context.run, next, iterator, end)
         while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
+            coming = pool.submit(context.run, next, iterator, end)
             yield item
 
 

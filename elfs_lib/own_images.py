@@ -255,7 +255,8 @@ class Choice:
         rest: One row an image that is not on the list: index, path, kind (``too_hard``,
             ``too_easy``, ``copy``, ``labelled``), reason, pseudo_class, score, confidence;
             hardest first.
-        files: One row a file with something to say: kind, path, meaning, used.
+        files: One row a file with something to say: kind, path, meaning (of the kind), used, and
+            same_as, the first file of the same bytes.
         notes: Sentences that a person should read.
     """
 
@@ -715,9 +716,10 @@ def _files(report: Mapping[str, list]) -> pd.DataFrame:
     for kind, entries in report.items():
         meaning, used = (LEFT_OUT | KEPT)[kind], kind in KEPT
         for entry in entries:
-            path = entry if isinstance(entry, str) else entry[0]  # of a file and the first like it
-            rows.append({"kind": kind, "path": path, "meaning": meaning, "used": used})
-    return pd.DataFrame(rows, columns=["kind", "path", "meaning", "used"])
+            path, *first = [entry] if isinstance(entry, str) else entry  # the first file like it
+            row = {"kind": kind, "path": path, "meaning": meaning, "used": used}
+            rows.append(row | {"same_as": first[0] if first else ""})
+    return pd.DataFrame(rows, columns=["kind", "path", "meaning", "used", "same_as"])
 
 
 def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:

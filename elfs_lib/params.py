@@ -126,6 +126,12 @@ class Params(BaseModel):
             choose("network", self.encoder_network, NETWORKS)
         for recipe in (self.proxy_recipe, self.eval_recipe):
             find_recipe(recipe)
+        aligned = self.pseudo_labels == "aligned_mean" or self.relabel_rounds > 0
+        if self.proxy_weights == "confidence" and not aligned:
+            raise ElfsError(
+                "Parameter 'proxy_weights' is 'confidence', which is that of the aligned mean: leave "
+                f"pseudo_labels at 'aligned_mean' in place of {self.pseudo_labels!r}."
+            )
         choose("score", self.score, SCORES)
         for method in self.methods:
             choose("method", method, METHODS)

@@ -280,16 +280,21 @@ def tidy(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def build_book(*, strict: bool = True) -> Path:
+def build_book(*, strict: bool = True, kernel: str | None = None) -> Path:
     """Write the pages over all runs, render the book to ``_build/html`` and return its first page.
+
+    Args:
+        strict: Whether a warning of Sphinx is an error.
+        kernel: Name of a Jupyter kernel; None for the one that the pages name.
 
     Raises:
         ElfsError: if Sphinx finds an error or, when ``strict``, a warning.
     """
     root = project_root()
-    check_notebooks(SUMMARIES)
+    check_notebooks(SUMMARIES, kernel)
     with _quiet(len(SUMMARIES)), ThreadPoolExecutor(len(SUMMARIES)) as pool:
-        jobs = [pool.submit(execute, name, root / "book" / "runs", {}) for name in SUMMARIES]
+        runs = root / "book" / "runs"
+        jobs = [pool.submit(execute, name, runs, {}, kernel=kernel) for name in SUMMARIES]
         for job in jobs:
             job.result()
     sphinx = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]

@@ -602,7 +602,8 @@ def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -
             alpha = 0.15 if fixed or len(methods) <= 6 else 0.06  # many bands hide each other
             axes.fill_between(pruned, mean - sd, mean + sd, color=colour, alpha=alpha, lw=0)
     if axes.get_ylim()[0] < floor:
-        axes.set_ylim(bottom=floor)
+        top = axes.dataLim.y1
+        axes.set_ylim(floor, top + 0.05 * (top - floor))
 
 
 @_styled

@@ -310,7 +310,8 @@ class Run:
 
     @property
     def temi_config(self) -> TemiConfig:
-        """The ``temi_*`` parameters, which are named as the fields of :class:`TemiConfig`."""
+        """The ``temi_*`` parameters, which are named as the fields of
+        :class:`elfs_lib.temi.TemiConfig`."""
         from elfs_lib.temi import TemiConfig
 
         values = self.params.model_dump()

@@ -61,6 +61,7 @@ PARAMETERS = [
     ({"proxy_recipe": "resnet81"}, "recipe 'resnet81'.*resnet18"),
     ({"eval_recipe": "speed_run"}, "recipe 'speed_run'.*speedrun"),
     ({"proxy_epochs": 0}, "'proxy_epochs' is 0"),
+    ({"proxy_weights": "confidence", "pseudo_labels": "lowest_loss"}, "that of the aligned mean"),
     ({"proxy_weights": "confident"}, "'proxy_weights' is 'confident'"),
     ({"score": "amu"}, "score 'amu'.*aum"),
     ({"budget": 0}, "'budget' is 0"),

@@ -9,6 +9,7 @@ import pytest
 
 import elfs_lib
 from elfs_lib.datasets import load_labels
+from elfs_lib.decoding import read_ahead
 from elfs_lib.errors import ElfsError
 from elfs_lib.labels import LabelLockError, LabelOracle, label_oracle, stage_lock
 
@@ -43,6 +44,21 @@ def test_label_free_stage_never_opens(purpose):
         with pytest.raises(LabelLockError, match="double_end is label-free"):
             oracle.open("train", purpose=purpose)
     assert reads == [] and opened == [] and oracle.opened == []
+
+
+def test_a_thread_that_reads_ahead_for_a_stage_is_bound_by_its_lock():
+    oracle, reads = counting_oracle()
+
+    def items():
+        yield 0
+        yield oracle.open("train", purpose="analysis")
+
+    with stage_lock("never", stage="embeddings"):
+        ahead = read_ahead(items())
+        assert next(ahead) == 0
+        with pytest.raises(LabelLockError, match="embeddings is label-free"):
+            next(ahead)
+    assert reads == []
 
 
 def test_labels_cached_before_a_label_free_stage_stay_shut_inside_it():

@@ -28,6 +28,7 @@ def bench(load) -> ModuleType:
         ("page", "book/data/bench.json", "performance"),
         ("selection_page", "elfs_lib/selection/growth.json", "performance"),
         ("whole_runs", "book/data/whole_runs.json", "performance"),
+        ("compare_proxies", "book/data/proxies.json", "performance"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):

@@ -267,6 +267,7 @@ def _serve() -> None:
 
     import elfs_lib.cli
     import elfs_lib.embedding
+    import elfs_lib.neighbors
     import elfs_lib.own_labels
     import elfs_lib.pipeline
     import elfs_lib.self_training
