@@ -92,7 +92,7 @@ def run(
     overrides = _parse(p)
     current = Run(Params.load(params_file, overrides), default_store(repair=repair))
     current.check()
-    pages = (pipeline.NOTEBOOKS if notebooks else ()) + (pipeline.SUMMARIES if render else ())
+    pages = [*pipeline.NOTEBOOKS * notebooks, *pipeline.SUMMARIES * render]
     pipeline.check_notebooks(pages, kernel)
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
