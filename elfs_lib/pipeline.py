@@ -133,8 +133,14 @@ def run_notebooks(
     """
     parameters = {**read_yaml(params_file), **(overrides or {})}
     check_notebooks(NOTEBOOKS, kernel)
+    return _execute_all(NOTEBOOKS, target, parameters, kernel, workers)
+
+
+def _execute_all(
+    names: Iterable[str], target: Path, parameters: Mapping, kernel: str | None, workers: int
+) -> list[Path]:
     with _quiet(workers), ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(execute, n, target, parameters, kernel=kernel) for n in NOTEBOOKS]
+        jobs = [pool.submit(execute, n, target, parameters, kernel=kernel) for n in names]
         return [job.result() for job in jobs]
 
 
@@ -292,11 +298,7 @@ def build_book(*, strict: bool = True, kernel: str | None = None) -> Path:
     """
     root = project_root()
     check_notebooks(SUMMARIES, kernel)
-    with _quiet(len(SUMMARIES)), ThreadPoolExecutor(len(SUMMARIES)) as pool:
-        runs = root / "book" / "runs"
-        jobs = [pool.submit(execute, name, runs, {}, kernel=kernel) for name in SUMMARIES]
-        for job in jobs:
-            job.result()
+    _execute_all(SUMMARIES, root / "book" / "runs", {}, kernel, len(SUMMARIES))
     sphinx = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     sphinx += ["build", str(root), "--quiet"]
     sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []

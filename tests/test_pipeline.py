@@ -38,7 +38,7 @@ def test_every_stage_runs_and_a_second_run_does_no_work(tiny_run: Run, monkeypat
 
 
 def test_pages_of_a_finished_run_need_no_pytorch(tiny_run: Run):
-    """It takes seconds to import, in each notebook but the first, which computes with neighbours."""
+    """It takes seconds to import. The first page computes with neighbours and so does without this."""
     tiny_run.evaluate("elfs", 0.1, 0)
     tiny_run.search(0.1)
     look = f"""
