@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,8 @@ from elfs_lib.progress import track
 METHODS = ("exact", "ivf", "hnsw")
 # Candidates that a row keeps beyond 2 K before it overflows.
 SPARE = 64
-# Floats gathered at once for exact similarities: a few MB, which stay in the cache.
-GATHER_FLOATS = 1 << 20
 # Rows ranked at once.
-RANKED = 512
+RANKED = 4096
 # Cells of 4 sqrt(N) that ivf looks into: its time grows with N to the power of 1.5.
 PROBES = 32
 # Rows that the others are ordered by.
@@ -114,9 +112,9 @@ def _exact(rows: np.ndarray, k: int, block: int) -> Neighbors:
     """Score pairs in blocks, keep those that may be among the nearest, rank them exactly."""
     # Rows that are alike go side by side: most neighbours are then found in the first block, and
     # rows that are ranked together share candidates in the cache.
-    names = _by_likeness(rows)
-    ranking = _Ranking(rows[names], names, k)
     fast = resolve_precision("auto", torch.device("cpu"))
+    names = _by_likeness(rows, fast)
+    ranking = _Ranking(rows[names], names, k)
     for dtype in dict.fromkeys((fast, torch.float32)):
         pending = np.flatnonzero(~ranking.done)
         if len(pending):
@@ -151,7 +149,7 @@ def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:
     return ranking.finish()
 
 
-def _by_likeness(rows: np.ndarray) -> np.ndarray:
+def _by_likeness(rows: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """An order of the rows int64 [N] in which those nearest to the same of a few rows adjoin."""
     few = rows[:: max(1, len(rows) // PIVOTS)]
     chain = [0]
@@ -159,9 +157,9 @@ def _by_likeness(rows: np.ndarray) -> np.ndarray:
     while len(chain) < len(few):
         between[:, chain[-1]] = -np.inf
         chain.append(int(between[chain[-1]].argmax()))
-    few = torch.from_numpy(few[chain])
+    few = torch.from_numpy(few[chain]).to(dtype)
     parts = torch.from_numpy(rows).split(4096)
-    nearest = torch.cat([(part @ few.T).argmax(dim=1) for part in parts])
+    nearest = torch.cat([(part.to(dtype) @ few.T).float().argmax(dim=1) for part in parts])
     return np.argsort(nearest.numpy(), kind="stable")
 
 
@@ -356,9 +354,9 @@ class _Ranking:
 
     def add(self, own: np.ndarray, candidates: np.ndarray, counts: np.ndarray) -> None:
         """Rank the first ``counts`` [R] of the candidates [R, M] of the rows ``own`` [R]."""
-        parts = [slice(i, i + RANKED) for i in range(0, len(own), RANKED)]
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(lambda p: self._rank(own[p], candidates[p], counts[p]), parts))
+        for start in range(0, len(own), RANKED):
+            part = slice(start, start + RANKED)
+            self._rank(own[part], candidates[part], counts[part])
         self.done[own] = True
 
     def finish(self) -> Neighbors:
@@ -372,23 +370,34 @@ class _Ranking:
         return Neighbors(self.indices, self.similarities)
 
     def _rank(self, own: np.ndarray, candidates: np.ndarray, counts: np.ndarray) -> None:
-        candidates = candidates[:, : counts.max()]
         used = np.arange(candidates.shape[1]) < counts[:, None]
-        candidates = np.where(used, candidates, own[:, None])
-        similarity = np.empty(candidates.shape, dtype=np.float32)
-        by_count = np.argsort(counts, kind="stable")  # rows of like counts go together
-        step = max(1, GATHER_FLOATS // (candidates.shape[1] * self.rows.shape[1]))
-        for start in range(0, len(own), step):
-            part = by_count[start : start + step]
-            found = candidates[part, : counts[part[-1]]]
-            # One dot product per pair, always in one order: equal rows get equal similarities
-            # wherever they stand, which a blocked matrix product does not promise.
-            exact = np.einsum("bd,bmd->bm", self.rows[own[part]], self.rows[found])
-            similarity[part, : found.shape[1]] = exact
-        np.clip(similarity, -1.0, 1.0, out=similarity)
-        similarity[~used] = -np.inf
-        names = self.names[candidates]
-        order = np.lexsort((names, -similarity), axis=1)[:, : self.k]
+        found = candidates[used]
+        # Best first, equals by name: one integer says both, and integers are sorted fastest.
+        place = ~_keys(self._similarities(own, found, counts)).astype(np.int64) << 32
+        order = np.full(candidates.shape, np.iinfo(np.int64).max)
+        order[used] = place | self.names[found]
+        order.sort(axis=1)
+        best = order[:, : self.k]
         target = self.names[own]
-        self.indices[target] = np.take_along_axis(names, order, axis=1)
-        self.similarities[target] = np.take_along_axis(similarity, order, axis=1)
+        self.indices[target] = best & np.iinfo(np.int32).max
+        self.similarities[target] = _values((~(best >> 32)).astype(np.int32))
+
+    def _similarities(
+        self, own: np.ndarray, found: np.ndarray, counts: np.ndarray
+    ) -> torch.Tensor:
+        """Exact similarity float32 [sum of counts] of each row with its candidates.
+
+        One dot product for each pair, always in one order: equal rows get equal similarities
+        wherever they stand, which a blocked matrix product does not promise.
+        """
+        rows = torch.from_numpy(self.rows)
+        ends = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+        nothing = torch.zeros(len(found))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR")  # that it is in beta
+            pairs = torch.sparse_csr_tensor(
+                ends, torch.from_numpy(found).long(), nothing, (len(own), len(rows)),
+                check_invariants=False,  # columns are not sorted, which nothing here needs
+            )  # fmt: skip
+        exact = torch.sparse.sampled_addmm(pairs, rows[own], rows.T, beta=0.0).values()
+        return exact.clamp_(-1.0, 1.0)

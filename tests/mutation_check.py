@@ -73,7 +73,7 @@ MUTATIONS = [
             "",
         ),
         ("neighbours: faiss's answer holds the image", "(found == np.arange(count)[:, None])", "False"),
-        ("neighbours: farthest first", "np.lexsort((names, -similarity)", "np.lexsort((names, similarity)"),
+        ("neighbours: farthest first", "place = ~_keys(", "place = _keys("),
     ),
     *_mutations(
         "temi.py",

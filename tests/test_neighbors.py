@@ -124,6 +124,14 @@ def test_rows_all_alike(block):
     assert found.indices[29].tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("width", [3, 40])
+def test_zero_has_no_sign(width):
+    """A product of 0 and a negative number is -0, which is no less similar than 0."""
+    axes = np.eye(width, dtype="f4")
+    rows = np.concatenate([axes, -axes])
+    check_promises(nearest_neighbors(rows, 2 * width - 1), rows, 2 * width - 1)
+
+
 def test_length_of_rows_does_not_matter():
     rows = random_rows(100, 8)
     scale = np.exp2(np.random.default_rng(1).integers(-9, 9, size=(100, 1))).astype("f4")

@@ -1,0 +1,112 @@
+"""How right a model is that was trained on all of CIFAR-10, and what that took.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.speedrun --recipe speedrun --epochs 10 --seeds 0 1 2
+
+Trains a recipe on the 50,000 images with their true labels (this is analysis), once for each seed,
+and tests the last step on the 10,000. A training takes half an hour of one thread, so each is
+written into ``book/data/speedrun.json`` as it ends, in place of an older one of the same recipe,
+length and seed; the table of the page on performance is made from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.book_data import DATA, Tables, write_tables
+from benchmarks.machine import cpu_model
+from benchmarks.timing import clock, matmul_peak, uses_cpu_time
+from elfs_lib.artifacts import write_text_atomic
+from elfs_lib.compute import resolve_device, resolve_precision
+from elfs_lib.datasets import load_images
+from elfs_lib.labels import label_oracle
+from elfs_lib.stages import data_dir
+from elfs_lib.training.loop import Length, Seeds, train
+from elfs_lib.training.recipes import find_recipe
+
+FACTS = DATA / "speedrun.json"
+KEY = ("recipe", "epochs", "seed")
+
+
+def speedrun_table(facts: list[dict]) -> pd.DataFrame:
+    """One row a recipe and length: accuracy over the seeds, and what a training took."""
+    lines = []
+    for (recipe, epochs), own in pd.DataFrame(facts).groupby(["recipe", "epochs"], sort=False):
+        spread = f" ± {own['accuracy'].std():.2f}" if len(own) > 1 else ""
+        share = (own["pflop"] * 1e15 / own["seconds"] / own["peak_flops"]).mean()
+        lines.append(
+            {
+                "Recipe": recipe,
+                "Epochs": epochs,
+                "Test accuracy, %": f"{own['accuracy'].mean():.2f}{spread}",
+                "Seeds": " ".join(map(str, sorted(own["seed"]))),
+                "PFLOP": f"{own['pflop'].mean():.3f}",
+                "Minutes": f"{own['seconds'].mean() / 60:.1f}",
+                "Share of peak": f"{share:.0%}",
+                "On": ", ".join(sorted(set(own["device"]))),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+TABLES: Tables = {"performance_speedrun.csv": speedrun_table}
+
+
+def put(row: dict) -> list[dict]:
+    """Write a row in place of an older one of its training. Returns all rows, in order."""
+    old = json.loads(FACTS.read_text()) if FACTS.exists() else []
+    rows = [r for r in old if any(r[name] != row[name] for name in KEY)] + [row]
+    rows.sort(key=lambda r: [r[name] for name in KEY])
+    write_text_atomic(FACTS, json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="speedrun")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--crop-pad", type=int, default=2, help="largest shift in pixels")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    recipe, length = find_recipe(arguments.recipe), Length(epochs=arguments.epochs)
+    device = resolve_device(arguments.device)
+    peak = matmul_peak(resolve_precision("auto", device))
+    source = {"name": "cifar10", "data_dir": data_dir()}
+    images = load_images(**source)
+    labels = label_oracle(**source, left_out=images.left_out)
+    train_labels, test_labels = (labels.open(s, purpose="analysis") for s in ("train", "test"))
+    for seed in arguments.seeds:
+        start = clock()
+        trained = train(
+            images.train, train_labels, 10, recipe, length, seeds=Seeds.all(seed),
+            crop_pad=arguments.crop_pad, device=arguments.device, desc=f"{arguments.recipe} {seed}",
+        )  # fmt: skip
+        spent = clock() - start
+        row = {
+            "recipe": arguments.recipe,
+            "epochs": arguments.epochs,
+            "seed": seed,
+            "crop_pad": arguments.crop_pad,
+            "accuracy": round(100 * trained.accuracy(images.test, test_labels), 2),
+            "pflop": round(trained.flops / 1e15, 4),
+            "seconds": round(spent, 1),
+            "clock": "CPU time" if uses_cpu_time() else "wall clock",
+            "peak_flops": round(peak),
+            "device": f"{cpu_model()}, {torch.get_num_threads()} threads"
+            if device.type == "cpu" else torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+        }
+        print(row, flush=True)
+        table = write_tables(TABLES, put(row))["performance_speedrun.csv"]
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
