@@ -1,6 +1,7 @@
 # make book   the whole pipeline on the embedded digits, then the book: _build/html/index.html
-# make test   every test, the notebooks, and a strict build of the book, looked at in a browser
+# make test   style, every test, the notebooks, and a strict build of the book, looked at in a browser
 # make test-fast  the tests that take seconds; make mutation  whether tests notice broken formulas
+# make format style as `make test` wants it
 # make lab    JupyterLab on the notebooks
 # make sweep  a grid of runs: make sweep SWEEP=params/sweeps/digits.yaml
 # make bench  speed of each stage against a plain baseline
@@ -10,7 +11,7 @@ PYTHON ?= python3
 SWEEP ?= params/sweeps/digits.yaml
 BIN := .venv/bin
 
-.PHONY: book test test-fast mutation lab sweep bench clean
+.PHONY: book test test-fast mutation format lab sweep bench clean
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +23,8 @@ book: .venv/installed
 	$(BIN)/elfs run params/digits.yaml --render
 
 test: .venv/installed
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/python -m pytest -m "not book" tests
 	$(BIN)/elfs run params/digits.yaml --render
 	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
@@ -34,6 +37,10 @@ test-fast: .venv/installed
 mutation: .venv/installed
 	$(BIN)/python tests/mutation_check.py
 
+format: .venv/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
 
@@ -44,4 +51,4 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf _build _artifacts book/runs/digits
+	rm -rf _build _artifacts book/runs/digits .ruff_cache

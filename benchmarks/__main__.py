@@ -55,8 +55,9 @@ def main() -> None:
         "versions": {"python": platform.python_version(), **package_versions()},
         "matmul_flops": peaks,
     }
-    print(f"{facts['cpu']}, {facts['threads']} threads, {facts['clock']}; a square product reaches "
-          + ", ".join(f"{peak / 1e12:.3f} TFLOP/s in {name}" for name, peak in peaks.items()))  # fmt: skip
+    reached = ", ".join(f"{peak / 1e12:.3f} TFLOP/s in {name}" for name, peak in peaks.items())
+    machine = f"{facts['cpu']}, {facts['threads']} threads, {facts['clock']}"
+    print(f"{machine}; a square product reaches {reached}")
     print(COLUMNS.format("stage", "baseline", "base s", "ours s", "ratio (min to max)", "of peak"))
     rows, more = [], {}
     for module in MODULES:

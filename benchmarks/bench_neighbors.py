@@ -33,14 +33,14 @@ def run(quick: bool) -> Iterator[Row]:
         rows = rows_like_embeddings(n, dim)
         found = {}
 
-        def plain(rows: np.ndarray = rows) -> None:
+        def plain(rows: np.ndarray = rows, found: dict = found) -> None:
             unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
             faiss.omp_set_num_threads(torch.get_num_threads())
             index = faiss.IndexFlatIP(unit.shape[1])
             index.add(unit)
             found["plain"] = index.search(unit, K + 1)[0][:, 1:]
 
-        def ours(rows: np.ndarray = rows) -> None:
+        def ours(rows: np.ndarray = rows, found: dict = found) -> None:
             found["ours"] = nearest_neighbors(rows, K).similarities
 
         row = compare(
@@ -69,7 +69,9 @@ def more(quick: bool) -> dict[str, object]:
         for method in METHODS:
             result = {}
 
-            def search(rows: np.ndarray = rows, method: str = method) -> None:
+            def search(
+                rows: np.ndarray = rows, method: str = method, result: dict = result
+            ) -> None:
                 result["found"] = nearest_neighbors(rows, K, method=method)
 
             spent = seconds(search)

@@ -321,9 +321,9 @@ def assumptions_table(facts: dict) -> pd.DataFrame:
         ("Measured on", facts["machine"]),
         ("Versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         ("Command", f"`{facts['command']}`"),
-        ("Published rate of one A100", f"{published / 1e12:.0f} TFLOP/s, from "
+        ("Published rate of one A100", (f"{published / 1e12:.0f} TFLOP/s, from "
          f"{PUBLISHED['epochs']} epochs of ResNet-50 in {PUBLISHED['hours']} h on 8 of them at "
-         f"{facts['flops']['resnet50_224'] / 1e9:.1f} GFLOP an image"),
+         f"{facts['flops']['resnet50_224'] / 1e9:.1f} GFLOP an image")),
         ("Assumed rate of one GPU", f"{gpu_rate(facts) / 1e12:.0f} TFLOP/s, {SHARE:.0%} of that"),
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=["What", "Value"])

@@ -1,7 +1,7 @@
 """The tables and the figure of the book's page on performance, from what was measured.
 
-    OMP_NUM_THREADS=1 python -m benchmarks --out book/data/bench.json
-    python -m benchmarks.page
+OMP_NUM_THREADS=1 python -m benchmarks --out book/data/bench.json
+python -m benchmarks.page
 """
 
 from __future__ import annotations

@@ -79,7 +79,9 @@ def growth_table(facts: dict) -> pd.DataFrame:
                 "Estimate at N = 1.3 million, D = 768, C = 1,000, budget 10%": (
                     f"{cost.bytes / GIB:.2f} GiB, {spent}"
                 ),
-                f"{MEMORY_LIMIT} GiB hold": f"{images_within(method, MEMORY_LIMIT * GIB) / 1e6:,.1f} million",
+                f"{MEMORY_LIMIT} GiB hold": (
+                    f"{images_within(method, MEMORY_LIMIT * GIB) / 1e6:,.1f} million"
+                ),
             }
         )
     return pd.DataFrame(lines)

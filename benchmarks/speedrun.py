@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -100,7 +99,8 @@ def main() -> None:
             "clock": "CPU time" if uses_cpu_time() else "wall clock",
             "peak_flops": round(peak),
             "device": f"{cpu_model()}, {torch.get_num_threads()} threads"
-            if device.type == "cpu" else torch.cuda.get_device_name(),
+            if device.type == "cpu"
+            else torch.cuda.get_device_name(),
             "torch": torch.__version__,
         }
         print(row, flush=True)

@@ -54,7 +54,9 @@ def _parse(overrides: list[str] | None) -> dict[str, Any]:
         try:
             parsed[name] = parse_yaml(value)
         except yaml.YAMLError:
-            raise ElfsError(f"Parameter {name!r} has a value that is not YAML: {value!r}.") from None
+            raise ElfsError(
+                f"Parameter {name!r} has a value that is not YAML: {value!r}."
+            ) from None
     return parsed
 
 
@@ -71,7 +73,9 @@ def run(
     params_file: ParamsFile,
     p: Overrides = None,
     notebooks: Annotated[bool, typer.Option(help="Execute the notebooks afterwards")] = True,
-    kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
+    kernel: Annotated[
+        str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")
+    ] = None,
     render: Annotated[bool, typer.Option("--render", help="Render the book in the end")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
@@ -150,13 +154,14 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run the failed notebooks again")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what would run")
-    ] = False,
-    kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run")] = False,
+    kernel: Annotated[
+        str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
     book: Annotated[
-        bool, typer.Option("--book", help="Also show the rows that exist on the book's results page")
+        bool,
+        typer.Option("--book", help="Also show the rows that exist on the book's results page"),
     ] = False,
 ) -> None:
     """Run datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
@@ -181,7 +186,9 @@ def sweep(
         raise ElfsError("--scheduler is empty: give an address such as tcp://10.0.0.1:8786.")
     grid, store = sweeps.load_sweep(sweep_file), default_store(repair=repair)
     if workers and (scheduler or grid.slurm):
-        raise ElfsError("--workers is for this machine, not for a scheduler or SLURM: leave it out.")
+        raise ElfsError(
+            "--workers is for this machine, not for a scheduler or SLURM: leave it out."
+        )
     if dry_run:
         plan = sweeps.plan(grid, store, retry_failed=retry_failed)
         for item in (*plan.stages, *plan.waiting):

@@ -91,7 +91,9 @@ def matched_confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> 
     """
     mapping = match_clusters(predicted, true)
     if int(np.max(true)) >= classes:
-        raise ElfsError(f"classes is {classes} but the labels go up to {int(np.max(true))}: raise it.")
+        raise ElfsError(
+            f"classes is {classes} but the labels go up to {int(np.max(true))}: raise it."
+        )
     renamed = mapping[np.asarray(predicted)]
     kept = renamed < classes
     return _contingency(np.asarray(true)[kept], renamed[kept], classes, classes)
@@ -105,7 +107,9 @@ def cluster_sizes(labels: np.ndarray, classes: int) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise ElfsError(f"labels must lie in 0..{classes - 1} but span {labels.min()}..{labels.max()}.")
+        raise ElfsError(
+            f"labels must lie in 0..{classes - 1} but span {labels.min()}..{labels.max()}."
+        )
     return np.bincount(labels, minlength=classes).astype(np.int64)
 
 
@@ -155,7 +159,9 @@ def kmeans_labels(
 
     rows = unit_rows(embeddings)
     if not 2 <= classes <= len(rows):
-        raise ElfsError(f"classes is {classes}: it must be from 2 to the number of images, {len(rows)}.")
+        raise ElfsError(
+            f"classes is {classes}: it must be from 2 to the number of images, {len(rows)}."
+        )
     model = KMeans(classes, n_init=restarts, random_state=seed, copy_x=False)
     return model.fit_predict(rows).astype(np.int64)
 
@@ -193,7 +199,8 @@ def _checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
     first, second = np.asarray(first), np.asarray(second)
     if first.ndim != 1 or first.shape != second.shape or not first.size:
         raise ElfsError(
-            f"two labellings must be vectors of one length >= 1, not {first.shape} and {second.shape}."
+            "two labellings must be vectors of one length >= 1, "
+            f"not {first.shape} and {second.shape}."
         )
     if first.dtype.kind not in "iu" or second.dtype.kind not in "iu":
         raise ElfsError(f"labellings must be integers, not {first.dtype} and {second.dtype}.")

@@ -30,10 +30,41 @@ from elfs_lib.progress import track
 # nobody trains on, and each parser is one more thing to attack.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp".split()
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".mpo",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
 )
 UNSUPPORTED_SUFFIXES = frozenset(
-    ".arw .cr2 .cr3 .dcm .dng .eps .heic .heif .ico .j2k .jp2 .jxl .nef .psd .raw .svg .tga".split()
+    [
+        ".arw",
+        ".cr2",
+        ".cr3",
+        ".dcm",
+        ".dng",
+        ".eps",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".j2k",
+        ".jp2",
+        ".jxl",
+        ".nef",
+        ".psd",
+        ".raw",
+        ".svg",
+        ".tga",
+    ]
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
 MAX_BYTES = 256 * 2**20
@@ -194,7 +225,7 @@ def default_size(sample: Iterable[Path | io.BytesIO]) -> int:
         try:
             with Image.open(file, formats=_formats()) as image:
                 sizes.add(image.size)
-        except Exception:  # noqa: BLE001 - what is wrong is reported when the image is decoded
+        except Exception:
             continue
     if len(sizes) == 1:
         width, height = next(iter(sizes))
@@ -271,7 +302,7 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
         if entry.is_dir():
             return None
         suffix = os.path.splitext(name)[1].lower()
-        if not entry.is_file() or suffix and suffix not in IMAGE_SUFFIXES:
+        if not entry.is_file() or (suffix and suffix not in IMAGE_SUFFIXES):
             return "unsupported" if suffix in UNSUPPORTED_SUFFIXES else "not_an_image"
         return None
 
@@ -381,7 +412,7 @@ def _decode_one(
         return None, ["too_large"]
     except UnidentifiedImageError:
         return None, ["damaged" if os.path.splitext(name)[1] else "not_an_image"]
-    except Exception:  # noqa: BLE001 - parsers fail on damaged bytes in any way they like
+    except Exception:
         return None, ["damaged"]
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return _Square(pixels, grey, file_format, digest), kinds
@@ -417,7 +448,7 @@ def _square(image: Image.Image, size: int) -> tuple[np.ndarray, bool, list[str]]
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - broken EXIF must not cost the image
+    except Exception:
         return 1
 
 

@@ -12,8 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from elfs_lib.decoding import resize_images
 from elfs_lib.errors import ElfsError
 
-# Measured on CIFAR-10: 2,000 different images, and 60 copies of each kind. By EfficientNet-Lite0 the
-# nearest pair of different images has cosine 0.934 and correlation 0.972. Copies resized, made
+# Measured on CIFAR-10: 2,000 different images, and 60 copies of each kind. By EfficientNet-Lite0
+# the nearest pair of different images has cosine 0.934 and correlation 0.972. Copies resized, made
 # brighter, or saved again as JPEG 75 or 90 are all found, three quarters of those saved as JPEG 50,
 # and a third of those cropped by a pixel. By pixels different images reach cosine 0.994, and copies
 # saved again as JPEG 90 start at 0.999.

@@ -35,7 +35,7 @@ def margin(probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def el2n(probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Error norm ``||p - onehot(y)||_2`` (Paul et al. 2021): float [B] in [0, sqrt 2]; high is hard."""
+    """Error norm ``||p - onehot(y)||_2`` (Paul et al. 2021): [B], 0 to sqrt 2; high is hard."""
     # not ||p||^2 - 2 p_y + 1, which cancels for easy images and ranks them by rounding error
     own = probabilities.gather(1, targets[:, None])
     return torch.linalg.vector_norm(probabilities.scatter(1, targets[:, None], own - 1), dim=1)

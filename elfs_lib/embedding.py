@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import sys
@@ -77,9 +78,10 @@ def embed(
 
     Args:
         images: uint8 [N, C, H, W], C = 1 (repeated to grey RGB) or 3.
-        encoder: A name of :data:`elfs_lib.encoders.ENCODERS`, any timm model with pretrained weights (or any timm
-            model, with a checkpoint), one of these as "adapted_NAME", whose weights are trained
-            further on the images without labels, or several such as "dino_vitb16+swav_resnet50".
+        encoder: A name of :data:`elfs_lib.encoders.ENCODERS`, any timm model with pretrained
+            weights (or any timm model, with a checkpoint), one of these as "adapted_NAME", whose
+            weights are trained further on the images without labels, or several such as
+            "dino_vitb16+swav_resnet50".
         checkpoint: Local weights, ``.safetensors`` or what ``torch.save`` made of a state dict;
             for several encoders "name=path,name=path", where those left out are downloaded.
         input_size: Side in pixels that images are resized to; None = the encoder's own rule.
@@ -386,9 +388,7 @@ def _prefix(given: Mapping[str, Tensor], wanted: Set[str]) -> str:
             if ".".join(parts[i:]) in wanted:
                 counts["".join(f"{part}." for part in parts[:i])] += 1
     averaged = re.compile(r"teacher|ema|momentum|target|encoder_k")
-    return max(
-        counts, key=lambda p: (counts[p], bool(averaged.search(p)), -len(p)), default=""
-    )
+    return max(counts, key=lambda p: (counts[p], bool(averaged.search(p)), -len(p)), default="")
 
 
 def _transform(side: int, config: dict) -> Callable[[Tensor], Tensor]:
@@ -428,7 +428,7 @@ def _for_inference(model: nn.Module, device: torch.device) -> nn.Module:
 def _fuse_batch_norms(module: nn.Module) -> None:
     """Fold each batch norm that directly follows a convolution into it, in place."""
     children = list(module.named_children())
-    for (name, child), (next_name, following) in zip(children, children[1:]):
+    for (name, child), (next_name, following) in itertools.pairwise(children):
         if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
             setattr(module, name, fuse_conv_bn_eval(child, following))
             # timm's BatchNormAct2d holds the activation too, which must stay

@@ -111,7 +111,7 @@ def compare_encoders(
 
 
 def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """What a run says of its encoder, by the columns of the table; runs whatever stage is missing."""
+    """What a run says of its encoder, by the table's columns; runs whatever stage is missing."""
     p, name = run.params, run.params.encoder
     say(f"{name}: embedding {len(run.train_images):,} images")
     embedded = run.embeddings
@@ -193,11 +193,15 @@ def sentences(table: pd.DataFrame) -> list[str]:
     first = table.iloc[0]
     dataset = display_name(first["dataset"])
     if len(table) == 1:
-        return [f"On {dataset} only {first['encoder']} was measured: there is nothing to compare yet."]
+        return [
+            f"On {dataset} only {first['encoder']} was measured: there is nothing to compare yet."
+        ]
     best = table.loc[table["knn_accuracy"].idxmax()]
     lines = [
-        f"On {dataset} the neighbours of {best['encoder']} are the best by 20-NN "
-        f"({best['knn_accuracy']:.1f}%), of {len(table)} encoders."
+        (
+            f"On {dataset} the neighbours of {best['encoder']} are the best by 20-NN "
+            f"({best['knn_accuracy']:.1f}%), of {len(table)} encoders."
+        )
     ]
     if not table["is_default"].any():
         return lines
@@ -238,7 +242,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
 
 
 def _params(file: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> Params:
-    """The parameters for one encoder; the file's checkpoint and size are for its own encoder only."""
+    """The parameters for one encoder; the file's checkpoint and size are only for its own."""
     own = {} if name == file.get("encoder") else {"encoder_checkpoint": None, "encoder_size": None}
     fixed = {"encoder": name, "methods": [BASELINE, METHOD]}
     return Params.make({**file, **own, **overrides, **fixed})

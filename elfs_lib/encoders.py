@@ -106,7 +106,7 @@ def trains_here(encoder: str) -> bool:
 def check_encoder(
     encoder: str, checkpoint: str | Path | None = None, *, input_size: int | None = None
 ) -> None:
-    """Raise what :func:`elfs_lib.embedding.embed` would raise before it looks at images; download nothing.
+    """Raise what :func:`elfs_lib.embedding.embed` would before it sees images; download nothing.
 
     Raises:
         ElfsError: for an unknown name, a checkpoint that is missing, unreadable or does not fit,
@@ -148,7 +148,9 @@ def describe(encoder: str, checkpoint: str | Path | None = None) -> dict[str, ob
     Raises:
         ElfsError: for an unknown name.
     """
-    specs = {name: find_encoder(name, path) for name, path in split_encoders(encoder, checkpoint).items()}
+    specs = {
+        name: find_encoder(name, path) for name, path in split_encoders(encoder, checkpoint).items()
+    }
     seen = [spec.saw_labels for spec in specs.values()]
     return {
         "encoder": encoder,
@@ -196,7 +198,9 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
         if not spec.architecture:
             raise ElfsError(f"encoder {name!r} has no weights to adapt: name one that has.")
         return replace(spec, pretraining=f"{spec.pretraining}; then {_OWN}")
-    known = import_timm().is_model(name) and ("." not in name or name in import_timm().list_pretrained())
+    known = import_timm().is_model(name) and (
+        "." not in name or name in import_timm().list_pretrained()
+    )
     if known and checkpoint is not None:
         return Encoder(name, "a local checkpoint", None, "see where the checkpoint came from")
     if known and import_timm().models.is_model_pretrained(name):

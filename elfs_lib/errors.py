@@ -32,7 +32,7 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
 
 
 def is_whole(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value is a whole number in ``low`` .. ``high``: Python's or numpy's, and not a truth
-    value, which Python takes for a number.
+    """Whether a value is a whole number in ``low`` .. ``high``: Python's or numpy's, and not a
+    truth value, which Python takes for a number.
     """
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high

@@ -78,7 +78,7 @@ def _soft(name: str) -> str:
 
 def table(frame: pd.DataFrame) -> str:
     """A table; whatever its cells contain stays text, and a path breaks between its parts."""
-    cells = {name: breakable for name in frame.select_dtypes(exclude="number")}
+    cells = dict.fromkeys(frame.select_dtypes(exclude="number"), breakable)
     html = frame.to_html(index=False, escape=False, border=0, float_format="%.3g", formatters=cells)
     return f'<div style="overflow-x:auto">{html}</div>'
 
@@ -135,7 +135,11 @@ def cuts_by_class(
     for axes, label in zip(panels, shown, strict=False):
         own = labels == label
         low, high = cuts[label]
-        parts = [own & (scores < low), own & (scores >= low) & (scores <= high), own & (scores > high)]
+        parts = [
+            own & (scores < low),
+            own & (scores >= low) & (scores <= high),
+            own & (scores > high),
+        ]
         if np.isnan(low):
             parts = [own]
         axes.hist(

@@ -58,9 +58,7 @@ def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
     ]
 
 
-def read_labels(
-    file: str | Path, known: Collection[str] | None, *, folder: str = ""
-) -> Labels:
+def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str = "") -> Labels:
     """Read labels and check their images.
 
     Args:
@@ -162,7 +160,7 @@ def _flat(record: dict) -> list[str]:
 def _texts(value: Any) -> list[str]:
     if isinstance(value, dict):  # JSON-MIN writes {"choices": [...]} where several may be chosen
         value = value.get("choices")
-    if value is None or isinstance(value, float) and math.isnan(value):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
     values = value if isinstance(value, list) else [value]
     return [text for item in values if (text := str(item).strip())]

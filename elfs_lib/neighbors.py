@@ -53,8 +53,8 @@ def nearest_neighbors(
         k: Number of neighbours, 1..N-1.
         block: Rows and columns compared at once; the result does not depend on it.
         method: "exact": every pair is compared. "ivf" compares each row with the rows of the
-            32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through a
-            graph meets (both faiss); what they find is ranked exactly, but they miss some.
+            32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through
+            a graph meets (both faiss); what they find is ranked exactly, but they miss some.
 
     Raises:
         ElfsError: if ``k``, ``block`` or ``method`` is out of range, or a row is all zero or not
@@ -163,9 +163,7 @@ def _by_likeness(rows: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return np.argsort(nearest.numpy(), kind="stable")
 
 
-def _sweep(
-    rows: np.ndarray, own: np.ndarray, k: int, block: int, dtype: torch.dtype
-) -> _Shortlist:
+def _sweep(rows: np.ndarray, own: np.ndarray, k: int, block: int, dtype: torch.dtype) -> _Shortlist:
     """Shortlist the neighbours of the rows ``own`` [R] among all rows by products in ``dtype``.
 
     If all rows are asked for, each product of two blocks serves the rows of both.
@@ -313,7 +311,9 @@ class _Shortlist:
         row, place = _nonzero(good)
         seen = self.columns[own]
         column = np.where(
-            place < self.room, seen[row, np.minimum(place, self.room - 1)], start + place - self.room
+            place < self.room,
+            seen[row, np.minimum(place, self.room - 1)],
+            start + place - self.room,
         )
         slot = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
         self.keys[own] = self.nothing
@@ -382,9 +382,7 @@ class _Ranking:
         self.indices[target] = best & np.iinfo(np.int32).max
         self.similarities[target] = _values((~(best >> 32)).astype(np.int32))
 
-    def _similarities(
-        self, own: np.ndarray, found: np.ndarray, counts: np.ndarray
-    ) -> torch.Tensor:
+    def _similarities(self, own: np.ndarray, found: np.ndarray, counts: np.ndarray) -> torch.Tensor:
         """Exact similarity float32 [sum of counts] of each row with its candidates.
 
         One dot product for each pair, always in one order: equal rows get equal similarities

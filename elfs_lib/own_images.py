@@ -279,8 +279,10 @@ class Choice:
         }
         others = [f"{tally[kind]:,} {title}" for kind, title in kinds.items() if kind in tally]
         lines = [
-            f"{len(self.listed):,} of {len(self.run.paths):,} images to label; the others: "
-            f"{', '.join(others) or 'none'} (hard-prune ratio {self.hard_prune_ratio:g})."
+            (
+                f"{len(self.listed):,} of {len(self.run.paths):,} images to label; the others: "
+                f"{', '.join(others) or 'none'} (hard-prune ratio {self.hard_prune_ratio:g})."
+            )
         ]
         copies = self.run.copies
         if copies.exact or copies.near:
@@ -530,14 +532,22 @@ def facts(choice: Choice) -> list[str]:
         f"{len(run.paths):,} images stored at {run.train_images.shape[-1]} pixels, {run.classes} "
         f"classes ({given}), {len(choice.listed):,} images asked for, seed {request.seed}"
         + (f", {changed}." if changed else "."),
-        f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}); "
-        f"licence of the weights: {encoder['license']}.",
-        f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} with "
-        f"the pixels of another one, {copies.near:,} more near copies.",
-        f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
-        "neighbours.",
-        f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
-        f"{p.proxy_epochs} epochs; search: {p.search_steps} steps a model.",
+        (
+            f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}); "
+            f"licence of the weights: {encoder['license']}."
+        ),
+        (
+            f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} "
+            f"with the pixels of another one, {copies.near:,} more near copies."
+        ),
+        (
+            f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
+            "neighbours."
+        ),
+        (
+            f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
+            f"{p.proxy_epochs} epochs; search: {p.search_steps} steps a model."
+        ),
         f"Versions: {versions}.",
     ]
 
@@ -549,7 +559,7 @@ def _short_sides(files: Iterable[Path]) -> Iterator[int]:
         try:
             with Image.open(file, formats=formats) as image:
                 yield min(image.size)
-        except Exception:  # noqa: BLE001 - parsers fail in any way they like; others will do
+        except Exception:
             continue
 
 
@@ -587,7 +597,8 @@ def _check_counts(
     """The budget as a count, if there are enough images for it and the classes."""
     if n < FEWEST:
         raise ElfsError(
-            f"There are only {n} usable images: label them all, for choosing needs at least {FEWEST}."
+            f"There are only {n} usable images: label them all, for choosing needs at least "
+            f"{FEWEST}."
         )
     classes = 2 if request.classes == "auto" else int(request.classes)
     if classes > different:
@@ -600,7 +611,9 @@ def _check_counts(
     if count < classes:
         which, end = "", "so that each class can have one"
         if estimate:
-            which = f" that the images suggest ({estimate.low} to {estimate.high} fit about as well)"
+            which = (
+                f" that the images suggest ({estimate.low} to {estimate.high} fit about as well)"
+            )
             end = "or give the number of classes"
         raise ElfsError(
             f"budget {count} is below the {classes} classes{which}: ask for at least {classes} "
@@ -628,9 +641,7 @@ def _rows_of(paths: Collection[str], known: list[str]) -> np.ndarray:
     return np.array([row for row, path in enumerate(known) if path in wanted], np.int64)
 
 
-def _choice(
-    run: OwnRun, request: Request, beta: float, count: int, done: np.ndarray
-) -> Choice:
+def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.ndarray) -> Choice:
     chosen = pick(run.order, run.copies.group, beta, count, done)
     order = np.argsort(run.order, kind="stable")
     place = np.empty_like(order)

@@ -311,10 +311,13 @@ class Assessment:
 
     def lines(self) -> list[str]:
         """The result in sentences."""
-        n, most = sum(self.classes.values()), max(self.classes.values())
+        n, least = sum(self.classes.values()), min(self.classes.values())
+        most = max(self.classes.values())
         lines = [
-            f"{n:,} labels of {len(self.classes)} classes, {min(self.classes.values())} to {most} "
-            f"images each; {self.folds}-fold cross-validation:"
+            (
+                f"{n:,} labels of {len(self.classes)} classes, {least} to {most} images each; "
+                f"{self.folds}-fold cross-validation:"
+            )
         ]
         what = {
             LINEAR: "linear model on the embeddings",
@@ -329,19 +332,16 @@ class Assessment:
         lines.append(f"  {'always the most frequent label':32} {100 * most / n:5.1f}%")
         rare = sorted(label for label, count in self.classes.items() if count < self.folds)
         if rare:
-            lines.append(
-                f"  Fewer than {self.folds} labels: {', '.join(rare)}; some folds test without them."
-            )
+            few = f"  Fewer than {self.folds} labels: {', '.join(rare)}"
+            lines.append(f"{few}; some folds test without them.")
         lines.append(
-            "The labelled images were chosen and not drawn at random: this is the accuracy on images "
-            "like them, not on all."
+            "The labelled images were chosen and not drawn at random: this is the accuracy on "
+            "images like them, not on all."
         )
         return lines
 
 
-def assess(
-    run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int = 0
-) -> Assessment:
+def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int = 0) -> Assessment:
     """Train on labels: cross-validated accuracy, and a prediction for every image.
 
     Two models are compared in each fold: ``eval_recipe`` trained from scratch for ``eval_steps``,

@@ -69,10 +69,14 @@ class Params(BaseModel):
     temi_heads: int = Field(50, ge=1, description="H, clustering heads")
     temi_epochs: int = Field(200, ge=1)
     temi_batch: int = Field(1024, ge=2)
-    temi_learning_rate: float = Field(1e-4, gt=0, description="for a batch of 256, scaled with the batch")
+    temi_learning_rate: float = Field(
+        1e-4, gt=0, description="for a batch of 256, scaled with the batch"
+    )
     temi_warmup_epochs: int = Field(20, ge=0)
     temi_weight_decay: float = Field(1e-4, ge=0)
-    temi_teacher_momentum: float = Field(0.996, ge=0, lt=1, description="EMA of the teacher's weights")
+    temi_teacher_momentum: float = Field(
+        0.996, ge=0, lt=1, description="EMA of the teacher's weights"
+    )
     temi_beta: float = Field(0.6, gt=0, le=1, description="exponent of the PMI")
     temi_weighting: Literal["teacher", "student_teacher"] = Field("teacher")
     temi_hidden: int = Field(512, ge=8)
@@ -129,8 +133,8 @@ class Params(BaseModel):
         aligned = self.pseudo_labels == "aligned_mean" or self.relabel_rounds > 0
         if self.proxy_weights == "confidence" and not aligned:
             raise ElfsError(
-                "Parameter 'proxy_weights' is 'confidence', which is that of the aligned mean: leave "
-                f"pseudo_labels at 'aligned_mean' in place of {self.pseudo_labels!r}."
+                "Parameter 'proxy_weights' is 'confidence', which is that of the aligned mean: "
+                f"leave pseudo_labels at 'aligned_mean' in place of {self.pseudo_labels!r}."
             )
         choose("score", self.score, SCORES)
         for method in self.methods:
@@ -232,7 +236,11 @@ class _Loader(yaml.SafeLoader):
     60) and dates are text. No key is given twice."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in (*_NUMBERS, "timestamp")]
+        first: [
+            (tag, rule)
+            for tag, rule in rules
+            if tag.rpartition(":")[2] not in (*_NUMBERS, "timestamp")
+        ]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

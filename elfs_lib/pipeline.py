@@ -73,7 +73,9 @@ def steps(run: Run) -> Iterator[Step]:
         )
     if p.hindsight_seeds:
         for budget in p.budgets:
-            yield Step(f"every beta, budget {budget:g}", lambda b=budget: run.hindsight(b), "hindsight")
+            yield Step(
+                f"every beta, budget {budget:g}", lambda b=budget: run.hindsight(b), "hindsight"
+            )
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
@@ -209,7 +211,7 @@ def run_notebook(
             cwd=None if cwd is None else str(cwd),
             progress_bar=False,
             log_output=False,
-            # a kernel that is told to end logs that as an error; one of a cell comes back as its own
+            # a kernel that is told to end logs that as an error; a cell's comes back as its own
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:
@@ -304,6 +306,6 @@ def build_book(*, strict: bool = True, kernel: str | None = None) -> Path:
     sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []
     page = root / "_build" / "html" / "index.html"
     page.unlink(missing_ok=True)  # so that a page that is there was built just now
-    if subprocess.run(sphinx, cwd=root).returncode or not page.exists():
+    if subprocess.run(sphinx, cwd=root, check=False).returncode or not page.exists():
         raise ElfsError("The book did not build: mend what Sphinx names above.")
     return page

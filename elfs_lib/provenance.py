@@ -50,8 +50,10 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     lines = [
-        f"**Reproduce this page:** `{command(run.params)}`, with seed {run.params.seed}, on "
-        f"{len(run.train_images):,} training images; {versions}.",
+        (
+            f"**Reproduce this page:** `{command(run.params)}`, with seed {run.params.seed}, on "
+            f"{len(run.train_images):,} training images; {versions}."
+        ),
         "",
         "| stage | key | device | seconds | labels opened |",
         "| --- | --- | --- | ---: | --- |",

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -352,9 +352,9 @@ class Parquet(Files):
         if test is None:
             if self.folder is not None:
                 raise MissingDataset("test")
-            return root, {"train": words.pop("train")}, sum(words.values(), [])
+            return root, {"train": words.pop("train")}, list(chain.from_iterable(words.values()))
         shards = {"train": words.pop("train"), "test": words.pop(test)}
-        return root, shards, sum(words.values(), [])
+        return root, shards, list(chain.from_iterable(words.values()))
 
     def _image_column(self, file: Path) -> str:
         """The name of the column with the bytes, as Parquet's readers take it."""

@@ -293,9 +293,7 @@ def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.view(count, channels, height, width)
 
 
-def _fresh(
-    sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torch.device
-) -> Start:
+def _fresh(sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torch.device) -> Start:
     """A network with random weights, for images like ``sample``, float [B, C, S, S] in [0, 1]."""
     mean = sample.mean((0, 2, 3), keepdim=True)
     std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)

@@ -116,7 +116,8 @@ class Run:
         known = self.about["num_classes"] or 0
         if labels and self.labels.has and classes < known:
             raise ElfsError(
-                f"Parameter 'classes' is {classes} but the labels name {known} classes: leave it out."
+                f"Parameter 'classes' is {classes} but the labels name {known} classes: "
+                "leave it out."
             )
         budget_count(p.budget, n)
         counts = [budget_count(budget, n) for budget in p.budgets]
@@ -341,9 +342,7 @@ class Run:
             save_file(heads.state, draft.folder / "heads.safetensors")
             draft.fact(device=self._device)
 
-        names = [
-            n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"
-        ]
+        names = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
         params = self._some(*names, "seed", "precision") | {"classes": self.classes}
         return self.store.run(
             "temi",
@@ -463,9 +462,7 @@ class Run:
         from elfs_lib.training.loop import Length, Seeds, train
 
         p = self.params
-        recorder = DynamicsRecorder(
-            torch.as_tensor(targets), resolve_device(p.device), seed=p.seed
-        )
+        recorder = DynamicsRecorder(torch.as_tensor(targets), resolve_device(p.device), seed=p.seed)
         trained = train(
             self.train_images,
             targets,

@@ -583,9 +583,7 @@ def _client(
 
 
 @contextmanager
-def _local_cluster(
-    sweep: Sweep, workers: int | None, say: Callable[[str], None]
-) -> Iterator[Any]:
+def _local_cluster(sweep: Sweep, workers: int | None, say: Callable[[str], None]) -> Iterator[Any]:
     import dask
     import psutil
     from dask.system import CPU_COUNT

@@ -4,9 +4,9 @@ Adaloglou, Michels, Kalisch and Kollmann, "Exploring the Limits of Deep Image Cl
 Pretrained Models" (BMVC 2023), as used by ELFS (Zheng et al., ICLR 2025, Section 3).
 
 H heads, each a student and an EMA teacher, learn side by side as one batched module. Heads
-number their clusters independently, so they are aligned before they are averaged: first to the head of lowest loss, then
-to what the heads agree on, until that is at rest. No label is read anywhere: heads are compared by
-their own loss and by their agreement.
+number their clusters independently, so they are aligned before they are averaged: first to the
+head of lowest loss, then to what the heads agree on, until that is at rest. No label is read
+anywhere: heads are compared by their own loss and by their agreement.
 
 Choices that the papers leave open, as made here: the learning rate stays constant after the
 warm-up; the last layer's weights have length 1 (weight normalisation with a fixed gain), so
@@ -35,8 +35,8 @@ WEIGHTINGS = ("teacher", "student_teacher")
 CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")
 # Smallest probability whose logarithm is taken.
 TINY = 1e-12
-# Heads count in the consensus by this power of their agreement with it: enough that poor heads count
-# little, and too little for a single head to be followed.
+# Heads count in the consensus by this power of their agreement with it: enough that poor heads
+# count little, and too little for a single head to be followed.
 AGREEMENT_POWER = 3
 # Most rounds of the consensus, should it not come to rest before.
 ROUNDS = 20
@@ -111,11 +111,17 @@ class TemiConfig:
         ):
             value = getattr(self, name)
             if not is_whole(value, low):
-                raise ElfsError(f"{name} is {value!r}: it must be a whole number of at least {low}.")
+                raise ElfsError(
+                    f"{name} is {value!r}: it must be a whole number of at least {low}."
+                )
         if self.classes > np.iinfo(np.int16).max:
-            raise ElfsError(f"classes is {self.classes}: at most {np.iinfo(np.int16).max} are supported.")
+            raise ElfsError(
+                f"classes is {self.classes}: at most {np.iinfo(np.int16).max} are supported."
+            )
         if self.pca is not None and not is_whole(self.pca, 1):
-            raise ElfsError(f"pca is {self.pca!r}: give a number of components of at least 1, or null.")
+            raise ElfsError(
+                f"pca is {self.pca!r}: give a number of components of at least 1, or null."
+            )
         for name in ("learning_rate", "student_temperature", "teacher_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be a number above 0.")
@@ -192,9 +198,7 @@ def fit_temi(
     precision: str = "auto",
 ) -> TemiResult:
     """Cluster embeddings by TEMI: :func:`fit_heads`, then :func:`consensus`."""
-    heads = fit_heads(
-        embeddings, neighbors, config, seed=seed, device=device, precision=precision
-    )
+    heads = fit_heads(embeddings, neighbors, config, seed=seed, device=device, precision=precision)
     return consensus(
         heads, embeddings, keep_heads=config.keep_heads, device=device, precision=precision
     )
@@ -230,7 +234,8 @@ def fit_heads(
         raise ElfsError(f"classes is {config.classes} but there are only {len(rows)} images.")
     if config.pca is not None and config.pca > min(rows.shape):
         raise ElfsError(
-            f"pca is {config.pca}: at most {min(rows.shape)} components exist here, use fewer or null."
+            f"pca is {config.pca}: at most {min(rows.shape)} components exist here, "
+            "use fewer or null."
         )
     place = resolve_device(device)
     dtype = resolve_precision(precision, place)
@@ -279,8 +284,9 @@ def consensus(
     The clusters of each head are named after those of the head of lowest loss, and the heads vote.
     The outcome of the vote is what heads are named after next, and each then votes with the cube
     of the share of images on which it agreed with the vote before, until nothing changes: so the
-    labels depend little on how good the one reference happened to be, and heads that went their own
-    way count little. The aligned mean is that of the probabilities under the last names and weights.
+    labels depend little on how good the one reference happened to be, and heads that went their
+    own way count little. The aligned mean is that of the probabilities under the last names and
+    weights.
 
     Args:
         heads: Of :func:`fit_heads`.
@@ -460,7 +466,9 @@ def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
     if neighbors.dtype.kind not in "iu":
         raise ElfsError(f"neighbors must be integers, not {neighbors.dtype}.")
     if neighbors.min() < 0 or neighbors.max() >= count:
-        raise ElfsError(f"neighbors must lie in 0..{count - 1}: search them on the same embeddings.")
+        raise ElfsError(
+            f"neighbors must lie in 0..{count - 1}: search them on the same embeddings."
+        )
     return neighbors.astype(np.int64)
 
 
@@ -616,8 +624,11 @@ class _Trainer:
         share = F.softmax(taught, dim=1).mean(dim=2)
         self.marginal.lerp_(share, 1 - config.marginal_momentum)
         losses, gradient = temi_losses(
-            _joined([s.logits for s in seen]), taught, self.marginal.clamp(min=TINY),
-            beta=config.beta, weighting=config.weighting,
+            _joined([s.logits for s in seen]),
+            taught,
+            self.marginal.clamp(min=TINY),
+            beta=config.beta,
+            weighting=config.weighting,
         )
         # Heads share no weights, so each follows the gradient of its own loss.
         grads = []
@@ -631,9 +642,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * warmth
         self.optimizer.step()
-        torch._foreach_lerp_(
-            list(self.teacher), list(self.student), 1 - config.teacher_momentum
-        )
+        torch._foreach_lerp_(list(self.teacher), list(self.student), 1 - config.teacher_momentum)
         return losses
 
 

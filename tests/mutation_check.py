@@ -270,7 +270,9 @@ def _test(copy: Path, test: str) -> None:
         import elfs_lib
 
         assert Path(elfs_lib.__file__).is_relative_to(copy)
-        code = pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"tests/{test}"])
+        code = pytest.main(
+            ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"tests/{test}"]
+        )
     finally:
         os._exit(code)
 

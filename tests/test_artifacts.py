@@ -172,7 +172,10 @@ def test_later_stages_are_keyed_by_what_their_inputs_hold(tmp_path: Path):
     store = Store(tmp_path)
     sources = {
         name: store.run(
-            "source", lambda draft, v=v: draft.array("x", np.array(v)), version=1, params={"of": name}
+            "source",
+            lambda draft, v=v: draft.array("x", np.array(v)),
+            version=1,
+            params={"of": name},
         )
         for name, v in {"first": [1, 2], "copy": [1, 2], "other": [1, 3]}.items()
     }
@@ -257,9 +260,7 @@ def build_slowly(root: Path, start, ready) -> None:
 
 def test_processes_that_ask_for_one_stage_build_it_once(tmp_path: Path):
     start, ready = FORK.Event(), FORK.Semaphore(0)
-    children = [
-        FORK.Process(target=build_slowly, args=(tmp_path, start, ready)) for _ in range(4)
-    ]
+    children = [FORK.Process(target=build_slowly, args=(tmp_path, start, ready)) for _ in range(4)]
     for child in children:
         child.start()
     for _ in children:
@@ -366,8 +367,11 @@ def repair_and_die(root: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     store = Store(root, repair=True)
-    real, artifacts.shutil.rmtree = artifacts.shutil.rmtree, lambda folder, **options: (
-        dies(folder) if Path(folder).exists() else real(folder, **options)
+    real, artifacts.shutil.rmtree = (
+        artifacts.shutil.rmtree,
+        lambda folder, **options: (
+            dies(folder) if Path(folder).exists() else real(folder, **options)
+        ),
     )
     run(store)
 

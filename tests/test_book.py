@@ -16,7 +16,9 @@ from elfs_lib.results import result_tables
 from elfs_lib.selection import METHODS, SCORES
 
 ROOT = Path(__file__).parents[1]
-ENTRIES = set(re.findall(r"^@\w+\{([^,]+),", (ROOT / "book/references.bib").read_text(), re.M))
+ENTRIES = set(
+    re.findall(r"^@\w+\{([^,]+),", (ROOT / "book/references.bib").read_text(), re.MULTILINE)
+)
 
 
 @pytest.mark.parametrize("entry", [*METHODS.values(), *SCORES.values()], ids=lambda e: e.name)
@@ -60,7 +62,7 @@ def test_the_book_loads_nothing_from_a_network():
 
 def test_nbval_overlooks_what_differs_between_machines_and_nothing_else():
     config = (ROOT / "tests/nbval.cfg").read_text()
-    rules = re.findall(r"^regex: (.*)$\n^replace: (.*)$", config, re.M)  # as nbval reads it
+    rules = re.findall(r"^regex: (.*)$\n^replace: (.*)$", config, re.MULTILINE)  # as nbval reads it
     assert len(rules) == config.count("regex:")
 
     def seen(text: str) -> str:

@@ -69,7 +69,9 @@ def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path)
     assert len(by_seed) == row["seeds"] == 2
     assert np.mean(by_seed) == pytest.approx(row["elfs_accuracy"], abs=1e-3)
     assert np.std(by_seed, ddof=1) == pytest.approx(row["elfs_sd"], abs=1e-3)
-    assert row["difference"] == pytest.approx(row["elfs_accuracy"] - row["random_accuracy"], abs=1e-3)
+    assert row["difference"] == pytest.approx(
+        row["elfs_accuracy"] - row["random_accuracy"], abs=1e-3
+    )
     assert (compared["cpu_s"] > 0).all()
     assert row["command"] == "elfs compare-encoders params/digits.yaml pixels -p eval_steps=5"
 
@@ -111,7 +113,9 @@ def test_joined_encoders_share_the_work_of_each(tiny_params, tmp_path: Path, mon
 
     embed = embedding.embed
     monkeypatch.setattr(
-        embedding, "embed", lambda images, name, **kw: calls.append(name) or embed(images, name, **kw)
+        embedding,
+        "embed",
+        lambda images, name, **kw: calls.append(name) or embed(images, name, **kw),
     )
     alone = [np.array(run(n).embeddings.array("embeddings")) for n in ("pixels", "self_supervised")]
     joined = run("pixels+self_supervised")
@@ -163,7 +167,8 @@ def made_up(*by_seed: str) -> pd.DataFrame:
         rows.append(
             dict.fromkeys(COLUMNS)
             | {
-                "dataset": "cifar10", "encoder": "abc"[number], "saw_labels": [True, None][number % 2],
+                "dataset": "cifar10", "encoder": "abc"[number],
+                "saw_labels": [True, None][number % 2],
                 "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
                 "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
                 "elfs_accuracy": np.mean(values), "elfs_sd": np.nan, "elfs_by_seed": text,

@@ -147,8 +147,10 @@ def test_best_label_free_is_called_best_only_with_support():
             -1,
             3,
             5,
-            "There is no evidence of a difference between ELFS and Random at 10%: +1.0 points "
-            "(95% interval -1.0 to 3.0, n=5).",
+            (
+                "There is no evidence of a difference between ELFS and Random at 10%: +1.0 points "
+                "(95% interval -1.0 to 3.0, n=5)."
+            ),
         ),
     ],
 )

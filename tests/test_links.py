@@ -54,9 +54,9 @@ def broken(page: Path) -> list[str]:
         target, anchor = urldefrag(link)
         path = unquote(urlsplit(target).path)
         file = (page.parent / path).resolve() if path else page.resolve()
-        if not file.is_file():
-            found.append(link)
-        elif anchor and file.suffix == ".html" and unquote(anchor) not in read(file).anchors:
+        if not file.is_file() or (
+            anchor and file.suffix == ".html" and unquote(anchor) not in read(file).anchors
+        ):
             found.append(link)
     return found
 

@@ -95,7 +95,9 @@ def test_approximate_search_misses_few_and_ranks_exactly(method):
     assert (np.diff(found.similarities, axis=1) <= 0).all()
     assert neighbors.recall(found, exact) > 0.9
     few = random_rows(9, 4)
-    assert (nearest_neighbors(few, 5, method=method).indices == nearest_neighbors(few, 5).indices).all()
+    assert (
+        nearest_neighbors(few, 5, method=method).indices == nearest_neighbors(few, 5).indices
+    ).all()
 
 
 def test_recall_closed_form():

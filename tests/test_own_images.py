@@ -201,7 +201,7 @@ def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: L
     assert sorted([*listed["path"], *rest["path"]]) == sorted(files)
     kinds = dict(zip(rest["path"], rest["kind"], strict=True))
     assert kinds["cut.png"] == "damaged" and kinds["notes.txt"] == "not_an_image"
-    first = sorted(folder.glob("sort0/*"))[0].relative_to(folder).as_posix()
+    first = min(folder.glob("sort0/*")).relative_to(folder).as_posix()
     same = {"copy.png", "again.bmp", NASTY, first}
     assert len(same & set(listed["path"])) <= 1
     assert set(rest["kind"]) <= {"too_hard", "too_easy", "copy", "damaged", "not_an_image"}
@@ -302,9 +302,10 @@ def test_arrays_and_folders_give_the_same_list(tmp_path: Path):
     there = select(tmp_path / "photos", classes=3, budget=0.15, **TINY)
     assert here["index"].tolist() == there["index"].tolist()
     assert here["path"].tolist() == [str(i) for i in here["index"]]
-    assert select(array, classes=3, budget=9, seed=1, **TINY)["index"].tolist() != here[
-        "index"
-    ].tolist()
+    assert (
+        select(array, classes=3, budget=9, seed=1, **TINY)["index"].tolist()
+        != here["index"].tolist()
+    )
 
 
 def test_auto_classes_are_estimated_and_a_number_by_hand_wins(tmp_path: Path):
@@ -429,8 +430,8 @@ KNOWN = ["a/1.png", "a/2.png", "b, c/3.png", "ü.png"]
         'path,label\na/1.png,cat\n"b, c/3.png",dog\n',
         "path;label\na/1.png;cat\nb, c/3.png;dog\n",
         'rank,path,Label\n1,./a/1.png, cat \n2,"b, c/3.png",dog\n3,a/2.png,\n',
-        '\ufeffimage,choice\n/data/local-files/?d=photos/a/1.png,cat\n"/data/local-files/?d=photos'
-        '/b%2C%20c/3.png",dog\n',
+        ('\ufeffimage,choice\n/data/local-files/?d=photos/a/1.png,cat\n"/data/local-files/?d=photos'
+        '/b%2C%20c/3.png",dog\n'),
         json.dumps([{"image": "x", "path": "a/1.png", "label": "cat"},
                     {"path": "b, c/3.png", "choice": {"choices": ["dog"]}}]),
         json.dumps([
@@ -461,8 +462,8 @@ def test_labels_are_read_from_whatever_people_export(tmp_path: Path, text: str):
         ("path,note\na/1.png,x\n", "column 'label'"),
         ("[1]", "task 1: is not as Label Studio exports it"),
         ("[{", "not valid JSON"),
-        ('[{"data": {"path": "a/1.png"}, "annotations": [{"result": [{"value": {"choices": '
-         '["cat", "dog"]}}]}]}]', "labels 'cat' and 'dog'"),
+        (('[{"data": {"path": "a/1.png"}, "annotations": [{"result": [{"value": {"choices": '
+         '["cat", "dog"]}}]}]}]'), "labels 'cat' and 'dog'"),
         ('[{"data": 3, "annotations": []}]', "task 1: is not as"),
         ('[{"path": "a/1.png", "annotations": 3}]', "task 1: is not as"),
     ],
@@ -498,14 +499,16 @@ def test_the_round_trip_keeps_labels_and_never_asks_twice(
 
     assert run_cli(monkeypatch, "labels", "import", tmp_path / "labels.csv") == 0
     assert "20 labels read" in capsys.readouterr().out
-    assert stored_labels(files) == dict(zip(listed["path"], map(truth, listed["path"]), strict=True))
+    assert stored_labels(files) == dict(
+        zip(listed["path"], map(truth, listed["path"]), strict=True)
+    )
 
     assert run_cli(monkeypatch, "evaluate", "--folds", 4, "--next", 15) == 0
     out = capsys.readouterr().out
     assert "4-fold cross-validation" in out and "standard deviation" in out
     batch = pd.read_csv(files.next.csv)
     assert len(batch) == 15 and not set(batch["path"]) & set(listed["path"])
-    first = sorted(folder.glob("sort0/*"))[0].relative_to(folder).as_posix()
+    first = min(folder.glob("sort0/*")).relative_to(folder).as_posix()
     same = {"copy.png", "again.bmp", NASTY, first}
     assert len(same & {*batch["path"], *listed["path"]}) <= 1
     predictions = pd.read_csv(files.predictions, keep_default_na=False)

@@ -38,7 +38,7 @@ def test_every_stage_runs_and_a_second_run_does_no_work(tiny_run: Run, monkeypat
 
 
 def test_pages_of_a_finished_run_need_no_pytorch(tiny_run: Run):
-    """It takes seconds to import. The first page computes with neighbours and so does without this."""
+    """It takes seconds to import. The first page computes with neighbours, so it is not asked."""
     tiny_run.evaluate("elfs", 0.1, 0)
     tiny_run.search(0.1)
     look = f"""
@@ -47,7 +47,8 @@ from elfs_lib import clustering, evaluation, plots, provenance, results, shift
 from elfs_lib.artifacts import Store
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
-run = Run(Params.make({tiny_run.params.model_dump()!r}), Store({str(tiny_run.store.root)!r}, look=True))
+params = Params.make({tiny_run.params.model_dump()!r})
+run = Run(params, Store({str(tiny_run.store.root)!r}, look=True))
 run.check()
 run.evaluate("elfs", 0.1, 0), run.search(0.1), run.scores, run.pseudo_labels, run.neighbors
 assert "torch" not in sys.modules
@@ -130,7 +131,7 @@ def test_the_proxy_may_weigh_images_by_their_confidence(tiny_run: Run, monkeypat
     expected = tiny_run.pseudo.table("pseudo")
     monkeypatch.setattr("elfs_lib.training.loop.train", caught)
     with pytest.raises(ElfsError) as found:
-        Run(params, tiny_run.store).proxies
+        _ = Run(params, tiny_run.store).proxies
     first = expected["confidence"].to_numpy()[:3].tolist()
     assert str(found.value) == f"{expected['label'][0]} {first}"
 
@@ -155,7 +156,7 @@ def test_another_score_changes_the_coreset_and_is_used(tiny_run: Run, score: str
         ({"budgets": (2000,)}, "2000"),
         ({"budget": 0.5, "hard_prune_ratio": 0.6}, "add up"),
         ({"classes": 1438}, "1437 images"),
-        ({"device": "cuda:9"} , "device"),
+        ({"device": "cuda:9"}, "device"),
     ],
 )
 def test_check_refuses_before_any_work(tiny_params: Params, tmp_path, change: dict, words: str):

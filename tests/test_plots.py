@@ -73,7 +73,8 @@ def figures():
             summarise(results()), published=published_accuracy("cifar10"), supervised={"ccs"}
         ),
         "accuracy_every": plots.accuracy_vs_pruning(
-            summarise(results(methods=list(selection.METHODS))), supervised={"ccs", "dual_supervised"}
+            summarise(results(methods=list(selection.METHODS))),
+            supervised={"ccs", "dual_supervised"},
         ),
         "accuracy_one": plots.accuracy_vs_pruning(summarise(results(1, [0.1])[:1])),
         "differences": plots.differences(paired_difference(results(), "elfs", "random")),

@@ -46,7 +46,7 @@ def options_of(method: str, inputs: SelectionInputs) -> dict:
     options = dict(OPTIONS.get(method, {}))
     if "k" in METHODS[method].options:
         options["k"] = min(5, inputs.neighbors.shape[1])
-    return options | {name: 0.0 for name in METHODS[method].required}
+    return options | dict.fromkeys(METHODS[method].required, 0.0)
 
 
 def run(method: str, inputs: SelectionInputs, count: int, seed: int = 0, **options):

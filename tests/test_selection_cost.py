@@ -68,7 +68,7 @@ def peak_memory(method: str, n: int) -> int:
         scores={name: rng.random(n) for name in SCORES},
         classes=classes,
     )
-    options = {name: 0.1 for name in METHODS[method].required}
+    options = dict.fromkeys(METHODS[method].required, 0.1)
     if method == "zcore":
         options |= {"samples": 100, "neighbors": 10}
     select(method, inputs, 50, **options)  # what is imported late must not count

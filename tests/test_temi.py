@@ -89,7 +89,9 @@ def test_losses_and_gradients_match_the_plain_loop(weighting, beta):
         found = temi._backward(x, student, seen, by_logits, 0.1)
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=1e-12)
     for name, ours, theirs in zip(temi.Heads._fields, found, gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-8, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_teacher_and_student_are_not_exchangeable():
@@ -135,7 +137,9 @@ def test_permuted_heads_and_relabelled_clusters_change_nothing():
     again, by_heads = temi_losses(student[heads], teacher[heads], marginal[heads], **options)
     torch.testing.assert_close(again, losses[heads])
     torch.testing.assert_close(by_heads, gradient[heads])
-    again, by_names = temi_losses(student[:, names], teacher[:, names], marginal[:, names], **options)
+    again, by_names = temi_losses(
+        student[:, names], teacher[:, names], marginal[:, names], **options
+    )
     torch.testing.assert_close(again, losses)
     torch.testing.assert_close(by_names, gradient[:, names])
 
@@ -144,7 +148,13 @@ def test_permuted_heads_and_relabelled_clusters_change_nothing():
 def test_steps_match_a_plain_loop_with_torch_autograd(monkeypatch, group_floats):
     monkeypatch.setattr(temi, "GROUP_FLOATS", group_floats)
     config = TemiConfig(
-        classes=3, heads=3, batch=6, hidden=8, bottleneck=5, learning_rate=0.05, teacher_momentum=0.8
+        classes=3,
+        heads=3,
+        batch=6,
+        hidden=8,
+        bottleneck=5,
+        learning_rate=0.05,
+        teacher_momentum=0.8,
     )
     trainer = temi._Trainer(7, config, torch.Generator().manual_seed(0), CPU, torch.float32)
     assert len(trainer.groups) == (3 if group_floats == 1 else 1)
@@ -203,7 +213,7 @@ def test_alignment_recovers_known_permutations():
 @given(st.integers(2, 4), st.integers(1, 25), st.integers(0, 2**32 - 1), st.data())
 @settings(max_examples=60, deadline=None)
 def test_alignment_of_any_heads(classes: int, images: int, seed: int, data: st.DataObject):
-    """Names are permutations, no other would agree more, and what a head calls them is no matter."""
+    """Names are permutations, no other would agree more, and how heads number is no matter."""
     rng = np.random.default_rng(seed)
     assignments = rng.integers(0, classes, (3, images))
     reference = data.draw(st.integers(0, 2))
@@ -241,7 +251,7 @@ def fitted():
 
 
 def test_fit_finds_clusters_and_fills_the_result(fitted):
-    points, labels, _, result = fitted
+    _points, labels, _, result = fitted
     for name in ("lowest_loss", "aligned_mean"):
         assert clustering_accuracy(result.pseudo[name], labels) > 0.95, name
     assert set(result.pseudo) == set(temi.CONSENSUS)
@@ -354,7 +364,9 @@ def test_state_labels_new_images(fitted):
         predict_heads(result.state, fresh[:, :5])
 
 
-@pytest.mark.parametrize("options", [{"standardize": True}, {"pca": 4}, {"pca": 3, "standardize": True}])
+@pytest.mark.parametrize(
+    "options", [{"standardize": True}, {"pca": 4}, {"pca": 3, "standardize": True}]
+)
 def test_inputs_are_centred_scaled_and_finite(options):
     points, _ = ring()
     rows = torch.from_numpy(points)
@@ -415,7 +427,7 @@ def test_collapse_of_all_heads_is_said(monkeypatch):
 
 
 def test_keep_heads_leaves_out_the_worst(fitted):
-    points, _, near, result = fitted
+    points, _, near, _result = fitted
     kept = fit_temi(points, near, dataclasses.replace(SMALL, keep_heads=0.25), precision="float32")
     assert (kept.pseudo["aligned_mean"] == kept.pseudo["lowest_loss"]).all()
 

@@ -105,8 +105,10 @@ def test_every_image_comes_once_an_epoch_in_near_equal_batches(batch: int, batch
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("crop, flip, pad", [("zero", True, 2), ("reflect", True, 2),
-                                             ("reflect", False, 1), ("zero", False, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "crop, flip, pad",
+    [("zero", True, 2), ("reflect", True, 2), ("reflect", False, 1), ("zero", False, 0)],
+)
 def test_views_are_crops_and_flips_pixel_by_pixel(channels: int, crop: str, flip: bool, pad: int):
     images = noise(20, channels, 6)  # 5 px shifted by 2 would read the same mirrored
     loader = ResidentLoader(

@@ -27,7 +27,7 @@ SOURCES = sorted([*(ROOT / "elfs_lib").rglob("*.py"), *(ROOT / "benchmarks").glo
 TRAPS = [
     "!!python/object/apply:os.mkdir [trap]",
     "!!python/object/new:os.mkdir [trap]",
-    "!!python/object/apply:builtins.exec ['open(\"trap\", \"w\")']",
+    '!!python/object/apply:builtins.exec [\'open("trap", "w")\']',
     "!!python/name:os.mkdir",
     "!!python/module:antigravity",
     "!!python/object/apply:subprocess.check_call [[mkdir, trap]]",
@@ -74,7 +74,9 @@ def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_sources_read_nothing_that_can_run(file: Path):
     tree = ast.parse(file.read_text())
-    imported = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    imported = {
+        alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
+    }
     imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) if n.module}
     tops = {name.partition(".")[0] for name in imported}
     assert not tops & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

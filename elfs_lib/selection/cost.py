@@ -28,9 +28,7 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def expected_cost(
-    method: str, n: int, dim: int, budget: float | int, *, classes: int = 10
-) -> Cost:
+def expected_cost(method: str, n: int, dim: int, budget: float | int, *, classes: int = 10) -> Cost:
     """Estimate memory and time of a selection with the method's default options.
 
     Time follows a power law in N, D, the budget's share and C; memory is linear in N, N D and N C:

@@ -116,9 +116,7 @@ def _farthest(nearest: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
     return chosen, float(others.max())
 
 
-def herding(
-    inputs: SelectionInputs, count: int, *, seed: int, per_class: bool = True
-) -> Selection:
+def herding(inputs: SelectionInputs, count: int, *, seed: int, per_class: bool = True) -> Selection:
     """Herding (Welling 2009): the mean of the picks follows the true mean.
 
     w starts at the mean m of the L2-normalised embeddings; each step takes the image x with the

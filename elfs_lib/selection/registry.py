@@ -105,14 +105,42 @@ def _methods() -> dict[str, Method]:
     dual_polarity = "weight DUAL x Beta density of mean p_y; in order of drawing"
     dual_formula = "Beta(C + 1 - b, b), b = C (1 - mu)(1 - r^c)"
     lines = [
-        Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
-               "u_i ~ U(0, 1)", "uniform sample", seeded=True),
-        Method("elfs", double_end, needs("scores"), "aum", False, double, "zheng2025elfs",
-               double_formula, "double-end pruning on the AUM of pseudo-labels"),
+        Method(
+            "random",
+            random,
+            needs(),
+            None,
+            False,
+            "lowest draw first",
+            "zheng2025elfs",
+            "u_i ~ U(0, 1)",
+            "uniform sample",
+            seeded=True,
+        ),
+        Method(
+            "elfs",
+            double_end,
+            needs("scores"),
+            "aum",
+            False,
+            double,
+            "zheng2025elfs",
+            double_formula,
+            "double-end pruning on the AUM of pseudo-labels",
+        ),
     ]
     lines += [
-        Method(f"elfs_{score}", double_end, needs("scores"), score, False, double,
-               "zheng2025elfs", double_formula, f"double-end pruning on {score} of pseudo-labels")
+        Method(
+            f"elfs_{score}",
+            double_end,
+            needs("scores"),
+            score,
+            False,
+            double,
+            "zheng2025elfs",
+            double_formula,
+            f"double-end pruning on {score} of pseudo-labels",
+        )
         for score in ("forgetting", "el2n", "dual", "correctness", "entropy")
     ]
     lines += [
@@ -236,12 +264,11 @@ def _check_inputs(method: Method, inputs: SelectionInputs) -> None:
         if value is None or (need == "scores" and not len(value)):
             raise ElfsError(f"Method {method.name!r} needs {need} ({NEEDS[need]}): pass them in.")
         arrays = {need: value} if need != "scores" else {f"score {k}": value[k] for k in value}
-        if need == "neighbors":
-            if inputs.similarities is None or inputs.similarities.shape != value.shape:
-                raise ElfsError(
-                    f"Method {method.name!r} needs similarities of the shape of neighbors: "
-                    "pass both from the same search."
-                )
+        if need == "neighbors" and np.shape(inputs.similarities) != value.shape:
+            raise ElfsError(
+                f"Method {method.name!r} needs similarities of the shape of neighbors: "
+                "pass both from the same search."
+            )
         for name, array in arrays.items():
             if len(array) != inputs.n:
                 raise ElfsError(

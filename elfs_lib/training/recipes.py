@@ -56,20 +56,20 @@ class Recipe:
         return 1 + (self.lr_end - 1) * (done - rise) / (1 - rise)
 
 
-_SPEEDRUN = dict(
-    batch=512,
-    lr=1.5,
-    bias_lr_factor=8.0,  # the speedruns take 64, which diverged in bfloat16 on small coresets
-    momentum=0.85,
-    weight_decay=1.33e-3,
-    label_smoothing=0.2,
-    schedule="one_cycle",
-    lr_end=0.07,
-    crop="reflect",
-    alternate_flip=True,
-    mirror_test=True,
-    average_every=5,
-)
+_SPEEDRUN = {
+    "batch": 512,
+    "lr": 1.5,
+    "bias_lr_factor": 8.0,  # the speedruns take 64, which diverged in bfloat16 on small coresets
+    "momentum": 0.85,
+    "weight_decay": 1.33e-3,
+    "label_smoothing": 0.2,
+    "schedule": "one_cycle",
+    "lr_end": 0.07,
+    "crop": "reflect",
+    "alternate_flip": True,
+    "mirror_test": True,
+    "average_every": 5,
+}
 
 RECIPES: dict[str, Recipe] = {
     "resnet18": Recipe(
