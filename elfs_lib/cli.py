@@ -462,14 +462,16 @@ def compare_encoders(
     """Compare encoders on a labelled dataset: neighbours, clusters, the coreset's accuracy, cost.
 
     Writes a row for each into `book/runs/<dataset>/encoders.csv` as it is done, beside those of
-    encoders compared before; `elfs book` shows them. A comparison that was stopped goes on where
-    it was.
+    other encoders and other input sizes; `elfs book` shows them. A comparison that was stopped
+    goes on where it was.
 
     Examples:
 
         elfs compare-encoders params/digits.yaml pixels self_supervised
 
         elfs compare-encoders params/cifar10.yaml dino_vitb16 dino_vitb16+swav_resnet50
+
+        elfs compare-encoders params/cifar10.yaml efficientnet_lite0 -p encoder_size=192
     """
     from elfs_lib import encoder_comparison, results
     from elfs_lib.stages import default_store

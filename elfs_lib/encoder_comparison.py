@@ -28,10 +28,11 @@ TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
 VOTERS = 20  # of the nearest-neighbour vote
 
-#: The columns of a comparison, one row an encoder.
+#: The columns of a comparison, one row an encoder and input size.
 COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "encoder": "name, or names joined by +",
+    "input_size": "side that images are resized to, in pixels; empty for the encoder's own rule",
     "saw_labels": "whether its pretraining read labels; empty where that is not known",
     "pretraining": "data and method that made its weights",
     "license": "of its weights",
@@ -102,8 +103,9 @@ def compare_encoders(
     changed = "".join(f" {option}" for option in as_options(overrides))
     for run in runs:
         name = run.params.encoder
+        size = run.params.encoder_size
         row = compare(run, say=say) | {
-            "is_default": name == file.get("encoder"),
+            "is_default": (name, size) == (file.get("encoder"), file.get("encoder_size")),
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
         _write(table, row)
@@ -133,6 +135,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
     return {
         "dataset": p.dataset,
         "encoder": name,
+        "input_size": p.encoder_size,
         "saw_labels": facts["saw_labels"],
         "pretraining": facts["pretraining"],
         "license": facts["license"],
@@ -161,8 +164,14 @@ def comparison_tables() -> dict[str, pd.DataFrame]:
     return dict(sorted(tables.items(), key=lambda item: item[0] == "digits"))
 
 
+def named(row: Any) -> str:
+    """What a row compares: the encoder, with the input size if it was given one."""
+    given = "" if pd.isna(row.input_size) else f" at {row.input_size:.0f} px"
+    return row.encoder + given
+
+
 def as_shown(table: pd.DataFrame) -> pd.DataFrame:
-    """A comparison as texts for the page, one row an encoder."""
+    """A comparison as texts for the page, one row an encoder and input size."""
     labels = {True: "yes", False: "no"}
 
     def seconds(row: Any) -> str:
@@ -170,7 +179,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
 
     rows = [
         {
-            "encoder": row.encoder + (" (default)" if row.is_default else ""),
+            "encoder": named(row) + (" (default)" if row.is_default else ""),
             "saw labels": labels.get(row.saw_labels, "not known"),
             "20-NN": f"{row.knn_accuracy:.1f}",
             "purity": f"{row.neighbor_purity:.1f}",
@@ -193,24 +202,22 @@ def sentences(table: pd.DataFrame) -> list[str]:
     first = table.iloc[0]
     dataset = display_name(first["dataset"])
     if len(table) == 1:
-        return [
-            f"On {dataset} only {first['encoder']} was measured: there is nothing to compare yet."
-        ]
+        return [f"On {dataset} only {named(first)} was measured: there is nothing to compare yet."]
     best = table.loc[table["knn_accuracy"].idxmax()]
     lines = [
         (
-            f"On {dataset} the neighbours of {best['encoder']} are the best by 20-NN "
+            f"On {dataset} the neighbours of {named(best)} are the best by 20-NN "
             f"({best['knn_accuracy']:.1f}%), of {len(table)} encoders."
         )
     ]
     if not table["is_default"].any():
         return lines
-    default = table[table["is_default"]].iloc[0]
+    default = named(table[table["is_default"]].iloc[0])
     trainings = pd.concat(
         pd.DataFrame(
             {
                 "dataset": row.dataset,
-                "method": row.encoder,
+                "method": named(row),
                 "budget": row.budget,
                 "count": round(row.budget * row.images),
                 "seed": range(row.seeds),  # places in the list of seeds, which all rows share
@@ -220,12 +227,12 @@ def sentences(table: pd.DataFrame) -> list[str]:
         for row in table.itertuples()
     )
     better = []
-    for name in table["encoder"][~table["is_default"]]:
-        found = paired_difference(trainings, name, default["encoder"]).iloc[0]
+    for name in map(named, table[~table["is_default"]].itertuples()):
+        found = paired_difference(trainings, name, default).iloc[0]
         size = f"{found['difference']:+.1f} points"
         interval = f"95% interval {found['low']:+.1f} to {found['high']:+.1f}, n={found['n']}"
         where = f"with the ELFS coreset of {100 * found['budget']:.3g}% of the images"
-        against = f"{name} against the default, {default['encoder']}: {size} {where}"
+        against = f"{name} against the default, {default}: {size} {where}"
         if np.isnan(found["low"]):
             lines.append(f"{against} (n={found['n']}, no interval).")
         elif found["low"] <= 0 <= found["high"]:
@@ -285,7 +292,8 @@ def _write(table: Path, row: Mapping[str, Any]) -> None:
     frame = pd.DataFrame([row])
     if table.exists():
         old = pd.read_csv(table)
-        frame = pd.concat([old[old["encoder"] != row["encoder"]], frame], ignore_index=True)
+        others = [named(one) != named(frame.iloc[0]) for one in old.itertuples()]
+        frame = pd.concat([old[others], frame], ignore_index=True)
     frame = frame.sort_values("knn_accuracy", ascending=False)[list(COLUMNS)]
     table.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(table, frame.to_csv(index=False, float_format="%.6g"))

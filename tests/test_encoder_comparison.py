@@ -134,6 +134,19 @@ def test_a_checkpoint_and_a_size_stay_with_the_encoder_of_the_file():
     assert params(file, {"encoder_size": 64}, "self_supervised").encoder_size == 64
 
 
+def test_each_input_size_of_an_encoder_has_a_row_of_its_own(tmp_path: Path):
+    table, rows = tmp_path / "table.csv", made_up("70", "80").to_dict("records")
+    for row in rows:
+        encoder_comparison._write(table, row)
+    for size, accuracy in ((16, 71.0), (16, 72.0), (None, 73.0)):
+        changes = {"encoder": "b", "input_size": size, "temi_accuracy": accuracy}
+        encoder_comparison._write(table, rows[1] | changes)
+    found = pd.read_csv(table)
+    assert sorted(map(encoder_comparison.named, found.itertuples())) == ["a", "b", "b at 16 px"]
+    assert set(found["temi_accuracy"]) == {35.0, 72.0, 73.0}
+    assert "b at 16 px against the default, a" in " ".join(sentences(found))
+
+
 def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkeypatch, capsys):
     store = Store(tmp_path / "store")
     with pytest.raises(ElfsError, match="did you mean 'pixels'"):
@@ -167,7 +180,7 @@ def made_up(*by_seed: str) -> pd.DataFrame:
         rows.append(
             dict.fromkeys(COLUMNS)
             | {
-                "dataset": "cifar10", "encoder": "abc"[number],
+                "dataset": "cifar10", "encoder": "abc"[number], "input_size": np.nan,
                 "saw_labels": [True, None][number % 2],
                 "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
                 "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
