@@ -15,7 +15,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.models import ConvNet, WhiteningConv, build_network
-from elfs_lib.training.optimizer import build_optimizer, set_learning_rate
+from elfs_lib.training.optimizer import build_optimizer, orthogonalised, set_learning_rate
 from elfs_lib.training.recipes import RECIPES, find_recipe
 
 CPU = torch.device("cpu")
@@ -234,6 +234,59 @@ def test_optimizer_groups_cover_every_trained_parameter_once_with_equal_decay():
     assert main["lr"] == 0.5 * TINY.lr and biases["lr"] == 0.5 * TINY.lr * TINY.bias_lr_factor
     assert main["lr"] * main["weight_decay"] == pytest.approx(biases["lr"] * biases["weight_decay"])
     assert all(group["nesterov"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("shape", [(16, 60), (60, 16), (16, 16)])
+def test_orthogonalised_keeps_directions_and_evens_out_their_size(shape: tuple[int, int]):
+    rng = np.random.default_rng(0)
+    left, _, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    sizes = np.geomspace(1, 0.1, 16)
+    for scale in (1e-4, 1.0, 1e4):
+        matrix = torch.from_numpy(scale * (left * sizes) @ right)
+        found = left.T @ orthogonalised(matrix).numpy() @ right.T
+        assert np.abs(found - np.diag(np.diag(found))).max() < 1e-4
+        assert (np.diag(found) > 0.5).all() and (np.diag(found) < 1.3).all()
+
+
+def test_muon_steps_a_share_of_the_weights_length_whatever_the_gradients_size():
+    recipe = dataclasses.replace(TINY, matrix_lr=0.1, matrix_momentum=0.5)
+    moves = []
+    for scale in (1.0, 1000.0):
+        model = build_network(TINY.network, torch.randn(50, 1, 8, 8), 3, seed=0)
+        optimizer = build_optimizer(model, recipe)
+        *_, group = optimizer.param_groups
+        assert group["params"] == [p for p in model.parameters() if p.ndim == 4 and p.requires_grad]
+        weight = group["params"][1]
+        before = weight.detach().clone()
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+        gradient = weight.grad.clone().flatten(1)
+        set_learning_rate(optimizer, 1.0)
+        optimizer.step()
+        moves.append(weight.detach() - before * len(before) ** 0.5 / before.norm())
+        torch.testing.assert_close(moves[-1].flatten(1), -0.1 * orthogonalised(gradient))
+        assert moves[-1].norm() == pytest.approx(0.1 * len(before) ** 0.5, rel=0.2)
+    torch.testing.assert_close(*moves)
+
+
+def test_muon_goes_on_in_the_direction_of_its_momentum():
+    model = build_network(TINY.network, torch.randn(50, 1, 8, 8), 3, seed=0)
+    recipe = dataclasses.replace(TINY, matrix_lr=0.1, matrix_momentum=0.5)
+    optimizer = build_optimizer(model, recipe)
+    weight = optimizer.param_groups[-1]["params"][1]
+    set_learning_rate(optimizer, 1.0)
+    first, second = torch.randn(2, *weight.shape)
+    for gradient in (first, second):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        weight.grad = gradient.clone()
+        before = weight.detach().clone()
+        optimizer.step()
+    # Nesterov: 0.5 x (0.5 first + second) on top of the gradient
+    ahead = orthogonalised((0.25 * first + 1.5 * second).flatten(1))
+    moved = weight.detach() - before * len(before) ** 0.5 / before.norm()
+    torch.testing.assert_close(moved.flatten(1), -0.1 * ahead)
 
 
 def test_unknown_names_are_named():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,8 +65,8 @@ class Trained:
         model: In eval mode, on its device.
         losses: float32 [epochs], mean training loss of each (possibly partial) epoch.
         steps: Optimiser steps taken.
-        flops: Multiplications and additions of training (forward and backward), counted by
-            torch's FlopCounterMode on one batch and scaled by images.
+        flops: Multiplications and additions of training (forward, backward and the optimiser's
+            matrix products), counted by torch's FlopCounterMode on one batch and scaled by images.
         seconds: Wall time of the loop.
     """
 
@@ -248,7 +249,7 @@ def _fit(
     )
     model = build_network(recipe.network, loader.sample(2000), job.classes, seed=job.seeds.weights)
     model = model.to(place, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, recipe)
+    optimizer = build_optimizer(model, recipe, dtype)
     criterion = nn.CrossEntropyLoss(
         label_smoothing=recipe.label_smoothing, reduction="mean" if weights is None else "none"
     )
@@ -279,13 +280,11 @@ def _fit(
             if step == steps:
                 break
             set_learning_rate(optimizer, recipe.learning_rate(step, steps))
-            if step == 0:
-                with FlopCounterMode(display=False) as counter:
-                    loss, logits = forward_backward(batch, positions)
-                flops_per_image = counter.get_total_flops() / len(batch)
-            else:
+            with nullcontext() if step else FlopCounterMode(display=False) as counter:
                 loss, logits = forward_backward(batch, positions)
-            optimizer.step()
+                optimizer.step()
+            if counter:
+                flops_per_image = counter.get_total_flops() / len(batch)
             optimizer.zero_grad(set_to_none=True)
             if recorder is not None:
                 recorder.update(positions, ranks.join(positions, logits))

@@ -7,21 +7,78 @@ from torch import nn
 
 from elfs_lib.training.recipes import Recipe
 
+# Coefficients of the odd polynomial that pulls singular values towards 1 (Jordan et al., 2024).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ROUNDS = 3
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; normalisation biases get ``bias_lr_factor`` x the rate."""
-    norm_types = (nn.BatchNorm2d,)
-    biases = {
-        parameter
-        for module in model.modules()
-        if isinstance(module, norm_types)
-        for name, parameter in module.named_parameters(recurse=False)
-        if name == "bias"
-    }
+
+class Muon(torch.optim.SGD):
+    """SGD, but groups with a ``matrix_momentum`` take a step of one size in all directions.
+
+    Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): the gradient of a
+    convolution, read as a matrix [outputs, inputs x height x width], is replaced by the nearest
+    matrix with orthogonal rows, so that rare directions are learnt as fast as common ones. The
+    weights are brought back to one length before each step, and the learning rate is the share of
+    it that a step covers.
+
+    Args:
+        groups: Parameters with their options; ``matrix_momentum`` in [0, 1) marks those of Muon.
+        dtype: Of the matrix products.
+    """
+
+    def __init__(self, groups: list[dict], *, dtype: torch.dtype, **options):
+        super().__init__(groups, **options)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            momentum = group.get("matrix_momentum")
+            for weight in group["params"] if momentum is not None else ():
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                state["momentum"].mul_(momentum).add_(weight.grad)
+                ahead = weight.grad.add(state["momentum"], alpha=momentum)  # Nesterov
+                matrix = orthogonalised(ahead.flatten(1).to(self.dtype))
+                weight.grad.copy_(matrix.view_as(weight))
+                weight.mul_(len(weight) ** 0.5 / weight.norm())
+        super().step(closure)
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """About the matrix of the same singular vectors whose singular values are 1, [n, m].
+
+    Three rounds of a Newton-Schulz iteration: large singular values end between 0.7 and 1.2, small
+    ones are raised by much and not to 1, which is enough for a step and needs no decomposition.
+    """
+    a, b, c = NEWTON_SCHULZ
+    wide = matrix.T if len(matrix) > matrix.shape[1] else matrix
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(ROUNDS):
+        square = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(square, square, square, beta=b, alpha=c), wide, beta=a)
+    return wide.T if len(matrix) > matrix.shape[1] else wide
+
+
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; normalisation biases get ``bias_lr_factor`` x the rate.
+
+    Args:
+        model: Its trained parameters are those that require a gradient.
+        recipe: If it has a ``matrix_lr``, Muon trains the convolutions.
+        dtype: Of Muon's matrix products.
+    """
+    norms = (m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    biases = {norm.bias for norm in norms}
     trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = {p for p in trained if p.ndim == 4} if recipe.matrix_lr is not None else set()
+    apart = biases | matrices
     factor = recipe.bias_lr_factor
     groups = [
-        {"params": [p for p in trained if p not in biases], "peak": recipe.lr},
+        {"params": [p for p in trained if p not in apart], "peak": recipe.lr},
         {
             "params": [p for p in trained if p in biases],
             "peak": recipe.lr * factor,
@@ -29,8 +86,13 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             "weight_decay": recipe.weight_decay / factor,
         },
     ]
-    return torch.optim.SGD(
+    if matrices:
+        own = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+        own |= {"peak": recipe.matrix_lr, "matrix_momentum": recipe.matrix_momentum}
+        groups.append({"params": [p for p in trained if p in matrices], **own})
+    return Muon(
         groups,
+        dtype=dtype,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,

@@ -27,6 +27,9 @@ class Recipe:
         alternate_flip: Each image is mirrored every other epoch instead of at random.
         mirror_test: Average the logits of the image and its mirror image at test time.
         average_every: Steps between updates of the averaged weights; 0 keeps no average.
+        matrix_lr: Peak learning rate of Muon, which then trains the convolutions: the share of
+            their weights' length that a step covers. None: SGD trains them too.
+        matrix_momentum: Of Muon.
         source: Where the recipe comes from.
     """
 
@@ -44,6 +47,8 @@ class Recipe:
     alternate_flip: bool = False
     mirror_test: bool = False
     average_every: int = 0
+    matrix_lr: float | None = None
+    matrix_momentum: float = 0.0
 
     def learning_rate(self, step: int, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``steps``, as a share of the peak."""
@@ -94,8 +99,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "speedrun": Recipe(
         network="convnet",
-        source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498",
-        **_SPEEDRUN,
+        source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498, and Muon",
+        **{**_SPEEDRUN, "bias_lr_factor": 64.0, "average_every": 0, "lr_end": 0.0},
+        matrix_lr=0.08,
+        matrix_momentum=0.85,
     ),
     "speedrun_small": Recipe(
         network="convnet_small",
