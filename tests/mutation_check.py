@@ -212,6 +212,15 @@ MUTATIONS = [
         ("training: weights not scaled", "weights / np.mean(weights)", "weights"),
     ),
     *_mutations(
+        "training/optimizer.py",
+        "test_training.py",
+        ("Muon: the gradient as it is", "orthogonalised(ahead.flatten(1).to(self.dtype))", "ahead"),
+        ("Muon: no look ahead", "weight.grad.add(state[\"momentum\"], alpha=momentum)", "weight.grad"),
+        ("Muon: weights of any length", "weight.mul_(len(weight) ** 0.5 / weight.norm())", "pass"),
+        ("Muon: too few rounds", "ROUNDS = 3", "ROUNDS = 1"),
+        ("Muon: convolutions decay", "\"weight_decay\": 0.0}", "\"weight_decay\": 0.1}"),
+    ),
+    *_mutations(
         "labels.py",
         "test_labels.py",
         ("label lock: label-free stages may look", 'elif stage.policy == "never":', "elif False:"),

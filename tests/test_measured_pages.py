@@ -29,6 +29,7 @@ def bench(load) -> ModuleType:
         ("selection_page", "elfs_lib/selection/growth.json", "performance"),
         ("whole_runs", "book/data/whole_runs.json", "performance"),
         ("compare_proxies", "book/data/proxies.json", "performance"),
+        ("speedrun", "book/data/speedrun.json", "performance"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
@@ -75,7 +76,25 @@ def test_a_ratio_below_its_target_is_not_reached(load):
            "share_of_peak": 0.5}  # fmt: skip
     table = page.ratio_table({"rows": [row, {**row, "ratio_median": 3.0}]})
     assert table["Reached"].tolist() == ["no", "yes"]
+    assert table["Ratio at the peak"].tolist() == ["5.8", "6.0"]
+    uncounted = {**row, "stage": "embedding", "share_of_peak": None}
+    assert page.ratio_table({"rows": [uncounted]})["Ratio at the peak"].tolist() == [""]
     assert page.target("TEMI step, PCA 128") == 5 and page.target("TEMI step, D 768") == 2.5
+
+
+def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeypatch):
+    speedrun = load("speedrun")
+    monkeypatch.setattr(speedrun, "FACTS", tmp_path / "speedrun.json")
+    row = {"recipe": "speedrun", "epochs": 10, "seed": 1, "accuracy": 90.0, "pflop": 0.12,
+           "seconds": 1200.0, "peak_flops": 2e11, "device": "a processor"}  # fmt: skip
+    for change in ({}, {"seed": 0, "accuracy": 94.0}, {"epochs": 5}, {"accuracy": 92.0}):
+        rows = speedrun.put(row | change)
+    assert json.loads((tmp_path / "speedrun.json").read_text()) == rows and len(rows) == 3
+    table = speedrun.speedrun_table(rows)
+    assert table["Test accuracy, %"].tolist() == ["90.00", "93.00 ± 1.41"]
+    assert table["Seeds"].tolist() == ["1", "0 1"]
+    assert table["Minutes"].tolist() == ["20.0"] * 2
+    assert table["Minutes at the peak"].tolist() == ["10.0"] * 2
 
 
 def test_a_whole_run_is_the_sum_of_its_stages(load):

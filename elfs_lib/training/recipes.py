@@ -99,14 +99,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "speedrun": Recipe(
         network="convnet",
-        source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498, and Muon",
+        source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498, with Muon, Jordan "
+        "et al. (2024)",
         **{**_SPEEDRUN, "bias_lr_factor": 64.0, "average_every": 0, "lr_end": 0.0},
         matrix_lr=0.08,
         matrix_momentum=0.85,
     ),
     "speedrun_small": Recipe(
         network="convnet_small",
-        source="speedrun with a sixth of its multiplications and half its batch, for CPUs",
+        source="speedrun narrowed to a sixth of its multiplications, all of it by SGD, for CPUs",
         **{**_SPEEDRUN, "batch": 256, "lr": 1.0},
     ),
     "speedrun_tiny": Recipe(
