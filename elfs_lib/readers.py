@@ -292,8 +292,8 @@ class Parquet(Files):
         source = f"{self.folder or root.name} from Parquet files"
         if self.folder and "JPEG" in parts["train"].formats:
             source += (
-                "; they hold JPEG copies, so pixels and accuracies differ slightly from those of "
-                "the published images"
+                "; they hold JPEG copies, so pixels differ from those of the published images and "
+                "accuracies may be lower by some points"
             )
         return _gather(
             parts,
