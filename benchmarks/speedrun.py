@@ -20,7 +20,7 @@ from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import cpu_model
 from benchmarks.timing import clock, matmul_peak, uses_cpu_time
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.compute import resolve_device, resolve_precision
+from elfs_lib.compute import describe_device, resolve_device, resolve_precision
 from elfs_lib.datasets import load_images
 from elfs_lib.labels import label_oracle
 from elfs_lib.stages import data_dir
@@ -28,13 +28,14 @@ from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
 FACTS = DATA / "speedrun.json"
-KEY = ("recipe", "epochs", "seed")
+SETTING = ("recipe", "epochs", "crop_pad", "device", "clock", "torch")
 
 
 def speedrun_table(facts: list[dict]) -> pd.DataFrame:
-    """One row a recipe and length: accuracy over the seeds, and what a training took."""
+    """One row a recipe, length and machine: accuracy over the seeds, and what a training took."""
     lines = []
-    for (recipe, epochs), own in pd.DataFrame(facts).groupby(["recipe", "epochs"], sort=False):
+    for setting, own in pd.DataFrame(facts).groupby(list(SETTING), sort=False):
+        recipe, epochs, _, device, clock, version = setting
         spread = f" ± {own['accuracy'].std():.2f}" if len(own) > 1 else ""
         least = (own["pflop"] * 1e15 / own["peak_flops"]).mean()
         lines.append(
@@ -46,7 +47,7 @@ def speedrun_table(facts: list[dict]) -> pd.DataFrame:
                 "PFLOP": f"{own['pflop'].mean():.3f}",
                 "Minutes": f"{own['seconds'].mean() / 60:.1f}",
                 "Minutes at the peak": f"{least / 60:.1f}",
-                "On": ", ".join(sorted(set(own["device"]))),
+                "On": f"{device}, {clock}, torch {version}",
             }
         )
     return pd.DataFrame(lines)
@@ -58,8 +59,9 @@ TABLES: Tables = {"performance_speedrun.csv": speedrun_table}
 def put(row: dict) -> list[dict]:
     """Write a row in place of an older one of its training. Returns all rows, in order."""
     old = json.loads(FACTS.read_text()) if FACTS.exists() else []
-    rows = [r for r in old if any(r[name] != row[name] for name in KEY)] + [row]
-    rows.sort(key=lambda r: [r[name] for name in KEY])
+    key = (*SETTING, "seed")
+    rows = [r for r in old if any(r[name] != row[name] for name in key)] + [row]
+    rows.sort(key=lambda r: [r[name] for name in key])
     write_text_atomic(FACTS, json.dumps(rows, indent=1) + "\n")
     return rows
 
@@ -76,7 +78,9 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe, length = find_recipe(arguments.recipe), Length(epochs=arguments.epochs)
     device = resolve_device(arguments.device)
-    peak = matmul_peak(resolve_precision("auto", device))
+    peak = matmul_peak(resolve_precision("auto", device), device.type)
+    processor = f"{cpu_model()}, " if device.type == "cpu" else ""
+    machine = processor + describe_device(device)
     source = {"name": "cifar10", "data_dir": data_dir()}
     images = load_images(**source)
     labels = label_oracle(**source, left_out=images.left_out)
@@ -98,9 +102,7 @@ def main() -> None:
             "seconds": round(spent, 1),
             "clock": "CPU time" if uses_cpu_time() else "wall clock",
             "peak_flops": round(peak),
-            "device": f"{cpu_model()}, {torch.get_num_threads()} threads"
-            if device.type == "cpu"
-            else torch.cuda.get_device_name(),
+            "device": machine,
             "torch": torch.__version__,
         }
         print(row, flush=True)

@@ -100,8 +100,10 @@ def compare(
 
 
 @functools.cache
-def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+def matmul_peak(
+    dtype: torch.dtype, device: str = "cpu", size: int = 2048, repeats: int = 5
+) -> float:
     """FLOP/s of a square product: what the stages are held against."""
-    a = torch.randn(size, size).to(dtype)
+    a = torch.randn(size, size).to(device, dtype)
     a @ a
     return 2 * size**3 / min(seconds(lambda: a @ a) for _ in range(repeats))

@@ -75,8 +75,8 @@ def compare_encoders(
     Args:
         params_file: YAML of parameters; its encoder is called the default.
         names: Encoders; names joined by "+" are concatenated.
-        table: CSV to write. Rows of other encoders that it holds are kept, so that a comparison
-            can grow encoder by encoder.
+        table: CSV to write. Rows of other encoders and input sizes that it holds are kept, so that
+            a comparison can grow row by row.
         store: Where the artifacts are.
         overrides: Parameters that win over the file.
         say: Called with a line before each stage.
@@ -160,7 +160,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
 def comparison_tables() -> dict[str, pd.DataFrame]:
     """Every comparison of the book, by dataset; the small default comes last."""
     files = sorted((project_root() / "book" / "runs").glob(f"*/{TABLE}"))
-    tables = {file.parent.name: pd.read_csv(file) for file in files}
+    tables = {file.parent.name: _read(file) for file in files}
     return dict(sorted(tables.items(), key=lambda item: item[0] == "digits"))
 
 
@@ -207,7 +207,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
     lines = [
         (
             f"On {dataset} the neighbours of {named(best)} are the best by 20-NN "
-            f"({best['knn_accuracy']:.1f}%), of {len(table)} encoders."
+            f"({best['knn_accuracy']:.1f}%), of {len(table)} that were measured."
         )
     ]
     if not table["is_default"].any():
@@ -287,13 +287,21 @@ def _measure(run: Run, draft: Draft) -> None:
     draft.json("quality", {name: 100 * share for name, share in shares.items()})
 
 
+def _read(table: Path) -> pd.DataFrame:
+    """A table; columns that it was written without are empty."""
+    return pd.read_csv(table).reindex(columns=list(COLUMNS))
+
+
 def _write(table: Path, row: Mapping[str, Any]) -> None:
-    """Put a row into the table in place of an older one of its encoder; best neighbours first."""
+    """Put a row into the table in place of an older one of its encoder and size, and sort it."""
     frame = pd.DataFrame([row])
     if table.exists():
-        old = pd.read_csv(table)
+        old = _read(table)
         others = [named(one) != named(frame.iloc[0]) for one in old.itertuples()]
-        frame = pd.concat([old[others], frame], ignore_index=True)
+        old = old[others]
+        if row["is_default"]:
+            old["is_default"] = False  # of another size, by what the parameters file said before
+        frame = pd.concat([old, frame], ignore_index=True)
     frame = frame.sort_values("knn_accuracy", ascending=False)[list(COLUMNS)]
     table.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(table, frame.to_csv(index=False, float_format="%.6g"))

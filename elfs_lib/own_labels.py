@@ -28,7 +28,7 @@ from elfs_lib.own_images import COLUMNS, Choice, OwnRun, Request, choose_images,
 from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.training.loop import Length, Seeds, train
-from elfs_lib.training.recipes import find_recipe
+from elfs_lib.training.recipes import find_recipe, recipe_key
 
 FEWEST_LABELS = 10
 # Inverse strength of the linear model's L2 penalty, on embeddings scaled to length about 1. On
@@ -405,7 +405,7 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
         params={
             "labels": {run.paths[row]: names[given[row]] for row in rows},
             "folds": folds,
-            "recipe": p.eval_recipe,
+            "recipe": recipe_key(p.eval_recipe),
             "steps": p.eval_steps,
             "seed": seed,
             "flip": p.flip,

@@ -38,7 +38,7 @@ from elfs_lib.selection import (
     select,
 )
 from elfs_lib.selection.by_class import class_quantile
-from elfs_lib.training.recipes import find_recipe
+from elfs_lib.training.recipes import find_recipe, recipe_key
 
 if TYPE_CHECKING:
     from elfs_lib.self_supervised import SelfSupervisedConfig
@@ -828,7 +828,9 @@ class Run:
     # ------------------------------------------------------------------ helpers
 
     def _some(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self.params, name) for name in names}
+        some = {name: getattr(self.params, name) for name in names}
+        recipes = {name: recipe_key(some[name]) for name in names if name.endswith("_recipe")}
+        return some | recipes
 
     @property
     def _device(self) -> str:

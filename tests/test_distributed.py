@@ -42,6 +42,7 @@ CASES = {
     "convnet_tiny": dataclasses.replace(find_recipe("speedrun_tiny"), **CALM, lr=0.02),
     "resnet18": dataclasses.replace(find_recipe("resnet18"), **CALM, lr=0.001),
 }
+CASES["muon"] = dataclasses.replace(CASES["convnet_tiny"], matrix_lr=0.01, matrix_momentum=0.5)
 WILD = dataclasses.replace(CASES["convnet_tiny"], lr=1e12)
 
 

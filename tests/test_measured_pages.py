@@ -79,6 +79,8 @@ def test_a_ratio_below_its_target_is_not_reached(load):
     assert table["Ratio at the peak"].tolist() == ["5.8", "6.0"]
     uncounted = {**row, "stage": "embedding", "share_of_peak": None}
     assert page.ratio_table({"rows": [uncounted]})["Ratio at the peak"].tolist() == [""]
+    itself = {**row, "stage": "training with streamed dynamics"}
+    assert page.ratio_table({"rows": [itself]})["Ratio at the peak"].tolist() == [""]
     assert page.target("TEMI step, PCA 128") == 5 and page.target("TEMI step, D 768") == 2.5
 
 
@@ -86,15 +88,17 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
     speedrun = load("speedrun")
     monkeypatch.setattr(speedrun, "FACTS", tmp_path / "speedrun.json")
     row = {"recipe": "speedrun", "epochs": 10, "seed": 1, "accuracy": 90.0, "pflop": 0.12,
-           "seconds": 1200.0, "peak_flops": 2e11, "device": "a processor"}  # fmt: skip
-    for change in ({}, {"seed": 0, "accuracy": 94.0}, {"epochs": 5}, {"accuracy": 92.0}):
+           "seconds": 1200.0, "peak_flops": 2e11, "device": "a processor", "crop_pad": 2,
+           "clock": "CPU time", "torch": "2.0"}  # fmt: skip
+    another = {"device": "a GPU", "seconds": 6.0}
+    for change in ({}, {"seed": 0, "accuracy": 94.0}, {"epochs": 5}, another, {"accuracy": 92.0}):
         rows = speedrun.put(row | change)
-    assert json.loads((tmp_path / "speedrun.json").read_text()) == rows and len(rows) == 3
+    assert json.loads((tmp_path / "speedrun.json").read_text()) == rows and len(rows) == 4
     table = speedrun.speedrun_table(rows)
-    assert table["Test accuracy, %"].tolist() == ["90.00", "93.00 ± 1.41"]
-    assert table["Seeds"].tolist() == ["1", "0 1"]
-    assert table["Minutes"].tolist() == ["20.0"] * 2
-    assert table["Minutes at the peak"].tolist() == ["10.0"] * 2
+    assert table["Test accuracy, %"].tolist() == ["90.00", "90.00", "93.00 ± 1.41"]
+    assert table["Seeds"].tolist() == ["1", "1", "0 1"]
+    assert table["Minutes"].tolist() == ["20.0", "0.1", "20.0"]
+    assert table["Minutes at the peak"].tolist() == ["10.0"] * 3
 
 
 def test_a_whole_run_is_the_sum_of_its_stages(load):

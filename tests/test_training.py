@@ -16,7 +16,7 @@ from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.models import ConvNet, WhiteningConv, build_network
 from elfs_lib.training.optimizer import build_optimizer, orthogonalised, set_learning_rate
-from elfs_lib.training.recipes import RECIPES, find_recipe
+from elfs_lib.training.recipes import RECIPES, find_recipe, recipe_key
 
 CPU = torch.device("cpu")
 TINY = find_recipe("speedrun_tiny")
@@ -289,6 +289,18 @@ def test_muon_goes_on_in_the_direction_of_its_momentum():
     torch.testing.assert_close(moved.flatten(1), -0.1 * ahead)
 
 
+def test_speedrun_does_not_diverge_on_few_images_in_bfloat16():
+    images, labels = bright_or_dark(40)
+    found = fit(images, labels, recipe=find_recipe("speedrun"), length=Length(steps=6),
+                precision="bfloat16")  # fmt: skip
+    assert found.accuracy(images, labels) > 0.9
+
+
+def test_a_recipe_that_came_to_mean_something_else_has_another_key():
+    assert recipe_key("resnet18") == "resnet18"
+    assert recipe_key("speedrun") == "speedrun, revision 2"
+
+
 def test_unknown_names_are_named():
     with pytest.raises(ElfsError, match="did you mean 'resnet18'"):
         find_recipe("resnet_18")
@@ -476,6 +488,21 @@ def test_flops_grow_with_the_steps():
     images, labels = bright_or_dark()
     one, three = (fit(images, labels, length=Length(epochs=n)).flops for n in (1, 3))
     assert three == pytest.approx(3 * one) and one > 0
+
+
+def test_flops_hold_muons_products_once_a_step():
+    images, labels = bright_or_dark(24)
+    muon = dataclasses.replace(TINY, batch=8, matrix_lr=0.05, matrix_momentum=0.5)
+    without = dataclasses.replace(muon, matrix_lr=None)
+    long, short = ({r.matrix_lr: fit(images, labels, recipe=r, length=Length(epochs=n)).flops
+                    for r in (muon, without)} for n in (2, 1))  # fmt: skip
+    extra = long[0.05] - long[None]
+    assert extra == 2 * (short[0.05] - short[None])
+    model = build_network(TINY.network, torch.randn(50, 1, 8, 8), 2, seed=0)
+    sides = [sorted((len(p), p[0].numel())) for p in model.parameters()
+             if p.ndim == 4 and p.requires_grad]  # fmt: skip
+    # a round multiplies the matrix by itself, that by itself, and the matrix by the sum
+    assert extra == 6 * 3 * sum(2 * (2 * n * n * m + n**3) for n, m in sides)
 
 
 def test_a_diverging_loss_is_an_error():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Trained:
         losses: float32 [epochs], mean training loss of each (possibly partial) epoch.
         steps: Optimiser steps taken.
         flops: Multiplications and additions of training (forward, backward and the optimiser's
-            matrix products), counted by torch's FlopCounterMode on one batch and scaled by images.
+            matrix products), counted by torch's FlopCounterMode in the first step.
         seconds: Wall time of the loop.
     """
 
@@ -271,7 +271,7 @@ def _fit(
         return loss.detach(), logits.detach()
 
     start = time.perf_counter()
-    flops_per_image, step, epoch, epoch_losses = 0.0, 0, 0, []
+    step, epoch, epoch_losses = 0, 0, []
     bar = track(range(steps), desc)
     ticks = iter(bar)
     while step < steps:
@@ -280,11 +280,14 @@ def _fit(
             if step == steps:
                 break
             set_learning_rate(optimizer, recipe.learning_rate(step, steps))
-            with nullcontext() if step else FlopCounterMode(display=False) as counter:
+            with _counted(step == 0) as counter:
                 loss, logits = forward_backward(batch, positions)
-                optimizer.step()
             if counter:
                 flops_per_image = counter.get_total_flops() / len(batch)
+            with _counted(step == 0) as counter:
+                optimizer.step()
+            if counter:
+                flops_per_step = counter.get_total_flops()
             optimizer.zero_grad(set_to_none=True)
             if recorder is not None:
                 recorder.update(positions, ranks.join(positions, logits))
@@ -309,12 +312,17 @@ def _fit(
         model=model.eval(),
         losses=np.asarray(epoch_losses, dtype=np.float32),
         steps=steps,
-        flops=flops_per_image * count * steps / loader.batches_per_epoch,
+        flops=steps * (flops_per_image * count / loader.batches_per_epoch + flops_per_step),
         seconds=time.perf_counter() - start,
         loader=loader,
         mirror_test=recipe.mirror_test and job.flip,
         dtype=dtype,
     )
+
+
+def _counted(first: bool) -> AbstractContextManager[FlopCounterMode | None]:
+    """Counts the arithmetic of the first step; all steps do the same."""
+    return FlopCounterMode(display=False) if first else nullcontext()
 
 
 def _check(

@@ -90,14 +90,9 @@ def build_optimizer(
         own = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
         own |= {"peak": recipe.matrix_lr, "matrix_momentum": recipe.matrix_momentum}
         groups.append({"params": [p for p in trained if p in matrices], **own})
-    return Muon(
-        groups,
-        dtype=dtype,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=True,
-    )
+    options = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    options["nesterov"] = True
+    return Muon(groups, dtype=dtype, **options) if matrices else torch.optim.SGD(groups, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -18,7 +18,8 @@ class Recipe:
         lr: Peak learning rate, for the mean loss.
         bias_lr_factor: Multiplies ``lr`` for normalisation biases.
         momentum: Of SGD with Nesterov.
-        weight_decay: L2 coefficient; its product with ``lr`` is the same for biases.
+        weight_decay: L2 coefficient; its product with ``lr`` is the same for biases. What Muon
+            trains has none.
         label_smoothing: Mass spread over all classes, in [0, 1).
         schedule: "cosine" from ``lr`` to ``lr_end``, or "one_cycle": linear up over the first
             quarter of the run, linear down to ``lr_end``.
@@ -31,6 +32,8 @@ class Recipe:
             their weights' length that a step covers. None: SGD trains them too.
         matrix_momentum: Of Muon.
         source: Where the recipe comes from.
+        revision: Raised when a recipe comes to mean something else, so that nothing that was made
+            by what it meant before is taken for its own.
     """
 
     network: str
@@ -49,6 +52,7 @@ class Recipe:
     average_every: int = 0
     matrix_lr: float | None = None
     matrix_momentum: float = 0.0
+    revision: int = 1
 
     def learning_rate(self, step: int, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``steps``, as a share of the peak."""
@@ -64,7 +68,7 @@ class Recipe:
 _SPEEDRUN = {
     "batch": 512,
     "lr": 1.5,
-    "bias_lr_factor": 8.0,  # the speedruns take 64, which diverged in bfloat16 on small coresets
+    "bias_lr_factor": 8.0,  # the speedruns take 64, which by SGD diverged on small coresets
     "momentum": 0.85,
     "weight_decay": 1.33e-3,
     "label_smoothing": 0.2,
@@ -104,6 +108,7 @@ RECIPES: dict[str, Recipe] = {
         **{**_SPEEDRUN, "bias_lr_factor": 64.0, "average_every": 0, "lr_end": 0.0},
         matrix_lr=0.08,
         matrix_momentum=0.85,
+        revision=2,
     ),
     "speedrun_small": Recipe(
         network="convnet_small",
@@ -112,7 +117,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "speedrun_tiny": Recipe(
         network="convnet_tiny",
-        source="speedrun narrowed and cut to small batches, for a few thousand small images",
+        source="speedrun narrowed, by SGD in small batches, for a few thousand small images",
         **{**_SPEEDRUN, "batch": 128},
     ),
 }
@@ -125,3 +130,13 @@ def find_recipe(name: str) -> Recipe:
         ElfsError: if there is none of that name.
     """
     return RECIPES[choose("recipe", name, RECIPES)]
+
+
+def recipe_key(name: str) -> str:
+    """What artifacts are keyed by: the name, with the revision after the first.
+
+    Raises:
+        ElfsError: if there is no recipe of that name.
+    """
+    revision = find_recipe(name).revision
+    return name if revision == 1 else f"{name}, revision {revision}"
