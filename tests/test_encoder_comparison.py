@@ -213,4 +213,4 @@ def test_the_page_says_no_more_than_the_numbers_do():
     shown = as_shown(made_up("70", "80"))
     assert shown["encoder"].tolist() == ["a (default)", "b"]
     assert shown["saw labels"].tolist() == ["yes", "not known"]
-    assert shown["processor seconds"].tolist() == ["", ""]
+    assert shown["CPU s"].tolist() == ["", ""]
