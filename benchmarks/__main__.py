@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import bench_dynamics, bench_embedding, bench_neighbors, bench_temi
 from benchmarks.machine import cpu_model
-from benchmarks.timing import Row, matmul_peak, uses_cpu_time
+from benchmarks.timing import Row, clock_name, matmul_peak
 from elfs_lib.artifacts import package_versions
 
 MODULES = (bench_embedding, bench_neighbors, bench_temi, bench_dynamics)
@@ -51,7 +51,7 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
-        "clock": "CPU time of the process" if uses_cpu_time() else "wall clock",
+        "clock": clock_name(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "matmul_flops": peaks,
     }

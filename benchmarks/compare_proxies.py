@@ -21,13 +21,11 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.book_data import DATA, Tables, write_tables
+from benchmarks.cifar10 import labelled
 from benchmarks.machine import cpu_model
-from benchmarks.timing import clock, uses_cpu_time
-from elfs_lib.datasets import load_images
+from benchmarks.timing import clock, clock_name
 from elfs_lib.dynamics import DynamicsRecorder
-from elfs_lib.labels import label_oracle
 from elfs_lib.selection import SelectionInputs, budget_count, select
-from elfs_lib.stages import data_dir
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
@@ -70,13 +68,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("--seeds must be at least 2: one proxy says nothing of the noise.")
-    source = {"name": "cifar10", "data_dir": data_dir()}
-    images = load_images(**source)
-    labels = label_oracle(**source, left_out=images.left_out)
-    true = labels.open("train", purpose="analysis")
-    test_labels = labels.open("test", purpose="analysis")
-    chosen = np.random.default_rng(0).permutation(len(true))[: arguments.images]
-    pixels, true = images.train[chosen], true[chosen]
+    data = labelled()
+    chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
+    pixels, true = data.train[chosen], data.train_labels[chosen]
     count = budget_count(arguments.budget, len(true))
     rows, aums = [], {}
     for recipe, seed in itertools.product(arguments.recipes, range(arguments.seeds)):
@@ -103,7 +97,7 @@ def main() -> None:
                 "seed": seed,
                 "proxy_s": round(spent, 1),
                 "proxy_pflop": round(trained.flops / 1e15, 4),
-                "coreset_accuracy": round(100 * model.accuracy(images.test, test_labels), 2),
+                "coreset_accuracy": round(100 * model.accuracy(data.test, data.test_labels), 2),
             }
         )
         print(rows[-1], flush=True)
@@ -116,7 +110,7 @@ def main() -> None:
     facts = {
         **{name: value for name, value in vars(arguments).items() if name != "recipes"},
         "cpu": cpu_model(),
-        "clock": "CPU time" if uses_cpu_time() else "wall clock",
+        "clock": clock_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rows": rows,

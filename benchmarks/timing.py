@@ -45,6 +45,11 @@ def uses_cpu_time() -> bool:
     return torch.get_num_threads() == 1 and not torch.cuda.is_available()
 
 
+def clock_name() -> str:
+    """What a table says of the seconds in it."""
+    return "CPU time" if uses_cpu_time() else "wall clock"
+
+
 def clock() -> float:
     """Seconds by the clock that fits, see above."""
     return time.process_time() if uses_cpu_time() else time.perf_counter()

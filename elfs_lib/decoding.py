@@ -30,41 +30,10 @@ from elfs_lib.progress import track
 # nobody trains on, and each parser is one more thing to attack.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".mpo",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp".split()
 )
 UNSUPPORTED_SUFFIXES = frozenset(
-    [
-        ".arw",
-        ".cr2",
-        ".cr3",
-        ".dcm",
-        ".dng",
-        ".eps",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".j2k",
-        ".jp2",
-        ".jxl",
-        ".nef",
-        ".psd",
-        ".raw",
-        ".svg",
-        ".tga",
-    ]
+    ".arw .cr2 .cr3 .dcm .dng .eps .heic .heif .ico .j2k .jp2 .jxl .nef .psd .raw .svg .tga".split()
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
 MAX_BYTES = 256 * 2**20
@@ -225,7 +194,7 @@ def default_size(sample: Iterable[Path | io.BytesIO]) -> int:
         try:
             with Image.open(file, formats=_formats()) as image:
                 sizes.add(image.size)
-        except Exception:
+        except Exception:  # what is wrong is reported when the image is decoded
             continue
     if len(sizes) == 1:
         width, height = next(iter(sizes))
@@ -412,7 +381,7 @@ def _decode_one(
         return None, ["too_large"]
     except UnidentifiedImageError:
         return None, ["damaged" if os.path.splitext(name)[1] else "not_an_image"]
-    except Exception:
+    except Exception:  # parsers fail on damaged bytes in any way they like
         return None, ["damaged"]
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return _Square(pixels, grey, file_format, digest), kinds
@@ -448,7 +417,7 @@ def _square(image: Image.Image, size: int) -> tuple[np.ndarray, bool, list[str]]
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:
+    except Exception:  # broken EXIF must not cost the image
         return 1
 
 

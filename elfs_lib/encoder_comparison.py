@@ -300,7 +300,7 @@ def _write(table: Path, row: Mapping[str, Any]) -> None:
         others = [named(one) != named(frame.iloc[0]) for one in old.itertuples()]
         old = old[others]
         if row["is_default"]:
-            old["is_default"] = False  # of another size, by what the parameters file said before
+            old = old.assign(is_default=False)  # by what the parameters file said before
         frame = pd.concat([old, frame], ignore_index=True)
     frame = frame.sort_values("knn_accuracy", ascending=False)[list(COLUMNS)]
     table.parent.mkdir(parents=True, exist_ok=True)

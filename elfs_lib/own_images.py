@@ -559,7 +559,7 @@ def _short_sides(files: Iterable[Path]) -> Iterator[int]:
         try:
             with Image.open(file, formats=formats) as image:
                 yield min(image.size)
-        except Exception:
+        except Exception:  # parsers fail in any way they like; others will do
             continue
 
 

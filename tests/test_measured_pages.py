@@ -88,7 +88,7 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
     speedrun = load("speedrun")
     monkeypatch.setattr(speedrun, "FACTS", tmp_path / "speedrun.json")
     row = {"recipe": "speedrun", "epochs": 10, "seed": 1, "accuracy": 90.0, "pflop": 0.12,
-           "seconds": 1200.0, "peak_flops": 2e11, "device": "a processor", "crop_pad": 2,
+           "seconds": 1200.0, "peak_flops": 2e11, "device": "a processor", "revision": 2,
            "clock": "CPU time", "torch": "2.0"}  # fmt: skip
     another = {"device": "a GPU", "seconds": 6.0}
     for change in ({}, {"seed": 0, "accuracy": 94.0}, {"epochs": 5}, another, {"accuracy": 92.0}):

@@ -105,44 +105,16 @@ def _methods() -> dict[str, Method]:
     dual_polarity = "weight DUAL x Beta density of mean p_y; in order of drawing"
     dual_formula = "Beta(C + 1 - b, b), b = C (1 - mu)(1 - r^c)"
     lines = [
-        Method(
-            "random",
-            random,
-            needs(),
-            None,
-            False,
-            "lowest draw first",
-            "zheng2025elfs",
-            "u_i ~ U(0, 1)",
-            "uniform sample",
-            seeded=True,
-        ),
-        Method(
-            "elfs",
-            double_end,
-            needs("scores"),
-            "aum",
-            False,
-            double,
-            "zheng2025elfs",
-            double_formula,
-            "double-end pruning on the AUM of pseudo-labels",
-        ),
-    ]
+        Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
+               "u_i ~ U(0, 1)", "uniform sample", seeded=True),
+        Method("elfs", double_end, needs("scores"), "aum", False, double, "zheng2025elfs",
+               double_formula, "double-end pruning on the AUM of pseudo-labels"),
+    ]  # fmt: skip
     lines += [
-        Method(
-            f"elfs_{score}",
-            double_end,
-            needs("scores"),
-            score,
-            False,
-            double,
-            "zheng2025elfs",
-            double_formula,
-            f"double-end pruning on {score} of pseudo-labels",
-        )
+        Method(f"elfs_{score}", double_end, needs("scores"), score, False, double,
+               "zheng2025elfs", double_formula, f"double-end pruning on {score} of pseudo-labels")
         for score in ("forgetting", "el2n", "dual", "correctness", "entropy")
-    ]
+    ]  # fmt: skip
     lines += [
         Method("elfs_balanced", double_end_balanced, needs("scores", "pseudo_labels"), "aum",
                False, "as elfs inside each pseudo-class; lowest quantile kept first",
