@@ -462,7 +462,7 @@ def compare_encoders(
     """Compare encoders on a labelled dataset: neighbours, clusters, the coreset's accuracy, cost.
 
     Writes a row for each into `book/runs/<dataset>/encoders.csv` as it is done, beside those of
-    other encoders and other input sizes; `elfs book` shows them. A comparison that was stopped
+    other encoders, input sizes and seeds; `elfs book` shows them. A comparison that was stopped
     goes on where it was.
 
     Examples:

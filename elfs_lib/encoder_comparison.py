@@ -19,7 +19,7 @@ from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import clustering_accuracy, kmeans_labels
 from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name, paired_difference, summarise
-from elfs_lib.neighbors import Neighbors, knn_accuracy
+from elfs_lib.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.provenance import as_options
 from elfs_lib.stages import Run, project_root
@@ -28,11 +28,12 @@ TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
 VOTERS = 20  # of the nearest-neighbour vote
 
-#: The columns of a comparison, one row an encoder and input size.
+#: The columns of a comparison, one row an encoder, input size and seed.
 COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "encoder": "name, or names joined by +",
     "input_size": "side that images are resized to, in pixels; empty for the encoder's own rule",
+    "seed": "of the whole pipeline; empty for that of the parameters file",
     "saw_labels": "whether its pretraining read labels; empty where that is not known",
     "pretraining": "data and method that made its weights",
     "license": "of its weights",
@@ -43,6 +44,8 @@ COLUMNS: dict[str, str] = {
     "neighbors": "K",
     "temi_accuracy": "pseudo-labels right under the best matching to classes, percent",
     "kmeans_accuracy": "the same for k-means on the embeddings",
+    "temi_information": "mutual information of the pseudo-labels of neighbours, nats",
+    "class_information": "mutual information of the classes of neighbours, nats",
     "budget": "share of the images in the coreset",
     "seeds": "trainings of each coreset method",
     "elfs_accuracy": "test accuracy after training on the ELFS coreset, percent, mean over seeds",
@@ -75,8 +78,8 @@ def compare_encoders(
     Args:
         params_file: YAML of parameters; its encoder is called the default.
         names: Encoders; names joined by "+" are concatenated.
-        table: CSV to write. Rows of other encoders and input sizes that it holds are kept, so that
-            a comparison can grow row by row.
+        table: CSV to write. Rows of other encoders, input sizes and seeds that it holds are kept,
+            so that a comparison can grow row by row.
         store: Where the artifacts are.
         overrides: Parameters that win over the file.
         say: Called with a line before each stage.
@@ -102,10 +105,12 @@ def compare_encoders(
             )
     changed = "".join(f" {option}" for option in as_options(overrides))
     for run in runs:
-        name = run.params.encoder
-        size = run.params.encoder_size
+        p, name = run.params, run.params.encoder
+        usual = _params(file, {}, name)
         row = compare(run, say=say) | {
-            "is_default": (name, size) == (file.get("encoder"), file.get("encoder_size")),
+            "seed": p.seed if p.seed != usual.seed else None,
+            "is_default": name == file.get("encoder")
+            and (p.encoder_size, p.seed) == (usual.encoder_size, usual.seed),
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
         _write(table, row)
@@ -165,17 +170,21 @@ def comparison_tables() -> dict[str, pd.DataFrame]:
 
 
 def named(row: Any) -> str:
-    """What a row compares: the encoder, with the input size if it was given one."""
-    given = "" if pd.isna(row.input_size) else f" at {row.input_size:.0f} px"
-    return row.encoder + given
+    """What a row compares: the encoder, with the input size and the seed if it was given one."""
+    size = "" if pd.isna(row.input_size) else f" at {row.input_size:.0f} px"
+    seed = "" if pd.isna(row.seed) else f", seed {row.seed:.0f}"
+    return row.encoder + size + seed
 
 
 def as_shown(table: pd.DataFrame) -> pd.DataFrame:
-    """A comparison as texts for the page, one row an encoder and input size."""
+    """A comparison as texts for the page, row by row."""
     labels = {True: "yes", False: "no"}
 
     def seconds(row: Any) -> str:
         return "" if np.isnan(row.cpu_s) else f"{row.cpu_s:,.0f}"
+
+    def pair(clusters: float, classes: float) -> str:
+        return "" if np.isnan(classes) else f"{clusters:.2f} / {classes:.2f}"
 
     rows = [
         {
@@ -185,6 +194,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
             "purity": f"{row.neighbor_purity:.1f}",
             "k-means": f"{row.kmeans_accuracy:.1f}",
             "TEMI": f"{row.temi_accuracy:.1f}",
+            "nats, TEMI / classes": pair(row.temi_information, row.class_information),
             "ELFS": f"{row.elfs_accuracy:.1f}"
             + (f"\u00a0±\u00a0{row.elfs_sd:.1f}" if row.seeds > 1 else ""),
             "minus random": f"{row.difference:+.1f}"
@@ -210,6 +220,16 @@ def sentences(table: pd.DataFrame) -> list[str]:
             f"({best['knn_accuracy']:.1f}%), of {len(table)} that were measured."
         )
     ]
+    measured = table.dropna(subset=["temi_information", "class_information"])
+    past = measured[measured["temi_information"] > measured["class_information"]]
+    if len(past):
+        which = ", ".join(map(named, past.itertuples()))
+        lines.append(
+            "TEMI's clusters share more with those of their neighbours than the classes do for "
+            f"{which} ({len(past)} of {len(measured)} measured): its objective prefers them to the "
+            "classes, so that training it better need not come nearer to these; other neighbours "
+            "could."
+        )
     if not table["is_default"].any():
         return lines
     default = named(table[table["is_default"]].iloc[0])
@@ -239,9 +259,12 @@ def sentences(table: pd.DataFrame) -> list[str]:
             lines.append(f"{against}: no evidence of a difference ({interval}).")
         else:
             lines.append(f"{against} ({interval}).")
-            better += [name] if found["low"] > 0 else []
+            seconds = table.loc[[named(row) == name for row in table.itertuples()], "wall_s"].item()
+            better += [f"{name} ({seconds:,.0f} s to embed)"] if found["low"] > 0 else []
     lines.append(
-        f"The default of {dataset} is not what this table supports: {', '.join(better)} did better."
+        f"By accuracy alone this table does not support the default of {dataset} "
+        f"({table.loc[table['is_default'], 'wall_s'].item():,.0f} s): {', '.join(better)} did "
+        "better, by intervals over trainings of one coreset each."
         if better
         else f"Nothing here did better than the default of {dataset} beyond its interval."
     )
@@ -260,7 +283,7 @@ def _quality(run: Run) -> Artifact:
     return run.store.run(
         "encoder_quality",
         partial(_measure, run),
-        version=1,
+        version=2,
         params={"voters": VOTERS, "seed": run.params.seed, "classes": run.classes},
         inputs={
             "images": run.images,
@@ -284,7 +307,12 @@ def _measure(run: Run, draft: Draft) -> None:
         "temi_accuracy": clustering_accuracy(run.pseudo_labels, labels),
         "kmeans_accuracy": clustering_accuracy(kmeans, labels),
     }
-    draft.json("quality", {name: 100 * share for name, share in shares.items()})
+    information = {
+        "temi_information": neighbor_information(near, run.pseudo_labels),
+        "class_information": neighbor_information(near, labels),
+    }
+    percent = {name: 100 * share for name, share in shares.items()}
+    draft.json("quality", percent | information)
 
 
 def _read(table: Path) -> pd.DataFrame:
@@ -293,7 +321,7 @@ def _read(table: Path) -> pd.DataFrame:
 
 
 def _write(table: Path, row: Mapping[str, Any]) -> None:
-    """Put a row into the table in place of an older one of its encoder and size, and sort it."""
+    """Put a row into the table in place of an older one of its name, and sort it."""
     frame = pd.DataFrame([row])
     if table.exists():
         old = _read(table)

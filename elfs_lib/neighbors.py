@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from elfs_lib.clustering import unit_rows
+from elfs_lib.clustering import contingency, unit_rows
 from elfs_lib.compute import resolve_precision
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
@@ -88,10 +88,8 @@ def knn_accuracy(neighbors: Neighbors, labels: np.ndarray, *, k: int = 20) -> fl
     Raises:
         ElfsError: if ``labels`` does not fit or ``k`` exceeds the neighbours at hand.
     """
-    labels = np.asarray(labels)
+    labels = _fitting(labels, neighbors)
     count, found = neighbors.indices.shape
-    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ElfsError(f"labels must be {count} integers >= 0, not {labels.dtype} {labels.shape}.")
     if not 1 <= k <= found:
         raise ElfsError(f"k is {k}: only {found} neighbours were searched, use 1..{found}.")
     classes = int(labels.max()) + 1
@@ -102,10 +100,40 @@ def knn_accuracy(neighbors: Neighbors, labels: np.ndarray, *, k: int = 20) -> fl
     return float((tally.reshape(count, classes).argmax(axis=1) == labels).mean())
 
 
+def neighbor_information(neighbors: Neighbors, labels: np.ndarray) -> float:
+    """Mutual information of an image's label and the label of one of its neighbours, in nats.
+
+    From 0 (labels do not follow the neighbours) to log C (C labels that occur equally often and
+    that all neighbours share). TEMI's loss is an estimate of it (Adaloglou et al., 2023), so that
+    of its clusters beside that of the true classes tells whether more of the same training can
+    help: where the clusters have more already, it is the neighbours that have to change.
+
+    Args:
+        neighbors: As found by :func:`nearest_neighbors`.
+        labels: int [N], classes or clusters >= 0.
+
+    Raises:
+        ElfsError: if ``labels`` does not fit.
+    """
+    from sklearn.metrics import mutual_info_score  # only here: it takes a while to load
+
+    labels = _fitting(labels, neighbors)
+    own = np.repeat(labels, neighbors.indices.shape[1])
+    pairs = contingency(own, labels[neighbors.indices].ravel())
+    return float(mutual_info_score(None, None, contingency=pairs))
+
+
 def recall(found: Neighbors, exact: Neighbors) -> float:
     """Share of the exact neighbours that ``found`` holds too, in [0, 1]."""
     pairs = zip(found.indices, exact.indices, strict=True)
     return float(np.mean([np.isin(true, own, kind="sort").mean() for own, true in pairs]))
+
+
+def _fitting(labels: np.ndarray, neighbors: Neighbors) -> np.ndarray:
+    labels, count = np.asarray(labels), len(neighbors.indices)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ElfsError(f"labels must be {count} integers >= 0, not {labels.dtype} {labels.shape}.")
+    return labels
 
 
 def _exact(rows: np.ndarray, k: int, block: int) -> Neighbors:

@@ -17,6 +17,7 @@ from elfs_lib.artifacts import Store
 from elfs_lib.datasets import load_images, load_labels
 from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
 from elfs_lib.errors import ElfsError
+from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.stages import Run
 
 OVERRIDES = {"eval_steps": 5}
@@ -54,6 +55,18 @@ def plain_vote(points: np.ndarray, labels: np.ndarray, k: int) -> tuple[float, f
     return 100 * right / len(labels), 100 * pure / len(labels)
 
 
+def plain_information(images: np.ndarray, labels: np.ndarray) -> float:
+    """Mutual information of the labels of neighbours, pair by pair."""
+    indices = nearest_neighbors(images.reshape(len(images), -1).astype("f4"), TINY["neighbors"])
+    table = np.zeros((10, 10))
+    for own, near in zip(labels, labels[indices.indices]):
+        np.add.at(table[own], near, 1)
+    table /= table.sum()
+    apart = np.outer(table.sum(axis=1), table.sum(axis=0))
+    there = table > 0
+    return (table[there] * np.log(table[there] / apart[there])).sum()
+
+
 def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path):
     assert list(compared.columns) == list(COLUMNS) and len(compared) == 2
     assert compared["knn_accuracy"].is_monotonic_decreasing
@@ -65,6 +78,7 @@ def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path)
     right, pure = plain_vote(images.reshape(len(images), -1).astype(float), labels, 10)
     assert row["knn_accuracy"] == pytest.approx(right, abs=0.2)  # by ties
     assert row["neighbor_purity"] == pytest.approx(pure, abs=0.05)
+    assert row["class_information"] == pytest.approx(plain_information(images, labels), abs=0.005)
     by_seed = [float(text) for text in row["elfs_by_seed"].split()]
     assert len(by_seed) == row["seeds"] == 2
     assert np.mean(by_seed) == pytest.approx(row["elfs_accuracy"], abs=1e-3)
@@ -145,7 +159,11 @@ def test_each_input_size_of_an_encoder_has_a_row_of_its_own(tmp_path: Path):
     assert sorted(map(encoder_comparison.named, found.itertuples())) == ["a", "b", "b at 16 px"]
     assert set(found["temi_accuracy"]) == {35.0, 72.0, 73.0}
     assert "b at 16 px against the default, a" in " ".join(sentences(found))
-    before = found[found["input_size"].isna()].drop(columns="input_size")
+    encoder_comparison._write(table, rows[0] | {"seed": 1, "is_default": False})
+    again = pd.read_csv(table)
+    assert len(again) == 4 and again["is_default"].sum() == 1
+    assert "a, seed 1 against the default, a" in " ".join(sentences(again))
+    before = found[found["input_size"].isna()].drop(columns=["input_size", "seed"])
     before.to_csv(table, index=False)  # as tables were before there was the column
     encoder_comparison._write(table, rows[0] | {"input_size": 32})
     found = pd.read_csv(table)
@@ -186,11 +204,13 @@ def made_up(*by_seed: str) -> pd.DataFrame:
             dict.fromkeys(COLUMNS)
             | {
                 "dataset": "cifar10", "encoder": "abc"[number], "input_size": np.nan,
+                "seed": np.nan,
                 "saw_labels": [True, None][number % 2],
                 "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
                 "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
                 "elfs_accuracy": np.mean(values), "elfs_sd": np.nan, "elfs_by_seed": text,
                 "difference": 1.0, "low": np.nan, "high": np.nan, "wall_s": 2.0, "cpu_s": np.nan,
+                "temi_information": np.nan, "class_information": np.nan,
                 "is_default": number == 0,
             }
         )  # fmt: skip
@@ -202,7 +222,7 @@ def test_the_page_says_no_more_than_the_numbers_do():
     assert "neighbours of c are the best" in better[0]
     assert "+5.0 points" in better[1] and "no evidence" not in better[1]
     assert "no evidence of a difference" in better[2]
-    assert better[3].endswith("not what this table supports: b did better.")
+    assert "not support the default of CIFAR-10 (2 s): b (2 s to embed) did better" in better[3]
     worse = sentences(made_up("75 76.1 77", "70 71 72"))
     assert "-5.0 points" in worse[1] and "Nothing here did better" in worse[2]
     assert "no interval" in sentences(made_up("70", "80"))[1]
@@ -210,6 +230,13 @@ def test_the_page_says_no_more_than_the_numbers_do():
     assert len(without) == 1 and "of 2 that were measured" in without[0]
     (alone,) = sentences(made_up("70"))
     assert "nothing to compare" in alone and "best" not in alone
+    informed = made_up("70", "80", "75")
+    informed["temi_information"] = [1.0, 0.5, np.nan]
+    informed["class_information"] = [0.9, 0.6, np.nan]
+    said = sentences(informed)[1]
+    assert "classes do for a (1 of 2 measured)" in said
+    table = as_shown(informed)
+    assert table["nats, TEMI / classes"].tolist() == ["1.00 / 0.90", "0.50 / 0.60", ""]
     shown = as_shown(made_up("70", "80"))
     assert shown["encoder"].tolist() == ["a (default)", "b"]
     assert shown["saw labels"].tolist() == ["yes", "not known"]

@@ -8,7 +8,7 @@ import torch
 
 from elfs_lib import neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import Neighbors, knn_accuracy, nearest_neighbors
+from elfs_lib.neighbors import Neighbors, knn_accuracy, nearest_neighbors, neighbor_information
 
 
 def random_rows(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -148,6 +148,21 @@ def test_knn_vote_closed_form():
     assert knn_accuracy(near, np.array([0, 1, 0, 1]), k=1) == 0.0
 
 
+def test_information_of_neighbours_closed_form():
+    def of(indices: list[list[int]], labels: list[int]) -> float:
+        found = np.array(indices, dtype=np.int32)
+        return neighbor_information(Neighbors(found, np.ones(found.shape, "f4")), np.array(labels))
+
+    paired = [[1], [0], [3], [2]]
+    assert of(paired, [0, 0, 1, 1]) == pytest.approx(np.log(2))  # shared by all
+    assert of(paired, [0, 1, 0, 1]) == pytest.approx(np.log(2))  # one tells the other
+    assert of(paired, [2, 2, 2, 2]) == pytest.approx(0)
+    assert of([[1, 2], [0, 3], [3, 0], [2, 1]], [0, 0, 1, 1]) == pytest.approx(0)
+    # pairs 00 01 | 00 01 | 10 10: 1/3 of each kind but 11
+    third = of([[1, 2], [0, 2], [0, 1]], [0, 0, 1])
+    assert third == pytest.approx(np.log(3 / 4) / 3 + 2 / 3 * np.log(3 / 2))
+
+
 def test_mistakes_are_one_sentence():
     rows = random_rows(10, 4)
     with pytest.raises(ElfsError, match="k is 10: it must be a whole number from 1 to 9"):
@@ -167,3 +182,5 @@ def test_mistakes_are_one_sentence():
         knn_accuracy(near, np.zeros(10, int), k=4)
     with pytest.raises(ElfsError, match="10 integers"):
         knn_accuracy(near, np.zeros(9, int), k=3)
+    with pytest.raises(ElfsError, match="10 integers"):
+        neighbor_information(near, np.full(10, -1))
