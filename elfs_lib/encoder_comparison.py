@@ -181,26 +181,21 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
     labels = {True: "yes", False: "no"}
 
     def seconds(row: Any) -> str:
-        return "" if np.isnan(row.cpu_s) else f"{row.cpu_s:,.0f}"
-
-    def pair(clusters: float, classes: float) -> str:
-        return "" if np.isnan(classes) else f"{clusters:.2f} / {classes:.2f}"
+        return f"{row.wall_s:,.0f} wall" if np.isnan(row.cpu_s) else f"{row.cpu_s:,.0f}"
 
     rows = [
         {
-            "encoder": named(row) + (" (default)" if row.is_default else ""),
+            "encoder": named(row).replace("+", " + ") + (" (default)" if row.is_default else ""),
             "saw labels": labels.get(row.saw_labels, "not known"),
             "20-NN": f"{row.knn_accuracy:.1f}",
             "purity": f"{row.neighbor_purity:.1f}",
             "k-means": f"{row.kmeans_accuracy:.1f}",
             "TEMI": f"{row.temi_accuracy:.1f}",
-            "nats, TEMI / classes": pair(row.temi_information, row.class_information),
             "ELFS": f"{row.elfs_accuracy:.1f}"
             + (f"\u00a0±\u00a0{row.elfs_sd:.1f}" if row.seeds > 1 else ""),
             "minus random": f"{row.difference:+.1f}"
             + (f" ({row.low:+.1f} to {row.high:+.1f})" if row.low == row.low else ""),
-            "wall s": f"{row.wall_s:,.0f}",
-            "CPU s": seconds(row),
+            "seconds": seconds(row),
         }
         for row in table.itertuples()
     ]
@@ -223,12 +218,15 @@ def sentences(table: pd.DataFrame) -> list[str]:
     measured = table.dropna(subset=["temi_information", "class_information"])
     past = measured[measured["temi_information"] > measured["class_information"]]
     if len(past):
-        which = ", ".join(map(named, past.itertuples()))
+        which = ", ".join(
+            f"{named(row)} ({row.temi_information:.2f} against {row.class_information:.2f} nats)"
+            for row in past.itertuples()
+        )
         lines.append(
-            "TEMI's clusters share more with those of their neighbours than the classes do for "
-            f"{which} ({len(past)} of {len(measured)} measured): its objective prefers them to the "
-            "classes, so that training it better need not come nearer to these; other neighbours "
-            "could."
+            "TEMI's clusters share more with those of their neighbours than the classes do "
+            f"for {len(past)} of {len(measured)} that were measured: {which}. Its objective "
+            "prefers them to the classes, so that training it better need not come nearer to "
+            "these; other neighbours could."
         )
     if not table["is_default"].any():
         return lines

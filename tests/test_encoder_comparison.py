@@ -234,10 +234,10 @@ def test_the_page_says_no_more_than_the_numbers_do():
     informed["temi_information"] = [1.0, 0.5, np.nan]
     informed["class_information"] = [0.9, 0.6, np.nan]
     said = sentences(informed)[1]
-    assert "classes do for a (1 of 2 measured)" in said
-    table = as_shown(informed)
-    assert table["nats, TEMI / classes"].tolist() == ["1.00 / 0.90", "0.50 / 0.60", ""]
+    assert "for 1 of 2 that were measured: a (1.00 against 0.90 nats)." in said
+    assert not any("nats" in line for line in sentences(informed.iloc[1:]))
     shown = as_shown(made_up("70", "80"))
     assert shown["encoder"].tolist() == ["a (default)", "b"]
     assert shown["saw labels"].tolist() == ["yes", "not known"]
-    assert shown["CPU s"].tolist() == ["", ""]
+    assert shown["seconds"].tolist() == ["2 wall", "2 wall"]
+    assert as_shown(made_up("70").assign(cpu_s=1234.4))["seconds"].tolist() == ["1,234"]
