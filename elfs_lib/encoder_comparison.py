@@ -195,7 +195,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
             + (f"\u00a0±\u00a0{row.elfs_sd:.1f}" if row.seeds > 1 else ""),
             "minus random": f"{row.difference:+.1f}"
             + (f" ({row.low:+.1f} to {row.high:+.1f})" if row.low == row.low else ""),
-            "seconds": seconds(row),
+            "CPU s": seconds(row),
         }
         for row in table.itertuples()
     ]

@@ -239,5 +239,5 @@ def test_the_page_says_no_more_than_the_numbers_do():
     shown = as_shown(made_up("70", "80"))
     assert shown["encoder"].tolist() == ["a (default)", "b"]
     assert shown["saw labels"].tolist() == ["yes", "not known"]
-    assert shown["seconds"].tolist() == ["2 wall", "2 wall"]
-    assert as_shown(made_up("70").assign(cpu_s=1234.4))["seconds"].tolist() == ["1,234"]
+    assert shown["CPU s"].tolist() == ["2 wall", "2 wall"]
+    assert as_shown(made_up("70").assign(cpu_s=1234.4))["CPU s"].tolist() == ["1,234"]
