@@ -170,6 +170,21 @@ def test_each_input_size_of_an_encoder_has_a_row_of_its_own(tmp_path: Path):
     assert found["is_default"].sum() == 1 and "a at 32 px" in " ".join(sentences(found))
 
 
+def test_a_row_of_another_seed_stands_beside_the_default(
+    project: Path, tmp_path: Path, monkeypatch
+):
+    def compare(run: Run, **_: object) -> dict:
+        return made_up("70").iloc[0].to_dict() | {"encoder": run.params.encoder}
+
+    monkeypatch.setattr(encoder_comparison, "compare", compare)
+    file, table = project / "digits.yaml", tmp_path / "table.csv"
+    for overrides in ({}, {"seed": 1}, {"seed": 0}):
+        found = compare_encoders(file, ["pixels"], table, Store(tmp_path), overrides=overrides)
+    rows = found.sort_values("is_default")
+    assert rows["is_default"].tolist() == [False, True]
+    assert list(map(encoder_comparison.named, rows.itertuples())) == ["pixels, seed 1", "pixels"]
+
+
 def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkeypatch, capsys):
     store = Store(tmp_path / "store")
     with pytest.raises(ElfsError, match="did you mean 'pixels'"):
