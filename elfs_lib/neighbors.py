@@ -104,9 +104,8 @@ def neighbor_information(neighbors: Neighbors, labels: np.ndarray) -> float:
     """Mutual information of an image's label and the label of one of its neighbours, in nats.
 
     From 0 (labels do not follow the neighbours) to log C (C labels that occur equally often and
-    that all neighbours share). TEMI's loss is an estimate of it (Adaloglou et al., 2023), so that
-    of its clusters beside that of the true classes tells whether more of the same training can
-    help: where the clusters have more already, it is the neighbours that have to change.
+    that all neighbours share). TEMI seeks clusters that have much of it (Adaloglou et al., 2023):
+    where they have more than the true classes, its objective prefers them to these.
 
     Args:
         neighbors: As found by :func:`nearest_neighbors`.
