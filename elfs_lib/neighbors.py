@@ -104,8 +104,9 @@ def neighbor_information(neighbors: Neighbors, labels: np.ndarray) -> float:
     """Mutual information of an image's label and the label of one of its neighbours, in nats.
 
     From 0 (labels do not follow the neighbours) to log C (C labels that occur equally often and
-    that all neighbours share). TEMI seeks clusters that have much of it (Adaloglou et al., 2023):
-    where they have more than the true classes, its objective prefers them to these.
+    that all neighbours share). TEMI maximises a relative of it, with soft labels and an exponent
+    beta (Adaloglou et al., 2023): where its clusters have more of it than the true classes, a
+    better optimum need not be nearer to these.
 
     Args:
         neighbors: As found by :func:`nearest_neighbors`.

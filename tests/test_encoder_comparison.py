@@ -237,7 +237,10 @@ def test_the_page_says_no_more_than_the_numbers_do():
     assert "neighbours of c are the best" in better[0]
     assert "+5.0 points" in better[1] and "no evidence" not in better[1]
     assert "no evidence of a difference" in better[2]
-    assert "not support the default of CIFAR-10 (2 s): b (2 s to embed) did better" in better[3]
+    assert (
+        "not support the default of CIFAR-10 (2 wall s): b (2 wall s to embed) did better"
+        in better[3]
+    )
     worse = sentences(made_up("75 76.1 77", "70 71 72"))
     assert "-5.0 points" in worse[1] and "Nothing here did better" in worse[2]
     assert "no interval" in sentences(made_up("70", "80"))[1]
