@@ -3,7 +3,8 @@
     python -m benchmarks.whole_runs params/cifar10.yaml params/fashion_mnist.yaml
 
 Runs no stage: where one is not in the store (``ELFS_ARTIFACTS_DIR``), it stops. What it found is
-printed, and written for the page on performance (``book/data/whole_runs.json`` and the table).
+printed, and written for the page on performance (``book/data/whole_runs.json`` and the table);
+runs that are not named here stay as they were.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ def stages(run: Run) -> list[dict]:
         NotBuilt: if the store only looks and a stage is not there.
     """
     budget = run.params.budget
-    found = [run.images, run.embeddings, run.neighbors, run.temi, run.consensus, run.pseudo]
-    found += run.proxies
+    found = [run.neighbors, run.temi, run.consensus, run.pseudo, *run.proxies]
     if run.params.hard_prune_ratio is None:
         found.append(run.search(budget))
     found.append(run.coreset("elfs", budget))
-    return [{name: a.manifest.get(name) for name in FACTS} for a in found]
+    embedded = {f"embeddings, {part.params.encoder}": part.embeddings for part in run.encoder_runs}
+    if len(embedded) > 1:
+        embedded["embeddings, joined"] = run.embeddings
+    named = [("images", run.images), *embedded.items(), *((a.manifest["stage"], a) for a in found)]
+    return [{name: a.manifest.get(name) for name in FACTS} | {"stage": s} for s, a in named]
 
 
 def whole_table(facts: dict) -> pd.DataFrame:
@@ -80,8 +84,10 @@ def main() -> None:
     store = default_store(look=True)
     runs = {f.stem: stages(Run(Params.load(f), store)) for f in parser.parse_args().params}
     peak = json.loads((DATA / "bench.json").read_text())["matmul_flops"]
-    facts = {"matmul_flops": peak, "runs": runs}
-    (DATA / "whole_runs.json").write_text(json.dumps(facts, indent=1) + "\n")
+    file = DATA / "whole_runs.json"
+    known = json.loads(file.read_text())["runs"] if file.exists() else {}
+    facts = {"matmul_flops": peak, "runs": known | runs}
+    file.write_text(json.dumps(facts, indent=1) + "\n")
     for table in write_tables(TABLES, facts).values():
         print(table.to_string(index=False))
 
