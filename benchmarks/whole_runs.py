@@ -2,9 +2,9 @@
 
     python -m benchmarks.whole_runs params/cifar10.yaml params/fashion_mnist.yaml
 
-Runs no stage: where one is not in the store (``ELFS_ARTIFACTS_DIR``), it stops. What it found is
-printed, and written for the page on performance (``book/data/whole_runs.json`` and the table);
-runs that are not named here stay as they were.
+Runs no stage, and stops where one is not in the store (``ELFS_ARTIFACTS_DIR``). With ``--build``
+and an empty store it times a whole run. What it found is printed, and written for the page on
+performance (``book/data/whole_runs.json`` and the table); runs that are not named here stay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def whole_table(facts: dict) -> pd.DataFrame:
     """One row a stage and a sum; shares of the peak where a manifest counts FLOPs."""
     peak = facts["matmul_flops"]["bfloat16"]
     rows = []
-    for name, found in facts["runs"].items():
+    for run, found in facts["runs"].items():
+        name = ", ".join([run, *sorted({s["device"] for s in found if s["device"]})])
         for s in found:
             spent = s["cpu_s"] or s["wall_s"]
             rows.append(
@@ -81,8 +82,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("params", nargs="+", type=Path, help="YAML of parameters of each run")
-    store = default_store(look=True)
-    runs = {f.stem: stages(Run(Params.load(f), store)) for f in parser.parse_args().params}
+    parser.add_argument("--build", action="store_true", help="run the stages that are missing")
+    args = parser.parse_args()
+    store = default_store(look=not args.build)
+    runs = {f.stem: stages(Run(Params.load(f), store)) for f in args.params}
     peak = json.loads((DATA / "bench.json").read_text())["matmul_flops"]
     file = DATA / "whole_runs.json"
     known = json.loads(file.read_text())["runs"] if file.exists() else {}

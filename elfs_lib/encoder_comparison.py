@@ -51,6 +51,7 @@ COLUMNS: dict[str, str] = {
     "elfs_accuracy": "test accuracy after training on the ELFS coreset, percent, mean over seeds",
     "elfs_sd": "its standard deviation over seeds",
     "elfs_by_seed": "the accuracies behind it in the order of the seeds, with spaces between",
+    "hard_prune_ratio": "the beta of the ELFS coreset, in [0, 1); empty if not recorded",
     "random_accuracy": "the same for a random coreset of this size",
     "difference": "ELFS minus random, paired by seed, in points",
     "low": "lower end of its 95% t-interval",
@@ -153,6 +154,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
         "elfs_accuracy": means.loc[METHOD, "mean"],
         "elfs_sd": means.loc[METHOD, "sd"],
         "elfs_by_seed": " ".join(f"{a:.4f}" for a in results["accuracy"][-len(p.eval_seeds) :]),
+        "hard_prune_ratio": results["hard_prune_ratio"].iloc[-1],
         "random_accuracy": means.loc[BASELINE, "mean"],
         **paired[["difference", "low", "high"]],
         "wall_s": costs["wall_s"].sum(),
@@ -188,6 +190,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
             "purity": f"{row.neighbor_purity:.1f}",
             "k-means": f"{row.kmeans_accuracy:.1f}",
             "TEMI": f"{row.temi_accuracy:.1f}",
+            "\u03b2": f"{row.hard_prune_ratio:g}" if row.hard_prune_ratio >= 0 else "",
             "ELFS": f"{row.elfs_accuracy:.1f}"
             + (f"\u00a0±\u00a0{row.elfs_sd:.1f}" if row.seeds > 1 else ""),
             "minus random": f"{row.difference:+.1f}"

@@ -18,6 +18,7 @@ from elfs_lib.datasets import load_images, load_labels
 from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.params import Params
 from elfs_lib.stages import Run
 
 OVERRIDES = {"eval_steps": 5}
@@ -87,6 +88,9 @@ def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path)
         row["elfs_accuracy"] - row["random_accuracy"], abs=1e-3
     )
     assert (compared["cpu_s"] > 0).all()
+    params = Params.load(project / "digits.yaml", OVERRIDES)
+    run = Run(params, Store(project / "store", look=True))
+    assert row["hard_prune_ratio"] == run.hard_prune_ratio(row["budget"])
     assert row["command"] == "elfs compare-encoders params/digits.yaml pixels -p eval_steps=5"
 
 
@@ -224,7 +228,8 @@ def made_up(*by_seed: str) -> pd.DataFrame:
                 "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
                 "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
                 "elfs_accuracy": np.mean(values), "elfs_sd": np.nan, "elfs_by_seed": text,
-                "difference": 1.0, "low": np.nan, "high": np.nan, "wall_s": 2.0, "cpu_s": np.nan,
+                "hard_prune_ratio": np.nan, "difference": 1.0, "low": np.nan, "high": np.nan,
+                "wall_s": 2.0, "cpu_s": np.nan,
                 "temi_information": np.nan, "class_information": np.nan,
                 "is_default": number == 0,
             }
@@ -254,7 +259,8 @@ def test_the_page_says_no_more_than_the_numbers_do():
     said = sentences(informed)[1]
     assert "for 1 of 2 that were measured: a (1.00 against 0.90 nats)." in said
     assert not any("nats" in line for line in sentences(informed.iloc[1:]))
-    shown = as_shown(made_up("70", "80"))
+    shown = as_shown(made_up("70", "80").assign(hard_prune_ratio=[0.0, np.nan]))
+    assert shown["\u03b2"].tolist() == ["0", ""]
     assert shown["encoder"].tolist() == ["a (default)", "b"]
     assert shown["saw labels"].tolist() == ["yes", "not known"]
     assert shown["CPU s"].tolist() == ["2 wall", "2 wall"]

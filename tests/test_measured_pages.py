@@ -102,14 +102,28 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
 
 
 def test_a_whole_run_is_the_sum_of_its_stages(load):
-    stage = {"stage": "proxy", "wall_s": 90.0, "cpu_s": 50.0, "train_flops": 2e12,
+    stage = {"stage": "proxy", "wall_s": 90.0, "cpu_s": 50.0, "train_flops": 2e12, "device": "X",
              "finished": "2026-01-02T03:04:05Z"}  # fmt: skip
     older = {**stage, "stage": "temi", "wall_s": 30.0, "cpu_s": None, "train_flops": None}
+    older["device"] = None
     facts = {"matmul_flops": {"bfloat16": 1e11}, "runs": {"a": [older, stage]}}
     table = load("whole_runs").whole_table(facts).set_index("Stage")
     assert table.loc["sum", "Wall, s"] == "120 (2.0 min)"
     assert table["CPU, s"].tolist() == ["not recorded", "50.0", ""]
     assert table["Share of peak"].tolist() == ["", "40%", ""]
+    assert set(table["Run"]) == {"a, X"}
+
+
+def test_a_whole_run_counts_each_of_the_encoders_that_it_joins(load, tiny_params, tmp_path):
+    from elfs_lib.artifacts import Store
+    from elfs_lib.stages import Run
+
+    changes = {"encoder": "pixels+self_supervised", "encoder_epochs": 1}
+    run = Run(tiny_params.model_copy(update=changes), Store(tmp_path))
+    found = {s["stage"]: s for s in load("whole_runs").stages(run)}
+    named = [f"embeddings, {name}" for name in ("pixels", "self_supervised", "joined")]
+    assert list(found)[:5] == ["images", *named, "neighbors"] and list(found)[-1] == "coreset"
+    assert found[named[1]]["wall_s"] > found[named[2]]["wall_s"]
 
 
 def test_a_whole_run_is_looked_up_and_never_made(load, tmp_path):
