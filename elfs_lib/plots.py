@@ -19,7 +19,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from PIL import Image
 
 from elfs_lib.errors import ElfsError
@@ -37,6 +37,7 @@ P = ParamSpec("P")
 
 # ELFS and random are in every comparison and get a look of their own.
 _FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s")}
+_FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B")
 _MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -142,7 +143,7 @@ def image_grid(
         else:
             axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         if titles is not None:
-            axes.set_title(titles[number], fontsize=size, fontweight="normal", loc="center", pad=2)
+            axes.set_title(titles[number], fontsize=size, fontweight="normal", pad=2)
     if title:
         figure.suptitle(title, fontsize=10.5, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -291,7 +292,7 @@ def aum_histogram(
     if cuts is not None and cuts[0] > cuts[1]:
         raise ElfsError(f"cuts are {cuts}: pass the lower score first.")
     figure, axes = _page(3.0)
-    heights, edges, bars = axes.hist(values, bins=_bins(values), color=MIDDLE, linewidth=0.3)
+    _, edges, bars = axes.hist(values, bins=_bins(values), color=MIDDLE, linewidth=0.3)
     if cuts is not None:
         low, high = cuts
         axes.axvspan(low, high, color=SHADE, zorder=0)
@@ -308,8 +309,7 @@ def aum_histogram(
         for inside, name, colour in parts:
             if inside.any():
                 axes.plot([], [], "s", color=colour, label=f"{name}: {inside.sum():,}")
-        axes.set_ylim(0, 1.22 * heights.max())
-        axes.legend(loc="upper center", ncols=3, handletextpad=0.1)
+        figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1)
     _label(axes, label, "Images", title)
     axes.grid(False, axis="x")
     return figure
@@ -639,10 +639,20 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
         axes.set_title(f"{100 * budget:.3g}%")
         axes.grid(False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(3))
+    unit = "points"
+    if paired[["difference", "low", "high"]].abs().max(axis=None) > _FAR:
+        # One method far off would press all others onto one line.
+        panels[0].set_xscale("symlog", linthresh=_FAR / 5, linscale=1.5)
+        for axes in panels:
+            axes.xaxis.set_major_locator(
+                FixedLocator(_FAR * np.array([-5, -1, -0.2, 0, 0.2, 1, 5]))
+            )
+            axes.xaxis.set_major_formatter("{x:g}")
+        unit += f", logarithmic beyond {_FAR / 5:g}"
     names = [f"{display_name(method)} − {display_name(rival)}" for method, rival in pairs]
     panels[0].set_yticks(range(len(pairs)), names)
     panels[0].set_ylim(len(pairs) - 0.4, -0.6)
-    figure.supxlabel("Difference in test accuracy (points), 95% interval", fontsize=10)
+    figure.supxlabel(f"Difference in test accuracy ({unit}), 95% interval", fontsize=10)
     if title:
         figure.suptitle(title, fontsize=10.5, weight="bold", x=0.01, ha="left")
     return figure

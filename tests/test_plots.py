@@ -166,10 +166,20 @@ def test_differences_has_a_panel_for_each_budget_and_a_row_for_each_pair():
     assert any(np.allclose(point, (at["difference"], 1)) for point in drawn)
 
 
+def test_differences_that_are_far_off_leave_the_others_room():
+    near = paired_difference(results(), "elfs", "random")
+    far = near.assign(method="ccs", difference=-48.0, low=-49.0, high=-47.0)
+    (plain, *_), (wide, *_) = (plots.differences(f).axes for f in (near, pd.concat([near, far])))
+    assert (plain.get_xscale(), wide.get_xscale()) == ("linear", "symlog")
+    assert wide.get_xlim()[0] < -49 and "logarithmic beyond 2" in wide.figure.get_supxlabel()
+    left, middle, right = wide.transData.transform([(-48, 0), (-1, 0), (0, 0)])[:, 0]
+    assert right - middle > (right - left) / 10  # a point was a 48th of it
+
+
 def test_histogram_counts_each_part():
     scores = np.arange(10.0)
     figure = plots.aum_histogram(scores, cuts=(2, 6))
-    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["too hard: 2", "kept: 5", "too easy: 3"]
 
 
