@@ -262,7 +262,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
     lines.append(
         f"By accuracy alone this table does not support the default of {dataset} "
         f"({_seconds(usual)} s): {', '.join(better)} did better, by intervals over trainings of "
-        "one coreset each."
+        f"one coreset each, not corrected for {len(table) - 1} comparisons."
         if better
         else f"Nothing here did better than the default of {dataset} beyond its interval."
     )
