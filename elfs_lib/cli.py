@@ -127,7 +127,11 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
     try:
         plan = list(pipeline.steps(current))
     except NotBuilt:
-        print(f"Nothing of this run is in {current.store.root}.")
+        print(
+            f"The images of this run are not in {current.store.root}: nothing was run, or files "
+            f"were touched or copied since. `elfs run {params_file}` reads them again and keeps "
+            "every stage that still holds."
+        )
         return
     for step in plan:
         try:
