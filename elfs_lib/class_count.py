@@ -47,11 +47,13 @@ class ClassEstimate:
 
     def sentence(self) -> str:
         """The estimate, its interval and how it was made."""
+        edge = "; that is the edge of what was tried, so give the number if you know it"
         return (
             f"about {self.classes} classes (between {self.low} and {self.high} fit about as "
             f"well): k-means on {COMPONENTS} principal components of the embeddings, K from "
             f"{self.grid[0]} to {self.grid[-1]}, best mean silhouette over "
             f"{self.silhouettes.shape[1]} random subsets of {self.subset:,} images"
+            + (edge if self.classes in (self.grid[0], self.grid[-1]) else "")
         )
 
 

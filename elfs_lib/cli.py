@@ -18,7 +18,14 @@ _UsageError = typer.BadParameter.__bases__[0]  # click's, which newer versions o
 
 app = typer.Typer(
     name="elfs",
-    help="Label-free coreset selection: choose which images are worth a label.",
+    help="""Label-free coreset selection: choose which images are worth a label.
+
+    Examples, and more with every command's `--help`:
+
+        elfs run params/digits.yaml --render
+
+        elfs select photos --classes 10 --budget 500
+    """,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -60,12 +67,12 @@ def _parse(overrides: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
-def _number(name: str, text: str) -> int | float:
+def _number(name: str, text: str, *, hint: str = "") -> int | float:
     """A whole number, or a share."""
     try:
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     except ValueError:
-        raise ElfsError(f"{name} is {text!r}: give a number.") from None
+        raise ElfsError(f"{name} is {text!r}: give a number{hint}.") from None
 
 
 @app.command()
@@ -265,7 +272,7 @@ def select(
         find_notebook()
         pipeline.check_kernel(kernel)
     request = Request(
-        "auto" if classes == "auto" else _number("classes", classes),
+        "auto" if classes == "auto" else _number("classes", classes, hint=", or auto"),
         _number("budget", budget),
         overrides.pop("seed", 0),
         copies,
@@ -285,7 +292,15 @@ def select(
     print(f"Written: {', '.join(map(str, written))}")
 
 
-labels_app = typer.Typer(no_args_is_help=True, help="Labels that people gave.")
+labels_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Labels that people gave.
+
+    Example:
+
+        elfs labels import labels.csv --list to_label.csv
+    """,
+)
 app.add_typer(labels_app, name="labels")
 
 
@@ -342,12 +357,9 @@ def evaluate(
     from elfs_lib import own_labels
 
     files = own_labels.ListFiles(list_file)
-    assessment, choice = own_labels.evaluate(
+    _, choice = own_labels.evaluate(
         files, folds=folds, batch=batch, repair=repair, say=lambda t: print(t, flush=True)
     )
-    for line in assessment.lines():
-        print(line)
-    print(f"What the linear model says of every image: {files.predictions}")
     if choice is not None:
         for line in choice.summary():
             print(line)

@@ -72,7 +72,7 @@ def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str 
     """
     file = Path(file)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")  # a name may hold any line end
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ElfsError(f"Cannot read {file}: {reason}; give a CSV or JSON of labels.") from None
@@ -84,8 +84,8 @@ def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str 
         path = name if known is None else _known_path(name, known, folder)
         if path is None:
             raise ElfsError(
-                f"{file}, {where}: image {name!r} is not in the folder that the list was made "
-                "from; mend its path."
+                f"{file}, {where}: {name!r} is not a usable image of the folder that the list was "
+                "made from; mend its path, or leave it out."
             )
         if not label:
             unlabelled[path] = None
@@ -100,11 +100,9 @@ def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str 
 
 
 def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
-    try:
-        dialect = csv.Sniffer().sniff(text.partition("\n")[0], ",;\t")
-    except csv.Error:
-        dialect = csv.excel
-    rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         columns = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
         path = next((columns[name] for name in PATH_COLUMNS if name in columns), None)
@@ -168,9 +166,9 @@ def _texts(value: Any) -> list[str]:
 
 def _known_path(name: str, known: set[str], folder: str) -> str | None:
     """The known path that a file calls ``name``: itself, or a Label Studio URL that ends in it."""
-    name = name.strip()
-    candidates = [name, name.removeprefix("./"), name.replace("\\", "/")]
-    candidates += parse_qs(urlsplit(name).query).get("d", []) if "?d=" in name else []
+    bare = name.strip()
+    candidates = [name, bare, bare.removeprefix("./"), bare.replace("\\", "/")]
+    candidates += parse_qs(urlsplit(bare).query).get("d", []) if "?d=" in bare else []
     for candidate in candidates:
         for path in (candidate, candidate.removeprefix(f"{folder}/")):
             if path in known:

@@ -161,6 +161,12 @@ class OwnRun(Run):
         return side if side > self.train_images.shape[-1] else None
 
     @property
+    def shown_at(self) -> str:
+        """The size in which each encoder is given the images, before its own resizing."""
+        sides = [part._view or self.train_images.shape[-1] for part in self.encoder_runs]
+        return " and ".join(f"{side} pixels" for side in sides)
+
+    @property
     def training(self) -> dict[str, Any]:
         """How this run trains: flips, crops, device and precision."""
         return self._training
@@ -529,12 +535,13 @@ def facts(choice: Choice) -> list[str]:
     changed = ", ".join(f"{name}={value}" for name, value in request.overrides.items())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     return [
-        f"{len(run.paths):,} images stored at {run.train_images.shape[-1]} pixels, {run.classes} "
-        f"classes ({given}), {len(choice.listed):,} images asked for, seed {request.seed}"
+        f"{len(run.paths):,} images, each cut to the square in its middle and stored at "
+        f"{run.train_images.shape[-1]} pixels, {run.classes} classes ({given}), "
+        f"{len(choice.listed):,} images asked for, seed {request.seed}"
         + (f", {changed}." if changed else "."),
         (
             f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}); "
-            f"licence of the weights: {encoder['license']}."
+            f"licence of the weights: {encoder['license']}. It is shown squares of {run.shown_at}."
         ),
         (
             f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} "
@@ -571,6 +578,9 @@ def _check_request(request: Request) -> None:
     if classes != "auto" and not is_whole(classes, 2):
         raise ElfsError(f"classes is {classes!r}: give a whole number of at least 2, or auto.")
     budget, cosine = request.budget, request.cosine
+    for name, value in {"budget": budget, "cosine": 1 if cosine is None else cosine}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise ElfsError(f"{name} is {value!r}: give a number.")
     if not budget > 0:
         raise ElfsError(f"budget is {budget}: ask for at least one image.")
     if budget > 1 and not float(budget).is_integer():
@@ -580,6 +590,11 @@ def _check_request(request: Request) -> None:
 
 
 def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | None]:
+    if not isinstance(source, (np.ndarray, str, Path)):
+        raise ElfsError(
+            f"images are a {type(source).__name__}: give uint8 [N, C, H, W] as a NumPy array, or a "
+            "directory."
+        )
     if not isinstance(source, np.ndarray):
         datasets.check_dataset("image_folder", path=source)
         return None, str(source)
@@ -608,7 +623,7 @@ def _check_counts(
             "fewer classes."
         )
     count = budget_count(request.budget, n)
-    if count < classes:
+    if count + len(request.done) < classes:
         which, end = "", "so that each class can have one"
         if estimate:
             which = (
@@ -660,15 +675,18 @@ def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.nda
     listed = every.iloc[chosen].copy()
     listed.insert(0, "rank", np.arange(1, count + 1))
     easier = 1 - run.order if run.balanced else 1 - (place + 1) / len(order)
-    listed["reason"] = [
+    ranks = [
         f"harder than {easier[row]:.0%} of "
         + (f"pseudo-class {run.pseudo_labels[row]}" if run.balanced else "the images")
-        + f", and not among the hardest {cut / len(order):.0%}"
+        for row in range(len(order))
+    ]
+    listed["reason"] = [
+        f"{ranks[row]}, and not among the hardest {cut / len(order):.0%}"
         if place[row] >= cut
         else "among the hardest: taken because copies left the list short"
         for row in chosen
     ]
-    rest = _rest(run, every, chosen, done, place < cut)
+    rest = _rest(run, every, chosen, done, place < cut, ranks)
     files = _files(run.about["report"])
     return Choice(
         run,
@@ -682,9 +700,15 @@ def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.nda
 
 
 def _rest(
-    run: OwnRun, every: pd.DataFrame, chosen: np.ndarray, done: np.ndarray, hard: np.ndarray
+    run: OwnRun,
+    every: pd.DataFrame,
+    chosen: np.ndarray,
+    done: np.ndarray,
+    hard: np.ndarray,
+    ranks: list[str],
 ) -> pd.DataFrame:
     """What became of each image that is not on the list, and why."""
+    cut = hard.mean()
     copies, paths = run.copies, run.paths
     near = run.neighbors.array("similarities").mean(1)
     far = near <= np.quantile(near, OUTLIERS)
@@ -709,9 +733,9 @@ def _rest(
             kind = "too_hard"
             reason = f"outlier: far from its neighbours (mean cosine {near[row]:.2f})"
         elif hard[row]:
-            kind, reason = "too_hard", "the proxy does not learn its pseudo-class"
+            kind, reason = "too_hard", f"among the hardest {cut:.0%}: {ranks[row]}"
         else:
-            kind, reason = "too_easy", "the proxy learns its pseudo-class from others like it"
+            kind, reason = "too_easy", f"easier than the list reaches: {ranks[row]}"
         rows.append(row)
         kinds.append(kind)
         reasons.append(reason)

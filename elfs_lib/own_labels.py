@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections import Counter
@@ -51,8 +52,9 @@ class ListFiles:
         folder = self.csv.resolve().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise ElfsError(f"Cannot write {self.csv}: {folder} is not a folder one can write to.")
-        if self.csv.is_dir():
-            raise ElfsError(f"Cannot write {self.csv}: it is a folder; name a .csv file.")
+        if self.csv.is_dir() or self.csv.suffix.lower() != ".csv":  # the report is .html, and more
+            kind = "a folder" if self.csv.is_dir() else "no .csv file"
+            raise ElfsError(f"Cannot write {self.csv}: it is {kind}; name a .csv file.")
 
     def beside(self, suffix: str) -> Path:
         """``to_label.csv`` -> ``to_label.<suffix>``."""
@@ -117,6 +119,7 @@ def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
         "folder": os.path.relpath(folder.resolve(), start),
         "artifacts": os.path.relpath(choice.run.store.root.resolve(), start),
         "source": _fingerprint(folder, choice.request),
+        "images": choice.run.images.content,
         "count": len(choice.listed),
         "request": {f.name: getattr(choice.request, f.name) for f in fields(Request)},
     }
@@ -125,9 +128,12 @@ def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """What a list was made from: its folder of images, what was asked for, where the work lies."""
+    """What a list was made from: its folder of images, how that looked (``source``) and what was
+    in it (``images``), what was asked for, where the work lies."""
 
     folder: Path
+    source: str
+    images: str
     request: Request
     store: Store
     count: int
@@ -150,7 +156,14 @@ def read_record(file: str | Path, *, repair: bool = False) -> Record:
         asked = record["request"]
         request = Request(**{**asked, "done": tuple(asked["done"])})
         folder, artifacts = file.parent / record["folder"], file.parent / record["artifacts"]
-        return Record(folder, request, Store(artifacts, repair=repair), int(record["count"]))
+        return Record(
+            folder,
+            str(record["source"]),
+            str(record["images"]),
+            request,
+            Store(artifacts, repair=repair),
+            int(record["count"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ElfsError(
             f"{file} is missing or damaged: make the list with elfs select first, or name it with "
@@ -165,17 +178,21 @@ def open_choice(file: str | Path) -> Choice:
         ElfsError: if the record is missing, or the folder is gone or has changed since.
     """
     record = read_record(file)
-    _check_unchanged(file, record)
+    _opened(record)
     return choose_images(record.folder, record.request, record.store)
 
 
-def _check_unchanged(file: str | Path, record: Record) -> None:
-    source = json.loads(Path(file).read_text())["source"]
-    if _fingerprint(record.folder, record.request) != source:
+def _opened(record: Record) -> OwnRun:
+    """The run over the folder of a record, if the images in it are those of the record."""
+    looks_alike = _fingerprint(record.folder, record.request) == record.source
+    run = open_run(record.folder, record.request, record.store)
+    # Files that were copied or touched look different but may hold the same.
+    if not looks_alike and run.images.content != record.images:
         raise ElfsError(
             f"The images in {record.folder} have changed since the list was made: run elfs select "
             "again; labels already imported are kept."
         )
+    return run
 
 
 def _fingerprint(folder: Path, request: Request) -> str:
@@ -184,7 +201,10 @@ def _fingerprint(folder: Path, request: Request) -> str:
 
 
 def _write_csv(file: Path, frame: pd.DataFrame) -> None:
-    write_text_atomic(file, frame.to_csv(index=False, float_format="%.6g"))
+    # A carriage return in a name would end the line for whoever reads it.
+    split = frame["path"].str.contains("\r").any()
+    quoting = csv.QUOTE_NONNUMERIC if split else csv.QUOTE_MINIMAL
+    write_text_atomic(file, frame.to_csv(index=False, float_format="%.6g", quoting=quoting))
 
 
 def make_list(
@@ -200,9 +220,18 @@ def make_list(
     Labels imported for an earlier list of this name stay, and their images are not listed again.
 
     Raises:
-        ElfsError: as :func:`elfs_lib.own_images.choose_images`.
+        ElfsError: as :func:`elfs_lib.own_images.choose_images`; or if labels of another folder's
+            images, or labels that were not imported, would be lost or mixed with these.
     """
-    request = replace(request, done=tuple(stored_labels(files)))
+    labels = stored_labels(files)
+    _check_typed(files, labels)
+    before = read_record(files.record).folder if labels and files.record.exists() else folder
+    if before.exists() and before.resolve() != folder.resolve():
+        raise ElfsError(
+            f"{files.labels} holds labels of images in {before.resolve()}: give the list of "
+            f"{folder} another name with --out, or move that file away."
+        )
+    request = replace(request, done=tuple(labels))
     choice = choose_images(folder, request, store, say=say)
     write_choice(files, choice, folder)
     write_record(files, choice, folder)
@@ -221,6 +250,19 @@ def stored_labels(files: ListFiles) -> dict[str, str]:
     if not files.labels.exists():
         return {}
     return read_labels(files.labels, None).given
+
+
+def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
+    """Refuse to write over a list into which somebody typed labels that were not imported."""
+    try:
+        typed = read_labels(files.csv, None).given
+    except ElfsError:  # no list, or no labels in it
+        return
+    if any(path not in stored for path in typed):
+        raise ElfsError(
+            f"{files.csv} holds labels that were not imported and would be lost: run elfs labels "
+            f"import {files.csv} first, or name another list."
+        )
 
 
 def import_labels(
@@ -263,8 +305,7 @@ def import_labels(
             f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
             f"for {classes}: mend the misspelt one, or name all classes with --names."
         )
-    frame = pd.DataFrame(every.items(), columns=["path", "label"])
-    write_text_atomic(files.labels, frame.to_csv(index=False))
+    _write_csv(files.labels, pd.DataFrame(every.items(), columns=["path", "label"]))
     return labels, every
 
 
@@ -300,6 +341,7 @@ class Assessment:
             labels), given (the label that people gave, or empty).
         classes: label -> number of labels given.
         folds: Number of folds.
+        notes: Sentences that a person should read.
         artifact: Where the numbers are kept.
     """
 
@@ -307,6 +349,7 @@ class Assessment:
     predictions: pd.DataFrame
     classes: dict[str, int]
     folds: int
+    notes: tuple[str, ...]
     artifact: Artifact
 
     def lines(self) -> list[str]:
@@ -338,7 +381,7 @@ class Assessment:
             "The labelled images were chosen and not drawn at random: this is the accuracy on "
             "images like them, not on all."
         )
-        return lines
+        return [*lines, *self.notes]
 
 
 def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int = 0) -> Assessment:
@@ -351,7 +394,8 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
     Args:
         run: The run the list came from.
         labels: path -> label.
-        folds: Parts that are held out in turn; classes are dealt evenly to them.
+        folds: Parts that are held out in turn; classes are dealt evenly to them, copies of one
+            image to the same, or a model would be tested on what it was trained on.
         seed: Deals the images and trains the network.
 
     Raises:
@@ -362,13 +406,19 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
     if not 2 <= folds <= len(labels):
         raise ElfsError(f"folds is {folds}: choose from 2 to {len(labels)}, the number of labels.")
     rows = np.flatnonzero(given >= 0)
+    _, first, group = np.unique(run.copies.group[rows], return_index=True, return_inverse=True)
+    if folds > len(first):
+        raise ElfsError(
+            f"folds is {folds}: the labels are of {len(first)} different images, the others are "
+            f"copies of them; choose from 2 to {len(first)}."
+        )
     oracle = LabelOracle(lambda split: given[rows], ("train",))
     p = run.params
 
     def build(draft: Draft) -> None:
         targets = oracle.open("train", purpose="evaluation")
         points = _points(run)
-        fold_of = _deal(targets, folds, seed)
+        fold_of = _deal(targets[first], folds, seed)[group]
         table = []
         for fold in track(range(folds), "Cross-validation"):
             seen, held = fold_of != fold, fold_of == fold
@@ -401,8 +451,9 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
     artifact = run.store.run(
         "assessment",
         build,
-        version=1,
+        version=2,
         params={
+            "copies": group.tolist(),
             "labels": {run.paths[row]: names[given[row]] for row in rows},
             "folds": folds,
             "recipe": recipe_key(p.eval_recipe),
@@ -419,7 +470,14 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
     found, probabilities = artifact.array("predictions"), artifact.array("probabilities")
     predictions = _as_frame(run, names, given, found, probabilities)
     counts = {name: int((given == k).sum()) for k, name in enumerate(names)}
-    return Assessment(artifact.table("accuracies"), predictions, counts, folds, artifact)
+    return Assessment(
+        artifact.table("accuracies"),
+        predictions,
+        counts,
+        folds,
+        tuple(_contradictions(run, labels)),
+        artifact,
+    )
 
 
 def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
@@ -455,22 +513,40 @@ def evaluate(
     part in it.
 
     Args:
-        batch: Images in the next batch; None: as many as in the first list; 0: no batch.
+        batch: Images in the next batch, or as many as are left; None: as many as in the first
+            list; 0: no batch.
         repair: Recompute damaged artifacts.
+        say: Called with each line of the result as it is known.
 
     Raises:
-        ElfsError: if there is no list, no label, or nothing left to label.
+        ElfsError: if there is no list or no label, or the next batch would lose labels.
     """
     record = read_record(files.record, repair=repair)
-    labels = stored_labels(files)
-    if not labels:
+    stored = stored_labels(files)
+    if not stored:
         raise ElfsError(f"There are no labels for {files.csv} yet: run elfs labels import first.")
-    _check_unchanged(files.record, record)
-    run = open_run(record.folder, record.request, record.store)
-    assessment = assess(run, labels, folds=folds, seed=record.request.seed)
-    predictions = assessment.predictions
-    _write_csv(files.predictions, predictions)
     batch = record.count if batch is None else batch
+    if batch:
+        _check_typed(files.next, stored)
+    run = _opened(record)
+    there = set(run.paths)
+    labels = {path: label for path, label in stored.items() if path in there}
+    assessment = assess(run, labels, folds=folds, seed=record.request.seed)
+    for line in assessment.lines():
+        say(line)
+    if len(labels) < len(stored):
+        gone = next(path for path in stored if path not in there)
+        say(
+            f"{len(stored) - len(labels):,} of the labels are of images that are not in the folder "
+            f"any more, and play no part: {gone!r} for one."
+        )
+    _write_csv(files.predictions, assessment.predictions)
+    say(f"What the linear model says of every image: {files.predictions}")
+    labelled = run.copies.group[(assessment.predictions["given"] != "").to_numpy()]
+    left = run.copies.different - len(np.unique(labelled))
+    if batch > left:
+        say(f"Only {left:,} different images have no label yet.")
+    batch = min(batch, left)
     if not batch:
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels))
@@ -495,6 +571,21 @@ def _targets(run: OwnRun, labels: Mapping[str, str]) -> tuple[list[str], np.ndar
     for path, label in labels.items():
         given[row_of[path]] = names.index(label)
     return names, given
+
+
+def _contradictions(run: OwnRun, labels: Mapping[str, str]) -> list[str]:
+    """What to say of copies of one image that have different labels."""
+    group_of = dict(zip(run.paths, run.copies.group.tolist(), strict=True))
+    first: dict[int, str] = {}
+    odd = []
+    for path, label in labels.items():
+        twin = first.setdefault(group_of[path], path)
+        if labels[twin] != label:
+            odd.append(f"{twin} is {labels[twin]!r} and {path} is {label!r}")
+    if not odd:
+        return []
+    more = f", and {len(odd) - 1:,} more" if len(odd) > 1 else ""
+    return [f"Copies of one image have different labels: {odd[0]}{more}."]
 
 
 def _as_frame(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from elfs_lib import cli, datasets, embedding, encoders, gallery, own_images
+from elfs_lib import cli, datasets, embedding, encoders, gallery, own_images, own_labels
 from elfs_lib.artifacts import Store
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import LEFT_OUT
@@ -205,6 +207,12 @@ def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: L
     same = {"copy.png", "again.bmp", NASTY, first}
     assert len(same & set(listed["path"])) <= 1
     assert set(rest["kind"]) <= {"too_hard", "too_easy", "copy", "damaged", "not_an_image"}
+    every = pd.concat([listed, rest[rest["pseudo_class"].notna()]])
+    for own, images in every.groupby("pseudo_class"):
+        said = images["reason"].str.extract(rf"harder than (\d+)% of pseudo-class {own:g}\b")[0]
+        harder = images["score"].rank(ascending=False, method="first") - 1
+        true = 100 * harder[said.notna()] / len(images)
+        assert (said.dropna().astype(int) - true).abs().max() < 3
     assert listed["confidence"].between(0, 1).all() and listed["reason"].str.len().min() > 10
 
 
@@ -368,12 +376,13 @@ def test_a_budget_below_the_estimated_classes_says_that_they_are_an_estimate(mon
         (["--classes", 3, "--budget", 122], "copies"),
         (["--classes", 3, "--budget", "many"], "'many'"),
         (["--classes", "1", "--budget", 20], "at least 2"),
-        (["--classes", "some", "--budget", 20], "'some'"),
+        (["--classes", "some", "--budget", 20], "'some': give a number, or auto"),
         (["--classes", 130, "--budget", 130], "for 130 classes"),
         (["--classes", 3, "--budget", 20, "-p", "temi_hedas=2"], "temi_heads"),
         (["--classes", 3, "--budget", 20, "-p", "budget=5"], "argument of its own"),
         (["--classes", 3, "--budget", 20, "--copies", 2], "cosine of near copies"),
         (["--classes", 3, "--budget", 20, "--out", "no/such/list.csv"], "not a folder"),
+        (["--classes", 3, "--budget", 20, "--out", "list.html"], "no .csv file"),
     ],
 )
 def test_impossible_requests_are_one_sentence(
@@ -385,6 +394,21 @@ def test_impossible_requests_are_one_sentence(
     error = capsys.readouterr().err
     assert error.startswith("elfs: ") and error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    "source, change, message",
+    [
+        ([1, 2], {}, "images are a list"),
+        (b"photos", {}, "images are a bytes"),
+        ("photos", {"budget": "20"}, "budget is '20'"),
+        ("photos", {"budget": None}, "budget is None"),
+        ("photos", {"cosine": "near"}, "cosine is 'near'"),
+    ],
+)
+def test_what_python_cannot_mean_is_one_sentence(source: object, change: dict, message: str):
+    with pytest.raises(ElfsError, match=re.escape(message)):
+        select(source, **{"classes": 3, "budget": 9, **change})
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty", "useless", "few", "alike"])
@@ -455,7 +479,7 @@ def test_labels_are_read_from_whatever_people_export(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("path,label\nno.png,cat\n", "line 2: image 'no.png' is not in the folder"),
+        ("path,label\nno.png,cat\n", "line 2: 'no.png' is not a usable image"),
         ("path,label\na/1.png,cat\na/1.png,dog\n", "labels 'cat' and 'dog'"),
         ("path,label\na/1.png,\n", "holds no label"),
         ("", "column 'path'"),
@@ -472,6 +496,15 @@ def test_labels_that_cannot_be_meant_are_one_sentence(tmp_path: Path, text: str,
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ElfsError, match=re.escape(message)):
         read_labels(tmp_path / "labels.csv", KNOWN)
+
+
+@pytest.mark.parametrize("name", ['quo"te.png', " space.png", "a;b.png", "two\rlines.png"])
+def test_awkward_names_go_out_and_come_back(tmp_path: Path, name: str):
+    file = tmp_path / "labels.csv"
+    own_labels._write_csv(file, pd.DataFrame({"path": [name, "b.png"], "label": ['6" pipe', "x"]}))
+    known = pd.read_csv(file, dtype=str)["path"]
+    assert known.tolist() == [name, "b.png"]
+    assert read_labels(file, known).given == {name: '6" pipe', "b.png": "x"}
 
 
 def test_tasks_come_back_as_they_went(tmp_path: Path):
@@ -562,6 +595,98 @@ def test_the_assessment_says_which_labels_it_opened_and_repeats_itself(made: Lis
     for folds in (1, 200):
         with pytest.raises(ElfsError, match="folds"):
             evaluate(other, folds=folds, batch=0)
+
+
+def small_list(root: Path, count: int = 40, budget: int = 12, copies: int = 1) -> ListFiles:
+    """A list of pictures, each of which is there several times."""
+    fill(root / "photos", count * copies, lambda i: f"{i:03}.png")
+    for number in range(count * copies):
+        picture(number % count).save(root / "photos" / f"{number:03}.png")
+    files = ListFiles(root / "list.csv")
+    request = Request(2, budget, overrides=TINY)
+    make_list(root / "photos", files, request, Store(root / "store"))
+    return files
+
+
+def give(files: ListFiles, labels: dict[str, str]) -> None:
+    source = files.csv.with_name("given.csv")
+    pd.DataFrame(labels.items(), columns=["path", "label"]).to_csv(source, index=False)
+    import_labels(files, source)
+
+
+def test_folds_keep_copies_together(tmp_path: Path):
+    files = small_list(tmp_path, copies=2)
+    coin = np.random.default_rng(0).integers(0, 2, 40)
+    give(files, {f"{number:03}.png": "ab"[coin[number % 40]] for number in range(80)})
+    assessment, _ = evaluate(files, folds=4, batch=0)
+    assert assessment.accuracies["images"].tolist() == [20] * 4
+    assert assessment.accuracies[LINEAR].mean() < 75  # labels by chance: copies would give 100
+    assert not assessment.notes
+    stored = stored_labels(files)
+    files.labels.unlink()
+    give(files, stored | {"050.png": "ba"["ab".index(stored["050.png"])]})
+    said = []
+    evaluate(files, folds=4, batch=0, say=said.append)
+    assert sum("010.png is" in line and "050.png is" in line for line in said) == 1
+    with pytest.raises(ElfsError, match="of 40 different images"):
+        evaluate(files, folds=50, batch=0)
+
+
+def test_the_last_batch_is_as_long_as_there_are_images(tmp_path: Path):
+    files, said = small_list(tmp_path), []
+    paths = [*pd.read_csv(files.csv)["path"], *pd.read_csv(files.rest)["path"]]
+    give(files, {path: "ab"[number % 2] for number, path in enumerate(paths[:39])})
+    _, choice = evaluate(files, folds=3, say=said.append)
+    assert choice.listed["path"].tolist() == [paths[39]]
+    assert any("cross-validation" in line for line in said)
+    assert "Only 1 different images have no label yet." in said
+    give(files, {paths[39]: "a"})
+    assert evaluate(files, folds=3, say=said.append)[1] is None
+
+
+def test_a_labelled_image_that_is_gone_plays_no_part(tmp_path: Path):
+    files, said = small_list(tmp_path), []
+    give(files, {path: "ab"[i % 2] for i, path in enumerate(pd.read_csv(files.csv)["path"])})
+    gone = pd.read_csv(files.csv)["path"][0]
+    (tmp_path / "photos" / gone).unlink()
+    request = read_record(files.record).request
+    make_list(tmp_path / "photos", files, request, Store(tmp_path / "store"))
+    assessment, _ = evaluate(files, folds=3, batch=0, say=said.append)
+    assert sum(assessment.classes.values()) == 11 and len(stored_labels(files)) == 12
+    assert any("1 of the labels" in line and gone in line for line in said)
+
+
+def test_labels_are_neither_lost_nor_mixed(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    listed = pd.read_csv(files.csv)
+    typed = listed.assign(label=[*"ab" * 6])
+    typed.to_csv(files.csv, index=False)
+    with pytest.raises(ElfsError, match="holds labels that were not imported"):
+        make_list(tmp_path / "photos", files, request, store)
+    pd.testing.assert_frame_equal(pd.read_csv(files.csv), typed)
+    import_labels(files, files.csv)
+    make_list(tmp_path / "photos", files, request, store)
+    fill(tmp_path / "others", 40)
+    with pytest.raises(ElfsError, match="holds labels of images in .*photos"):
+        make_list(tmp_path / "others", files, request, store)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    make_list(tmp_path / "moved", files, request, store)
+    evaluate(files, folds=3, batch=4)
+    pd.read_csv(files.next.csv).assign(label="a").to_csv(files.next.csv, index=False)
+    with pytest.raises(ElfsError, match="next.csv holds labels"):
+        evaluate(files, folds=3, batch=4)
+
+
+def test_a_folder_that_was_copied_is_the_same_folder(tmp_path: Path):
+    (tmp_path / "one").mkdir()
+    files = small_list(tmp_path / "one")
+    give(files, {path: "ab"[i % 2] for i, path in enumerate(pd.read_csv(files.csv)["path"])})
+    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "two" / "photos" / "000.png", (1, 1))
+    there = ListFiles(tmp_path / "two" / "list.csv")
+    first, second = evaluate(files, folds=3, batch=5)[1], evaluate(there, folds=3, batch=5)[1]
+    assert first.listed["path"].tolist() == second.listed["path"].tolist()
 
 
 def test_a_folder_that_changed_is_noticed(tmp_path: Path):
