@@ -55,7 +55,7 @@ def whole_table(facts: dict) -> pd.DataFrame:
                     "Wall, s": f"{s['wall_s']:,.1f}",
                     "CPU, s": "not recorded" if s["cpu_s"] is None else f"{s['cpu_s']:,.1f}",
                     "Share of peak": f"{s['train_flops'] / spent / peak:.0%}"
-                    if s["train_flops"]
+                    if s["train_flops"] and "cpu" in s["device"]  # whose peak it is
                     else "",
                     "Finished": s["finished"].replace("T", " ").rstrip("Z"),
                 }

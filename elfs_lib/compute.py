@@ -32,7 +32,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     kind = choose("device", name.partition(":")[0], ("cpu", "cuda", "mps"))
     if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
         raise ElfsError(f"device is {name!r} but torch finds none here: use device: auto or cpu.")
-    return torch.device(name)
+    device = torch.device(name)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        raise ElfsError(f"device is {name!r} but torch finds only {count} here, counted from 0.")
+    return device
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
@@ -46,7 +50,8 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
+        fast = any(getattr(torch.cpu, name, bool)() for name in asked)
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32

@@ -48,6 +48,7 @@ COLUMNS: dict[str, str] = {
     "class_information": "mutual information of the classes of neighbours, nats",
     "budget": "share of the images in the coreset",
     "seeds": "trainings of each coreset method",
+    "eval_seeds": "their seeds with spaces between; empty in rows from before this column: 0, 1...",
     "elfs_accuracy": "test accuracy after training on the ELFS coreset, percent, mean over seeds",
     "elfs_sd": "its standard deviation over seeds",
     "elfs_by_seed": "the accuracies behind it in the order of the seeds, with spaces between",
@@ -115,7 +116,7 @@ def compare_encoders(
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
         _write(table, row)
-    return pd.read_csv(table)
+    return _read(table)
 
 
 def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -151,6 +152,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
         "neighbors": p.neighbors,
         "budget": paired["budget"],
         "seeds": len(p.eval_seeds),
+        "eval_seeds": " ".join(map(str, p.eval_seeds)),
         "elfs_accuracy": means.loc[METHOD, "mean"],
         "elfs_sd": means.loc[METHOD, "sd"],
         "elfs_by_seed": " ".join(f"{a:.4f}" for a in results["accuracy"][-len(p.eval_seeds) :]),
@@ -238,14 +240,21 @@ def sentences(table: pd.DataFrame) -> list[str]:
                 "method": named(row),
                 "budget": row.budget,
                 "count": round(row.budget * row.images),
-                "seed": range(row.seeds),  # places in the list of seeds, which all rows share
+                "seed": _eval_seeds(row),
                 "accuracy": [float(text) for text in str(row.elfs_by_seed).split()],
             }
         )
         for row in table.itertuples()
     )
     better = []
-    for row in table[~table["is_default"]].itertuples():
+    rivals = [
+        row
+        for row in table.itertuples()
+        if not row.is_default
+        and row.budget == usual.budget
+        and {*_eval_seeds(row)} & {*_eval_seeds(usual)}
+    ]
+    for row in rivals:
         name = named(row)
         found = paired_difference(trainings, name, default).iloc[0]
         size = f"{found['difference']:+.1f} points"
@@ -262,11 +271,18 @@ def sentences(table: pd.DataFrame) -> list[str]:
     lines.append(
         f"By accuracy alone this table does not support the default of {dataset} "
         f"({_seconds(usual)} s): {', '.join(better)} did better, by intervals over trainings of "
-        f"one coreset each, not corrected for {len(table) - 1} comparisons."
+        f"one coreset each, not corrected for {len(rivals)} comparisons."
         if better
         else f"Nothing here did better than the default of {dataset} beyond its interval."
     )
     return lines
+
+
+def _eval_seeds(row: Any) -> list[str]:
+    """Seeds of the trainings of a row; from before they were written down they were the first."""
+    if pd.isna(row.eval_seeds):
+        return [str(seed) for seed in range(row.seeds)]
+    return row.eval_seeds.split()
 
 
 def _seconds(row: Any) -> str:
@@ -287,7 +303,8 @@ def _quality(run: Run) -> Artifact:
         "encoder_quality",
         partial(_measure, run),
         version=2,
-        params={"voters": VOTERS, "seed": run.params.seed, "classes": run.classes},
+        params={"voters": VOTERS, "seed": run.params.seed, "classes": run.classes}
+        | run.label_params,
         inputs={
             "images": run.images,
             "embeddings": run.embeddings,
@@ -320,7 +337,8 @@ def _measure(run: Run, draft: Draft) -> None:
 
 def _read(table: Path) -> pd.DataFrame:
     """A table; columns that it was written without are empty."""
-    return pd.read_csv(table).reindex(columns=list(COLUMNS))
+    texts = dict.fromkeys(("eval_seeds", "elfs_by_seed"), str)
+    return pd.read_csv(table, dtype=texts).reindex(columns=list(COLUMNS))
 
 
 def _write(table: Path, row: Mapping[str, Any]) -> None:

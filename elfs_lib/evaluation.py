@@ -1,7 +1,9 @@
 """From the accuracies of single trainings to statements that the numbers bear out.
 
 A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
-since a seed fixes the selection, the initial weights and the order of training for every method.
+since a seed fixes the initial weights and the order of training for every method. It also draws the
+coresets of methods that draw, as random does; those of ELFS and others are the same for all seeds,
+so an interval holds for that coreset, and for a run with another seed it would be wider.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ opening is recorded for the stage's manifest.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,7 +76,7 @@ class LabelOracle:
 
     Args:
         load: Reads the labels of a split: ``load("train")`` -> int [N]. Called at most once
-            for each split, and only by :meth:`open`.
+            for each split, by :meth:`open` and :meth:`digest`.
         has: The splits that have labels, out of ``train`` and ``test``.
 
     Attributes:
@@ -117,13 +118,31 @@ class LabelOracle:
                 f"{purpose} needs labels: this dataset has none for its {split} split, so give "
                 "it labels or leave this step out."
             )
-        if split not in self._cache:
-            self._cache[split] = _checked(self._load(split), split)
         entry = f"{split}:{purpose}"
         for record in (self.opened, stage.opened if stage else []):
             if entry not in record:
                 record.append(entry)
-        return self._cache[split].copy()
+        return self._read(split).copy()
+
+    def digest(self) -> str:
+        """Hash of all labels, as 16 hexadecimal digits: part of the keys of stages that open
+        labels, so that corrected labels are not served what wrong ones gave.
+
+        Raises:
+            LabelLockError: if a label-free stage is running.
+        """
+        stage = _running.get()
+        if stage is not None and stage.policy == "never":
+            raise LabelLockError(f"{stage.name} is label-free, so it may not depend on labels.")
+        read = hashlib.sha256()
+        for split in self.has:
+            read.update(f"{split}:".encode() + self._read(split).astype("<i8").tobytes())
+        return read.hexdigest()[:16]
+
+    def _read(self, split: str) -> np.ndarray:
+        if split not in self._cache:
+            self._cache[split] = _checked(self._load(split), split)
+        return self._cache[split]
 
     @staticmethod
     def _check_lock(stage: _Stage | None, split: str, purpose: str) -> None:

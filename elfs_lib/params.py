@@ -130,11 +130,16 @@ class Params(BaseModel):
             choose("network", self.encoder_network, NETWORKS)
         for recipe in (self.proxy_recipe, self.eval_recipe):
             find_recipe(recipe)
-        aligned = self.pseudo_labels == "aligned_mean" or self.relabel_rounds > 0
-        if self.proxy_weights == "confidence" and not aligned:
+        trusts = {
+            "proxy_weights": self.proxy_weights == "confidence",
+            "relabel_rounds": self.relabel_rounds > 0,
+        }
+        name = next((name for name, set_so in trusts.items() if set_so), None)
+        if name and self.pseudo_labels != "aligned_mean":
             raise ElfsError(
-                "Parameter 'proxy_weights' is 'confidence', which is that of the aligned mean: "
-                f"leave pseudo_labels at 'aligned_mean' in place of {self.pseudo_labels!r}."
+                f"Parameter {name!r} is {getattr(self, name)!r} and goes by the confidence of the "
+                "aligned mean: leave pseudo_labels at 'aligned_mean' in place of "
+                f"{self.pseudo_labels!r}."
             )
         choose("score", self.score, SCORES)
         for method in self.methods:

@@ -212,6 +212,11 @@ class Run:
         """The locked ground-truth labels; see :mod:`elfs_lib.labels`."""
         return label_oracle(**self._source, left_out=self.about["left_out"])
 
+    @cached_property
+    def label_params(self) -> dict[str, str]:
+        """What stages that open labels are keyed by besides their inputs: images hold no label."""
+        return {"labels": self.labels.digest()}
+
     # ------------------------------------------------------------------ embeddings, clusters
 
     @cached_property
@@ -521,7 +526,7 @@ class Run:
                 draft, self.labels.open("train", purpose="ceiling"), self.params.seed
             ),
             version=1,
-            params=self._proxy_params,
+            params=self._proxy_params | self.label_params,
             inputs={"images": self.images},
             seed=self.params.seed,
             labels="ceiling",
@@ -572,7 +577,7 @@ class Run:
             "true_search",
             build,
             version=1,
-            params=self._search_params(budget, score),
+            params=self._search_params(budget, score) | self.label_params,
             inputs={"images": self.images, "proxy_0": self.true_proxy},
             seed=self.params.seed,
             labels="ceiling",
@@ -656,7 +661,14 @@ class Run:
             "coreset",
             build,
             version=1,
-            params={"method": method, "count": count, "seed": seed, "options": options},
+            params={
+                "method": method,
+                "count": count,
+                "classes": self.classes,
+                "seed": seed,
+                "options": options,
+                **(self.label_params if entry.supervised else {}),
+            },
             inputs=self._selection_artifacts(entry),
             seed=seed,
             labels="ceiling" if entry.supervised else "never",
@@ -762,7 +774,7 @@ class Run:
             draft.fact(device=self._device, train_flops=trained.flops)
 
         names = ("eval_recipe", "eval_epochs", "flip", "crop_pad", "precision")
-        params = self._some(*names) | {"seed": seed, "classes": self.classes}
+        params = self._some(*names) | {"seed": seed, "classes": self.classes} | self.label_params
         if not p.eval_epochs:
             params["eval_steps"] = p.eval_steps
         return self.store.run(

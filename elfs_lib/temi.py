@@ -596,7 +596,10 @@ class _Trainer:
         self.marginal = torch.full(shape, 1.0 / config.classes, device=device)
         self.rate = config.learning_rate * config.batch / 256
         self.optimizer = torch.optim.AdamW(
-            list(self.student), lr=self.rate, weight_decay=config.weight_decay, fused=True
+            list(self.student),
+            lr=self.rate,
+            weight_decay=config.weight_decay,
+            fused=device.type != "mps",  # which not every torch has there
         )
         size = config.heads
         if device.type == "cpu":

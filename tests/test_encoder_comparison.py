@@ -82,6 +82,7 @@ def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path)
     assert row["class_information"] == pytest.approx(plain_information(images, labels), abs=0.005)
     by_seed = [float(text) for text in row["elfs_by_seed"].split()]
     assert len(by_seed) == row["seeds"] == 2
+    assert row["eval_seeds"] == "0 1"
     assert np.mean(by_seed) == pytest.approx(row["elfs_accuracy"], abs=1e-3)
     assert np.std(by_seed, ddof=1) == pytest.approx(row["elfs_sd"], abs=1e-3)
     assert row["difference"] == pytest.approx(
@@ -228,8 +229,8 @@ def made_up(*by_seed: str) -> pd.DataFrame:
                 "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
                 "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
                 "elfs_accuracy": np.mean(values), "elfs_sd": np.nan, "elfs_by_seed": text,
-                "hard_prune_ratio": np.nan, "difference": 1.0, "low": np.nan, "high": np.nan,
-                "wall_s": 2.0, "cpu_s": np.nan,
+                "eval_seeds": np.nan, "hard_prune_ratio": np.nan,
+                "difference": 1.0, "low": np.nan, "high": np.nan, "wall_s": 2.0, "cpu_s": np.nan,
                 "temi_information": np.nan, "class_information": np.nan,
                 "is_default": number == 0,
             }
@@ -253,6 +254,12 @@ def test_the_page_says_no_more_than_the_numbers_do():
     assert len(without) == 1 and "of 2 that were measured" in without[0]
     (alone,) = sentences(made_up("70"))
     assert "nothing to compare" in alone and "best" not in alone
+    swapped = made_up("70 71 72", "77 76.1 75")  # the same as b above, in another order
+    swapped["eval_seeds"] = ["0 1 2", "2 1 0"]
+    assert sentences(swapped)[1].split(": ", 1)[1] == better[1].split(": ", 1)[1]
+    swapped["eval_seeds"] = ["0 1 2", "3 4 5"]
+    assert len(sentences(swapped)) == 2  # nothing to pair by
+    assert len(sentences(made_up("70 71", "80 81").assign(budget=[0.1, 0.3]))) == 2
     informed = made_up("70", "80", "75")
     informed["temi_information"] = [1.0, 0.5, np.nan]
     informed["class_information"] = [0.9, 0.6, np.nan]

@@ -113,6 +113,18 @@ def test_the_lock_opens_again_after_an_error():
     oracle.open("train", purpose="analysis")
 
 
+def test_the_digest_follows_the_labels_and_stays_outside_of_label_free_stages():
+    def oracle(last: int) -> LabelOracle:
+        return LabelOracle(lambda split: np.array([0, 1, last]), ("train",))
+
+    assert oracle(1).digest() == oracle(1).digest() != oracle(0).digest()
+    one = oracle(1)
+    one.digest()
+    assert one.opened == []
+    with stage_lock("never"), pytest.raises(LabelLockError, match="label-free"):
+        one.digest()
+
+
 def test_repr_never_shows_labels():
     oracle, _ = counting_oracle()
     oracle.open("train", purpose="analysis")

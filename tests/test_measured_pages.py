@@ -102,7 +102,7 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
 
 
 def test_a_whole_run_is_the_sum_of_its_stages(load):
-    stage = {"stage": "proxy", "wall_s": 90.0, "cpu_s": 50.0, "train_flops": 2e12, "device": "X",
+    stage = {"stage": "proxy", "wall_s": 90.0, "cpu_s": 50.0, "train_flops": 2e12, "device": "cpu",
              "finished": "2026-01-02T03:04:05Z"}  # fmt: skip
     older = {**stage, "stage": "temi", "wall_s": 30.0, "cpu_s": None, "train_flops": None}
     older["device"] = None
@@ -111,7 +111,9 @@ def test_a_whole_run_is_the_sum_of_its_stages(load):
     assert table.loc["sum", "Wall, s"] == "120 (2.0 min)"
     assert table["CPU, s"].tolist() == ["not recorded", "50.0", ""]
     assert table["Share of peak"].tolist() == ["", "40%", ""]
-    assert set(table["Run"]) == {"a, X"}
+    assert set(table["Run"]) == {"a, cpu"}
+    on_gpu = {"matmul_flops": {"bfloat16": 1e11}, "runs": {"a": [stage | {"device": "cuda"}]}}
+    assert set(load("whole_runs").whole_table(on_gpu)["Share of peak"]) == {""}
 
 
 def test_a_whole_run_counts_each_of_the_encoders_that_it_joins(load, tiny_params, tmp_path):

@@ -92,6 +92,28 @@ def test_double_end_pruning_with_true_labels_searches_on_true_labels(tiny_run: R
     assert not np.array_equal(scores, tiny_run.search(0.1).array("scores"))
 
 
+def test_corrected_labels_are_not_served_what_wrong_ones_gave(tiny_run: Run, monkeypatch):
+    real, before = datasets.load_labels, Run(tiny_run.params, tiny_run.store)
+    label_free = before.search(0.1).key, before.coreset("elfs", 0.1).key
+    using = {
+        "true_proxy": lambda run: run.true_proxy,
+        "true_search": lambda run: run.true_search(0.1),
+        "coreset": lambda run: run.coreset("ccs", 0.1),
+        "evaluation": lambda run: run.evaluate("random", 0.1, 0),
+    }
+    keys = {name: made(before).key for name, made in using.items()}
+    monkeypatch.setattr(datasets, "load_labels", lambda *a, **k: np.roll(real(*a, **k), 7))
+    after = Run(tiny_run.params, tiny_run.store)
+    assert (after.search(0.1).key, after.coreset("elfs", 0.1).key) == label_free
+    assert not {name for name, made in using.items() if made(after).key == keys[name]}
+
+
+def test_another_number_of_classes_is_another_coreset(tiny_run: Run):
+    runs = [Run(tiny_run.params.model_copy(update={"classes": c}), tiny_run.store) for c in (10, 5)]
+    lists = [coreset(run, "prototypicality").tolist() for run in runs]
+    assert lists[0] != lists[1]  # it needs no pseudo-labels, which differ anyway
+
+
 def test_manifests_say_which_labels_were_opened(tiny_run: Run):
     free = tiny_run.coreset("elfs", 0.1).manifest["labels"]
     assert free == {"policy": "never", "opened": []}
