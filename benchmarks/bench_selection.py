@@ -33,7 +33,8 @@ import numpy as np
 
 from benchmarks.machine import cpu_model
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select
-from elfs_lib.selection.cost import GROWTH, measured_as, zcore_samples
+from elfs_lib.selection.cost import GROWTH, measured_as
+from elfs_lib.selection.zcore import zcore_samples
 
 BASE = {"n": 40_000, "dim": 64, "classes": 10, "share": 0.1}
 DESIGN = [

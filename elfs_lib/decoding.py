@@ -192,7 +192,7 @@ def default_size(sample: Iterable[Path | io.BytesIO]) -> int:
     sizes = set()
     for file in sample:
         try:
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(file, formats=readable_formats()) as image:
                 sizes.add(image.size)
         except Exception:  # what is wrong is reported when the image is decoded
             continue
@@ -344,7 +344,7 @@ def _in_order(work: Callable, chunks: Iterable) -> Iterator:
     """Results in the order of the chunks, with a bounded number of them in flight."""
     import torch  # the number of threads that this process may use
 
-    _formats()
+    readable_formats()
     workers = max(1, min(8, torch.get_num_threads()))
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
@@ -356,7 +356,8 @@ def _in_order(work: Callable, chunks: Iterable) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow can open."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -372,7 +373,7 @@ def _decode_one(
     except OSError:
         return None, ["unreadable"]
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None, ["too_large"]
             file_format = image.format

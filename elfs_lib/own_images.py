@@ -21,7 +21,14 @@ from PIL import Image
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
-from elfs_lib.decoding import FORMATS, KEPT, LEFT_OUT, decode_images, read_ahead, read_file
+from elfs_lib.decoding import (
+    KEPT,
+    LEFT_OUT,
+    decode_images,
+    read_ahead,
+    read_file,
+    readable_formats,
+)
 from elfs_lib.duplicates import (
     ALIKE,
     ALIKE_COSINE,
@@ -560,11 +567,9 @@ def facts(choice: Choice) -> list[str]:
 
 
 def _short_sides(files: Iterable[Path]) -> Iterator[int]:
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
     for file in files:
         try:
-            with Image.open(file, formats=formats) as image:
+            with Image.open(file, formats=readable_formats()) as image:
                 yield min(image.size)
         except Exception:  # parsers fail in any way they like; others will do
             continue

@@ -16,7 +16,7 @@ from scipy.optimize import lsq_linear, nnls
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.selection.base import budget_count
 from elfs_lib.selection.registry import METHODS
-from elfs_lib.selection.zcore import MOST_SAMPLES, SAMPLES_AN_IMAGE
+from elfs_lib.selection.zcore import zcore_samples
 
 GROWTH = Path(__file__).with_name("growth.json")
 
@@ -65,11 +65,6 @@ def measured_as(method: str) -> str:
     """The method that was measured for all those that run the same function."""
     same = (name for name, entry in METHODS.items() if entry.function is METHODS[method].function)
     return next(same)
-
-
-def zcore_samples(n: int) -> int:
-    """ZCore's default number of samples, on which its time depends."""
-    return min(SAMPLES_AN_IMAGE * n, MOST_SAMPLES)
 
 
 def _time_terms(n: float, dim: float, classes: float, share: float, samples: float) -> np.ndarray:

@@ -13,6 +13,11 @@ from elfs_lib.selection.geometry import check_finite
 SAMPLES_AN_IMAGE, MOST_SAMPLES = 20, 1_000_000  # the paper's million is 20 an image on CIFAR
 
 
+def zcore_samples(n: int) -> int:
+    """The default number of samples, on which the time depends."""
+    return min(SAMPLES_AN_IMAGE * n, MOST_SAMPLES)
+
+
 def zcore(
     inputs: SelectionInputs,
     count: int,
@@ -46,7 +51,7 @@ def zcore(
     """
     n, dim = inputs.embeddings.shape
     if samples is None:
-        samples = min(SAMPLES_AN_IMAGE * n, MOST_SAMPLES)
+        samples = zcore_samples(n)
     if min(samples, subspace_dim, samples_per_subspace, neighbors) < 1 or subspace_dim > dim:
         raise ElfsError(
             "samples, samples_per_subspace and neighbors must be at least 1 and subspace_dim from "
