@@ -48,7 +48,7 @@ def run(quick: bool) -> Iterator[Row]:
             "faiss IndexFlatIP",
             plain,
             ours,
-            repeats=3 if n < 50_000 else 1,
+            repeats=3,
             warm_up=n < 50_000,
             flops=float(dim) * n**2,
             dtype=resolve_precision("auto", torch.device("cpu")),
