@@ -3,7 +3,7 @@
 A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
 since a seed fixes the initial weights and the order of training for every method. It also draws the
 coresets of methods that draw, as random does; those of ELFS and others are the same for all seeds,
-so an interval holds for that coreset, and for a run with another seed it would be wider.
+so an interval is over trainings of that coreset, and not over runs of the whole pipeline.
 """
 
 from __future__ import annotations
