@@ -2,7 +2,7 @@
 
 A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
 since a seed fixes the initial weights and the order of training for every method. It also draws the
-coresets of methods that draw, as random does; those of ELFS and others are the same for all seeds,
+coresets of methods that draw, as random does; that of ELFS is the same for all seeds,
 so an interval is over trainings of that coreset, and not over runs of the whole pipeline.
 """
 

@@ -480,6 +480,23 @@ def open_run(
     say: Callable[[str], None] = lambda text: None,
 ) -> OwnRun:
     """Read and embed the images, and set every parameter but the classes and the budget."""
+    run = read_images(source, request, store, say=say)
+    n = len(run.train_images)
+    say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
+    dimensions = run.embeddings.array("embeddings").shape[1]
+    crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
+    given = run.params.model_dump(include=run.params.model_fields_set)
+    return replace(run, params=Params.make(profile(n, dimensions) | crop | given))
+
+
+def read_images(
+    source: np.ndarray | str | Path,
+    request: Request,
+    store: Store,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> OwnRun:
+    """The run whose images are read, and nothing else done."""
     _check_request(request)
     pixels, path = _source(source)
     given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
@@ -488,10 +505,7 @@ def open_run(
     say("[1/7] reading images")
     n = len(run.train_images)
     _check_counts(n, n, request)
-    say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
-    dimensions = run.embeddings.array("embeddings").shape[1]
-    crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
-    return replace(run, params=Params.make(profile(n, dimensions) | crop | given))
+    return run
 
 
 def pick(

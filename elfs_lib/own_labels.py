@@ -25,7 +25,15 @@ from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.labeling import Labels, read_labels, tasks
 from elfs_lib.labels import LabelOracle
-from elfs_lib.own_images import COLUMNS, Choice, OwnRun, Request, choose_images, open_run
+from elfs_lib.own_images import (
+    COLUMNS,
+    Choice,
+    OwnRun,
+    Request,
+    choose_images,
+    open_run,
+    read_images,
+)
 from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.training.loop import Length, Seeds, train
@@ -184,15 +192,15 @@ def open_choice(file: str | Path) -> Choice:
 
 def _opened(record: Record) -> OwnRun:
     """The run over the folder of a record, if the images in it are those of the record."""
-    looks_alike = _fingerprint(record.folder, record.request) == record.source
-    run = open_run(record.folder, record.request, record.store)
+    asked = record.folder, record.request, record.store
     # Files that were copied or touched look different but may hold the same.
-    if not looks_alike and run.images.content != record.images:
+    looks_alike = _fingerprint(record.folder, record.request) == record.source
+    if not looks_alike and read_images(*asked).images.content != record.images:
         raise ElfsError(
             f"The images in {record.folder} have changed since the list was made: run elfs select "
             "again; labels already imported are kept."
         )
-    return run
+    return open_run(*asked)
 
 
 def _fingerprint(folder: Path, request: Request) -> str:
@@ -225,7 +233,10 @@ def make_list(
     """
     labels = stored_labels(files)
     _check_typed(files, labels)
-    before = read_record(files.record).folder if labels and files.record.exists() else folder
+    try:
+        before = read_record(files.record).folder if labels else folder
+    except ElfsError:  # this list makes the record anew
+        before = folder
     if before.exists() and before.resolve() != folder.resolve():
         raise ElfsError(
             f"{files.labels} holds labels of images in {before.resolve()}: give the list of "

@@ -106,6 +106,9 @@ def test_corrected_labels_are_not_served_what_wrong_ones_gave(tiny_run: Run, mon
     after = Run(tiny_run.params, tiny_run.store)
     assert (after.search(0.1).key, after.coreset("elfs", 0.1).key) == label_free
     assert not {name for name, made in using.items() if made(after).key == keys[name]}
+    for artifact in tiny_run.store.artifacts():
+        if artifact.manifest["labels"]["policy"] != "never":
+            assert "labels" in artifact.manifest["params"], artifact.stage
 
 
 def test_another_number_of_classes_is_another_coreset(tiny_run: Run):
