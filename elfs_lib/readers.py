@@ -6,6 +6,7 @@ A reader is asked through :class:`Reader`; :mod:`elfs_lib.datasets` gives reader
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -421,7 +422,11 @@ class Parquet(Files):
 
 @dataclass(frozen=True)
 class Folder(Files):
-    """A directory of image files, in the order of their sorted relative paths.
+    """A directory of image files, in a random order that depends on their names alone.
+
+    Sorted paths list one class after another where classes are folders. Equal scores are taken in
+    the order of the images, so classes would get into a selection though nobody opened a label.
+    The name of a file decides before its folder's: files sorted into folders keep their order.
 
     With ``train`` and one of ``test``, ``val`` or ``validation`` below it, those are the
     splits (the first of the three); anything beside them is reported as ``unused``. Otherwise
@@ -461,7 +466,7 @@ class Folder(Files):
             where=root,
         )
         names = self._class_names(request, splits)
-        return _gather(
+        images = _gather(
             parts,
             counts,
             names,
@@ -470,6 +475,8 @@ class Folder(Files):
             f"Image files of the folder {root.resolve().name}.",
             keep_paths=True,
         )
+        by_path = {kind: sorted(found) for kind, found in images.report.items()}
+        return replace(images, report=by_path)
 
     def labels(self, request: Request, split: str) -> np.ndarray:
         splits, _ = self._listing(request)
@@ -499,6 +506,7 @@ class Folder(Files):
     def _listing(self, request: Request) -> tuple[dict[str, list[str]], dict[str, list]]:
         root = self.root(request)
         files, report = decoding.list_files(root)
+        files.sort(key=lambda path: (_lot(path.rpartition("/")[2]), _lot(path)))
         test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), "")
         if not (test and (root / "train").is_dir()):
             return {"train": files}, report
@@ -656,6 +664,10 @@ def _counts(report: dict[str, list]) -> str:
     """`` (3 damaged, 1 hidden)``, or nothing."""
     found = ", ".join(f"{len(names)} {kind.replace('_', ' ')}" for kind, names in report.items())
     return f" ({found})" if found else ""
+
+
+def _lot(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _class_folders(names: list[str]) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def awkward_folder(root: Path) -> dict[str, list]:
         "damaged": ["cut.jpg", "cut.png", "empty.png", "text.jpeg"],
         "duplicates": [("nested/copy of a.png", "a.png")],
         "hidden": [".DS_Store", ".cache"],
-        "not_an_image": ["notes.txt", "LICENSE"],
+        "not_an_image": ["LICENSE", "notes.txt"],
         "repeated_link": ["nested/loop"],
         "rotated": ["turned.jpg"],
         "sixteen_bit": ["deep.png", "scan12.tif"],

@@ -294,7 +294,7 @@ def test_the_list_does_not_depend_on_labels_or_class_folders(tmp_path: Path, mon
     frames = []
     for name, place in {
         "flat": lambda i: f"{i:03}.png",
-        "sorted": lambda i: f"class{i // 20}/{i:03}.png",  # the same order of paths
+        "sorted": lambda i: f"class{i // 20}/{i:03}.png",  # folders by class
     }.items():
         fill(tmp_path / name, 60, place)
         frames.append(select(tmp_path / name, classes=3, budget=9, **TINY))
@@ -305,10 +305,12 @@ def test_the_list_does_not_depend_on_labels_or_class_folders(tmp_path: Path, mon
 
 def test_arrays_and_folders_give_the_same_list(tmp_path: Path):
     fill(tmp_path / "photos", 60)
-    array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
+    order = datasets.load_images("image_folder", path=tmp_path / "photos").paths
+    array = np.stack([np.asarray(picture(int(Path(name).stem))) for name in order])[:, None]
     here = select(array, classes=3, budget=9, **TINY)
     there = select(tmp_path / "photos", classes=3, budget=0.15, **TINY)
     assert here["index"].tolist() == there["index"].tolist()
+    assert there["path"].tolist() == [order[i] for i in here["index"]]
     assert here["path"].tolist() == [str(i) for i in here["index"]]
     assert (
         select(array, classes=3, budget=9, seed=1, **TINY)["index"].tolist()
