@@ -445,18 +445,34 @@ def temi_losses(
         With p_c the share of cluster c in the sum inside the pmi's logarithm, the gradient is
         ``w beta / 2B (q_s - p)``.
     """
-    size = student.shape[2]
-    own = F.log_softmax(student, dim=1)
-    taught = F.log_softmax(teacher, dim=1)
-    other = taught.roll(size // 2, dims=2)  # where x stands, what the teacher says of x'
-    terms = torch.add(own, other).mul_(beta).sub_(marginal.log()[:, :, None])
-    pmi = torch.logsumexp(terms, dim=1)
-    own = own.exp_()
-    judge = own if weighting == "student_teacher" else taught.exp_()
-    weight = torch.mul(judge, other.exp_()).sum(dim=1).mean(dim=0)
-    losses = -(pmi @ weight) / size
-    gradient = own.sub_(torch.exp(terms.sub_(pmi[:, None]))).mul_(weight * (beta / size))
-    return losses, gradient
+    heads, classes, size = student.shape
+    groups = _groups(heads, 2 * classes * size, student.device)  # own and terms are both in use
+    taught, gradient = torch.empty_like(teacher), torch.empty_like(student)
+    agreement, pmi = torch.empty_like(student[:, 0]), torch.empty_like(student[:, 0])
+    for g in groups:
+        taught[g] = F.log_softmax(teacher[g], dim=1)
+        q_t = taught[g].exp()
+        judge = q_t
+        if weighting == "student_teacher":
+            judge = F.log_softmax(student[g], dim=1).exp_()
+        # Rolled, what the teacher says of x' stands where x does, and the other way round
+        agreement[g] = (judge * q_t.roll(size // 2, dims=2)).sum(dim=1)
+    weight = agreement.mean(dim=0)
+    for g in groups:
+        own = F.log_softmax(student[g], dim=1)
+        terms = torch.add(own, taught[g].roll(size // 2, dims=2)).mul_(beta)
+        terms.sub_(marginal[g].log()[:, :, None])
+        pmi[g] = torch.logsumexp(terms, dim=1)
+        p = terms.sub_(pmi[g, None]).exp_()
+        torch.mul(own.exp_().sub_(p), weight * (beta / size), out=gradient[g])
+    return -(pmi @ weight) / size, gradient
+
+
+def _groups(heads: int, floats: int, device: torch.device) -> list[slice]:
+    """Heads to handle at once, each of them with so many ``floats``: on CPU as many as stay in the
+    cache, on a GPU all."""
+    size = max(1, GROUP_FLOATS // floats) if device.type == "cpu" else heads
+    return [slice(i, i + size) for i in range(0, heads, size)]
 
 
 def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
@@ -601,10 +617,7 @@ class _Trainer:
             weight_decay=config.weight_decay,
             fused=device.type != "mps",  # which not every torch has there
         )
-        size = config.heads
-        if device.type == "cpu":
-            size = max(1, GROUP_FLOATS // (2 * config.batch * config.hidden))
-        self.groups = [slice(i, i + size) for i in range(0, config.heads, size)]
+        self.groups = _groups(config.heads, 2 * config.batch * config.hidden, device)
 
     @torch.no_grad()
     def step(self, inputs: Tensor, warmth: float) -> Tensor:
