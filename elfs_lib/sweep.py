@@ -148,6 +148,12 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ElfsError(
             f"{path} lists dataset {twice[0]!r} twice: its rows would be one; make two sweeps."
         )
+    numbered = [params.device for params in datasets if params.device.startswith("cuda:")]
+    if numbered:  # a worker sees one card, under the number 0
+        raise ElfsError(
+            f"{path} has device {numbered[0]!r}, but a sweep deals the GPUs to its workers: use "
+            "'cuda', and CUDA_VISIBLE_DEVICES to say which."
+        )
     return Sweep(path.stem, datasets, file.workers, file.retries, file.slurm)
 
 

@@ -137,6 +137,7 @@ def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
         ({"params": []}, "'params'.*at least 1"),
         ({"params": ["absent.yaml"]}, "absent.yaml.*check the path"),
         ({"params": ["tiny.yaml", "tiny.yaml"]}, "'digits' twice"),
+        ({"overrides": {"device": "cuda:1"}}, "device 'cuda:1'.*deals the GPUs"),
         ({"overrides": {"eval_stepz": 3}}, "'eval_stepz': did you mean 'eval_steps'"),
         ({"overrides": {"budgets": [0.2]}}, "overrides 'budgets': give 'budgets' of the sweep"),
         ({"overrides": {"eval_seeds": [0]}}, "give 'seeds' of the sweep"),
