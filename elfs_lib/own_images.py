@@ -382,7 +382,8 @@ def select(
         One row an image, the one to label first at the top: rank, index (row of the array; a
         directory is read in an order of its own), path (relative to the directory; the row as
         text for an array), pseudo_class, score (AUM: low is hard), confidence (of the
-        pseudo-class, in [0, 1]), reason. ``attrs`` holds hard_prune_ratio and the number of classes.
+        pseudo-class, in [0, 1]), reason. ``attrs`` holds hard_prune_ratio and the number of
+        classes.
 
     Raises:
         ElfsError: one sentence, if the images or parameters do not allow such a list.

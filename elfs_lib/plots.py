@@ -39,7 +39,8 @@ P = ParamSpec("P")
 _FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s")}
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
-_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B")
+_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B",
+            "#6B8E23")  # fmt: skip
 _MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _GROUP_COLOURS = {"hard": HARD, "middle": MIDDLE, "easy": EASY}
 
@@ -371,7 +372,8 @@ def learning_curves(
 
     Args:
         curves: float [T, W], margin in [-1, 1] per epoch and watched image.
-        groups: Name of the group of each watched image, for example hard, middle, easy.
+        groups: Name of the group of each watched image. Names with the word hard, middle or easy
+            are drawn in this order, in the colours of these.
         label: What the vertical axis shows.
         title: A line above the plot.
 
@@ -385,8 +387,11 @@ def learning_curves(
     figure, axes = _page(3.3)
     epochs = np.arange(1, len(values) + 1)
     marker = "o" if len(values) == 1 else None
-    for place, name in enumerate(dict.fromkeys(names)):
-        colour = _GROUP_COLOURS.get(name, _COLOURS[place % len(_COLOURS)])
+    kinds = list(_GROUP_COLOURS)
+    kind = {name: next((k for k in kinds if k in name.split()), None) for name in names}
+    hardest_first = sorted(kind, key=lambda name: [*kinds, None].index(kind[name]))
+    for place, name in enumerate(hardest_first):
+        colour = _GROUP_COLOURS.get(kind[name], _COLOURS[place % len(_COLOURS)])
         members = values[:, names == name]
         axes.plot(epochs, members, color=colour, lw=0.6, alpha=0.3)
         axes.plot(
@@ -541,7 +546,7 @@ def accuracy_vs_pruning(
         summary: As :func:`elfs_lib.evaluation.summarise` returns it, for one dataset. A method
             with one seed has no band.
         published: As :func:`elfs_lib.published.published_accuracy` returns it; drawn in a panel
-            of its own.
+            of its own, at pruning rates from the smallest measured one to the largest.
         supervised: Methods that see labels; they are drawn in a second panel.
         title: A line above the plot.
 
@@ -557,11 +562,12 @@ def accuracy_vs_pruning(
     panels = [(title or "", summary, free)]
     if ceiling:  # with ELFS and random again, to hold it against
         fixed = [name for name in methods if name in _FIXED]
-        panels.append(("With labels: the ceiling", summary, fixed + ceiling))
+        panels.append(("Selecting with labels", summary, fixed + ceiling))
     if published is not None and len(published):
         curves = published.assign(budget=1 - published["pruning_rate"], mean=published["accuracy"])
-        curves, named = curves.assign(sd=np.nan), list(curves["method"].unique())
-        panels.append((SOURCE[0].upper() + SOURCE[1:], curves, named))
+        low, high = summary["budget"].min() - 1e-6, summary["budget"].max() + 1e-6
+        curves = curves[curves["budget"].between(low, high)].assign(sd=np.nan)
+        panels.append((SOURCE[0].upper() + SOURCE[1:], curves, list(curves["method"].unique())))
     panels = [panel for panel in panels if panel[2]]
     # A panel is as high as its legend; panels of their own, since accuracies may lie far apart.
     heights = [max(3.2 if not number else 2.2, 0.2 * len(names) + 0.5)
@@ -573,7 +579,8 @@ def accuracy_vs_pruning(
         _label(axes, "", "Test accuracy (%)", name)
         # beside the axes: a legend there can hide no curve
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0)
-    rates = sorted({round(100 * (1 - budget), 4) for budget in summary["budget"]})
+    budgets = pd.concat(table["budget"] for _, table, _ in panels)
+    rates = sorted({round(100 * (1 - budget), 4) for budget in budgets})
     if len(rates) <= 10:
         every[0].set_xticks(rates, [f"{rate:.3g}" for rate in rates])
     every[-1].set_xlabel("Pruned (% of the training set)")
@@ -596,7 +603,7 @@ def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -
             color=colour,
             lw=2.6 if fixed else 1.4,
             zorder=4 if fixed else 3,
-            label=display_name(method) + (f" (to {mean.min():.0f}%)" if mean.min() < floor else ""),
+            label=display_name(method) + _outside(mean, floor),
         )
         if np.isfinite(sd).any():
             alpha = 0.15 if fixed or len(methods) <= 6 else 0.06  # many bands hide each other
@@ -604,6 +611,14 @@ def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -
     if axes.get_ylim()[0] < floor:
         top = axes.dataLim.y1
         axes.set_ylim(floor, top + 0.05 * (top - floor))
+
+
+def _outside(mean: np.ndarray, floor: float) -> str:
+    """What the legend says of a line that leaves its panel, or is nowhere in it."""
+    low, high = f"{mean.min():.0f}", f"{mean.max():.0f}"
+    if mean.max() < floor:
+        return f" (below, {low} to {high}%)" if low != high else f" (below, {low}%)"
+    return f" (to {low}%)" if mean.min() < floor else ""
 
 
 @_styled
@@ -777,25 +792,20 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method: the same on every page, by its place in the registry.
 
     Args:
-        methods: Names of methods; unknown ones (from other tables) come after the registry's.
+        methods: Names of methods; unknown ones (from other tables) get a colour that is left.
 
     Returns:
         name -> {"color": ..., "marker": ...}.
     """
+    places = {name: list(METHODS).index(name) for name in methods if name in METHODS}
+    taken = {place % len(_COLOURS) for name, place in places.items() if name not in _FIXED}
+    left = [place for place in range(len(_COLOURS)) if place not in taken] or [0]
     styles = {}
     for name in methods:
-        if name in _FIXED:
-            colour, marker = _FIXED[name]
-        else:
-            place = _place(name)
-            colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
-        styles[name] = {"color": colour, "marker": marker}
+        place = places.get(name, left[zlib.crc32(name.encode()) % len(left)])
+        look = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        styles[name] = dict(zip(("color", "marker"), _FIXED.get(name, look), strict=True))
     return styles
-
-
-def _place(name: str) -> int:
-    # The first two of the registry have a fixed look; names from other tables follow by checksum.
-    return list(METHODS).index(name) if name in METHODS else zlib.crc32(name.encode())
 
 
 def _ordered(methods: Iterable[str]) -> list[str]:

@@ -60,9 +60,12 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     ]
     for artifact in artifacts:
         facts = artifact.manifest
-        opened = ", ".join(facts["labels"]["opened"]) or "none"
+        policy, opened = facts["labels"]["policy"], ", ".join(facts["labels"]["opened"])
+        # A stage that opens none may still read what was made with labels: its policy says so.
+        opened = opened or ("none" if policy == "never" else f"none here ({policy})")
+        named = (facts["params"][key] for key in ("encoder", "method") if key in facts["params"])
         lines.append(
-            f"| {artifact.stage} | `{artifact.key}` | {facts.get('device', 'cpu')} "
-            f"| {facts['wall_s']:.1f} | {opened} |"
+            f"| {', '.join([artifact.stage, *named])} | `{artifact.key}` "
+            f"| {facts.get('device', 'cpu')} | {facts['wall_s']:.1f} | {opened} |"
         )
     return "\n".join(lines)

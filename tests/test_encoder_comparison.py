@@ -167,7 +167,8 @@ def test_each_input_size_of_an_encoder_has_a_row_of_its_own(tmp_path: Path):
     encoder_comparison._write(table, rows[0] | {"seed": 1, "is_default": False})
     again = pd.read_csv(table)
     assert len(again) == 4 and again["is_default"].sum() == 1
-    assert "a, seed 1 against the default, a" in " ".join(sentences(again))
+    said = " ".join(sentences(again))
+    assert "a, seed 1 against the default, a" in said and "of 3 that were measured" in said
     before = found[found["input_size"].isna()].drop(columns=["input_size", "seed"])
     before.to_csv(table, index=False)  # as tables were before there was the column
     encoder_comparison._write(table, rows[0] | {"input_size": 32})

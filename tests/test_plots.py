@@ -119,6 +119,11 @@ def test_a_method_looks_the_same_alone_and_in_company():
     together = plots.method_styles(["d2", "elfs", "badge"])
     for name, look in together.items():
         assert plots.method_styles([name])[name] == look
+    published = plots.method_styles(["elfs", "prototypicality", "d2", "badge", "best supervised"])
+    assert len({look["color"] for look in published.values()}) == 5  # an unknown name, too
+    free = [name for name, method in selection.METHODS.items() if not method.supervised]
+    rivals = [name for name in free if not name.startswith(("elfs", "random"))]
+    assert len({plots.method_styles([name])[name]["color"] for name in rivals}) == len(rivals)
     line = FIGURES["accuracy_one"].axes[0].lines[0]
     assert line.get_color() == together["elfs"]["color"]
 
@@ -137,8 +142,20 @@ def test_accuracy_draws_means_bands_the_ceiling_and_published_lines():
     theirs = anchors[anchors["method"] == "elfs"].sort_values("pruning_rate")
     drawn = next(line for line in published.lines if line.get_label() == "ELFS")
     assert drawn.get_ydata() == pytest.approx(theirs["accuracy"].to_numpy())
+    few = summarise(pd.DataFrame(results(budgets=[0.1, 0.3])))
+    *_, published = plots.accuracy_vs_pruning(few, published=anchors).axes
+    assert {*published.lines[0].get_xdata().round()} == {70, 80, 90}  # as far as ours reach
     (alone,) = FIGURES["accuracy_one"].axes
     assert not alone.collections
+
+
+def test_groups_of_images_have_the_same_colours_and_order_on_every_page():
+    for names in (["easy third", "hard third", "middle third"], ["middle", "easy", "hard"]):
+        (axes,) = plots.learning_curves([[0.1, 0.2, 0.3]], names).axes
+        means = [line for line in axes.lines if not line.get_label().startswith("_")]
+        words = [line.get_label().split()[0] for line in means]
+        assert words == ["hard", "middle", "easy"]
+        assert [line.get_color() for line in means] == [plots.HARD, plots.MIDDLE, plots.EASY]
 
 
 def test_a_bad_method_leaves_the_panel_and_the_legend_says_how_far_down_it_goes():
@@ -151,6 +168,9 @@ def test_a_bad_method_leaves_the_panel_and_the_legend_says_how_far_down_it_goes(
     assert axes.get_ylim()[0] == pytest.approx(lowest - 10)
     labels = [line.get_label() for line in axes.lines]
     assert "AUM hardest (to 25%)" in labels and "CCS" in labels
+    table.loc[hardest, "accuracy"] = 20 + table.loc[hardest, "budget"]
+    (axes,) = plots.accuracy_vs_pruning(summarise(table)).axes
+    assert "AUM hardest (below, 20 to 21%)" in [line.get_label() for line in axes.lines]
     (every,) = plots.accuracy_vs_pruning(summary[~summary["method"].isin(["elfs", "random"])]).axes
     assert "AUM hardest" in [line.get_label() for line in every.lines]
 

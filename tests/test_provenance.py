@@ -63,6 +63,12 @@ def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny
     assert "1,437 training images" in text
     for name, version in package_versions().items():
         assert f"{name} {version}" in text
+    coresets = provenance(tiny_run, [tiny_run.coreset(m, 0.1) for m in ("random", "ccs")])
+    assert [line.split(" | ")[-1] for line in coresets.splitlines()[-2:]] == [
+        "none |",
+        "none here (ceiling) |",  # though it opened none, it was chosen by scores of true labels
+    ]
+    assert "| coreset, ccs |" in coresets
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| pseudo")]
     rows += [line.split(" | ") for line in text.splitlines() if line.startswith("| true_proxy")]
     assert [row[-1] for row in rows] == ["none |", "train:ceiling |"]
