@@ -6,6 +6,7 @@ import importlib
 import json
 from types import ModuleType
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
@@ -38,6 +39,20 @@ def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measur
     for name in load("book_data").write_tables(made.TABLES, facts, tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / "book/data" / name).read_text(), name
         assert f":file: data/{name}" in (ROOT / "book" / f"{shown}.md").read_text()
+
+
+def test_the_page_on_own_images_says_how_its_list_did_against_random_ones():
+    folder = ROOT / "book" / "own_images"
+    table = pd.read_csv(folder / "against_random.csv")
+    random = table["list"] == "random"
+    won = [
+        rows.loc[~random, "accuracy on the others (%)"].max()
+        > rows.loc[random, "accuracy on the others (%)"].max()
+        for _, rows in table.groupby("labels")
+    ]
+    assert len(won) == 2
+    said = "ELFS did not beat random lists" in (folder / "index.md").read_text()
+    assert said == (not any(won))
 
 
 def test_growth_finds_the_exponent(bench):
