@@ -212,7 +212,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         return [f"On {dataset} only {named(first)} was measured: there is nothing to compare yet."]
     once = table[table["seed"].isna()]  # the others repeat one of these from another seed
     lines = []
-    if len(once):
+    if len(once) > 1:
         best = once.loc[once["knn_accuracy"].idxmax()]
         lines.append(
             f"On {dataset} the neighbours of {named(best)} are the best by 20-NN "

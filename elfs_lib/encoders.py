@@ -191,6 +191,10 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
 
 def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
     """The registry's entry, or one made from timm's own configuration for its other models."""
+    if name in ENCODERS and checkpoint is not None:
+        spec = ENCODERS[name]
+        claimed = f"{spec.pretraining} (if the local checkpoint is that)"
+        return replace(spec, pretraining=claimed, saw_labels=spec.saw_labels or None)
     if name in ENCODERS:
         return ENCODERS[name]
     if name.startswith(ADAPTED):

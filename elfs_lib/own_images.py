@@ -128,7 +128,8 @@ class OwnRun(Run):
             parts = read_ahead(self._read_again(side))
             blocks = [self._embed(images) for images in parts]
             draft.array("embeddings", np.concatenate(blocks))
-            draft.fact(device=self._device, encoder=encoders.describe(p.encoder))
+            about = encoders.describe(p.encoder, p.encoder_checkpoint)
+            draft.fact(device=self._device, encoder=about)
 
         return self.store.run(
             "embeddings",

@@ -792,17 +792,16 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method: the same on every page, by its place in the registry.
 
     Args:
-        methods: Names of methods; unknown ones (from other tables) get a colour that is left.
+        methods: Names of methods; that of the published tables comes after the registry's, any
+            other by its checksum.
 
     Returns:
         name -> {"color": ..., "marker": ...}.
     """
-    places = {name: list(METHODS).index(name) for name in methods if name in METHODS}
-    taken = {place % len(_COLOURS) for name, place in places.items() if name not in _FIXED}
-    left = [place for place in range(len(_COLOURS)) if place not in taken] or [0]
+    places = {name: place for place, name in enumerate([*METHODS, "best_supervised"])}
     styles = {}
     for name in methods:
-        place = places.get(name, left[zlib.crc32(name.encode()) % len(left)])
+        place = places.get(name, zlib.crc32(name.encode()))
         look = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
         styles[name] = dict(zip(("color", "marker"), _FIXED.get(name, look), strict=True))
     return styles

@@ -535,7 +535,11 @@ class ImageNet(Folder):
         folders = [
             folder for name in ("train", "val") for folder in sorted((root / name).iterdir())
         ]
-        return [_stat(_below(root, folder), folder) for folder in folders]
+        # The files' order is not in it, so it is named: rows must not outlive another order.
+        return [
+            "order of hashed names",
+            *(_stat(_below(root, folder), folder) for folder in folders),
+        ]
 
     def images(self, request: Request) -> Images:
         return replace(

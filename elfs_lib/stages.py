@@ -231,7 +231,9 @@ class Run:
             blocks = [np.array(part.array("embeddings")) for part in inputs.values()]
             found = concatenate(blocks) if blocks else self._embed(self.train_images)
             draft.array("embeddings", found)
-            draft.fact(device=self._device, encoder=encoders.describe(self.params.encoder))
+            p = self.params
+            about = encoders.describe(p.encoder, p.encoder_checkpoint)
+            draft.fact(device=self._device, encoder=about)
 
         return self.store.run(
             "embeddings",

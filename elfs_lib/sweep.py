@@ -148,12 +148,6 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ElfsError(
             f"{path} lists dataset {twice[0]!r} twice: its rows would be one; make two sweeps."
         )
-    numbered = [params.device for params in datasets if params.device.startswith("cuda:")]
-    if numbered:  # a worker sees one card, under the number 0
-        raise ElfsError(
-            f"{path} has device {numbered[0]!r}, but a sweep deals the GPUs to its workers: use "
-            "'cuda', and CUDA_VISIBLE_DEVICES to say which."
-        )
     return Sweep(path.stem, datasets, file.workers, file.retries, file.slurm)
 
 
@@ -554,6 +548,18 @@ def worker_environments(workers: int, *, cores: int, gpus: Sequence[str]) -> lis
 def _gpus(sweep: Sweep) -> list[str]:
     if all(params.device == "cpu" for params in sweep.datasets):
         return []
+    numbered = {params.device for params in sweep.datasets} - {
+        "auto",
+        "cpu",
+        "cuda",
+        "cuda:0",
+        "mps",
+    }
+    if numbered:
+        raise ElfsError(
+            f"Each worker of sweep {sweep.name!r} sees one GPU, under the number 0, so none has "
+            f"device {min(numbered)!r}: use 'cuda', and CUDA_VISIBLE_DEVICES to say which GPUs."
+        )
     import torch
 
     if not torch.cuda.is_available():

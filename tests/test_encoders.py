@@ -173,6 +173,9 @@ def test_adapted_encoders_start_from_weights_and_leave_them_for_the_images():
 
 def test_describe_says_what_was_seen():
     assert describe("efficientnet_lite0")["saw_labels"] is True
+    local = describe("dino_vits16", "weights.pth")  # whose name promises what nobody checked
+    assert local["saw_labels"] is None and "if the local checkpoint is that" in local["pretraining"]
+    assert describe("efficientnet_lite0", "weights.pth")["saw_labels"] is True
     both = describe("dino_vitb16+swav_resnet50")
     assert both["saw_labels"] is False and "CC-BY-NC" in both["license"]
     assert describe("dino_vitb16+resnet50")["saw_labels"] is True

@@ -137,7 +137,6 @@ def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
         ({"params": []}, "'params'.*at least 1"),
         ({"params": ["absent.yaml"]}, "absent.yaml.*check the path"),
         ({"params": ["tiny.yaml", "tiny.yaml"]}, "'digits' twice"),
-        ({"overrides": {"device": "cuda:1"}}, "device 'cuda:1'.*deals the GPUs"),
         ({"overrides": {"eval_stepz": 3}}, "'eval_stepz': did you mean 'eval_steps'"),
         ({"overrides": {"budgets": [0.2]}}, "overrides 'budgets': give 'budgets' of the sweep"),
         ({"overrides": {"eval_seeds": [0]}}, "give 'seeds' of the sweep"),
@@ -272,6 +271,12 @@ def test_results_of_a_sweep_are_no_damaged_artifacts(project: Path):
 
 
 # ---------------------------------------------------------------------- workers
+
+
+def test_a_numbered_gpu_is_refused_by_workers_that_see_one(project: Path):
+    with pytest.raises(ElfsError, match="none has device 'cuda:1': use 'cuda'"):
+        sweeps._gpus(grid(project, overrides={"device": "cuda:1"}))
+    sweeps._gpus(grid(project, overrides={"device": "cuda:0"}))
 
 
 def test_workers_divide_cores_and_gpus(monkeypatch):
