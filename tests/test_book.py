@@ -94,3 +94,11 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     readme = (ROOT / "README.md").read_text().splitlines()
     shown = [line for line in readme if line.startswith(("| CIFAR-10 |", "| Fashion-MNIST |"))]
     assert shown == expected
+    above = [
+        row.difference < 0
+        for (dataset, setting), table in result_tables().items()
+        if not setting and dataset != "digits"
+        for row in evaluation.paired_difference(table, "elfs", "ccs_pseudo").itertuples()
+    ]
+    said = any("`ccs_pseudo`" in line and "above that of ELFS" in line for line in readme)
+    assert said == (len(above) == len(expected) and all(above))
