@@ -40,8 +40,8 @@ _FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s")}
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B",
-            "#6B8E23")  # fmt: skip
-_MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+            "#6B8E23", "#2B2D7C")  # fmt: skip
+_MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 _GROUP_COLOURS = {"hard": HARD, "middle": MIDDLE, "easy": EASY}
 
 

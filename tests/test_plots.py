@@ -123,7 +123,9 @@ def test_a_method_looks_the_same_alone_and_in_company():
     assert len({look["color"] for look in published.values()}) == len(published) == 6
     free = [name for name, method in selection.METHODS.items() if not method.supervised]
     rivals = [name for name in free if not name.startswith(("elfs", "random"))]
-    assert len({plots.method_styles([name])[name]["color"] for name in rivals}) == len(rivals)
+    for drawn in ([*rivals, "elfs", "random", "elfs_balanced"], ["ccs", "ccs_pseudo", "elfs"]):
+        styles = plots.method_styles(drawn)  # together in a figure
+        assert len({look["color"] for look in styles.values()}) == len(drawn)
     line = FIGURES["accuracy_one"].axes[0].lines[0]
     assert line.get_color() == together["elfs"]["color"]
 
