@@ -81,6 +81,18 @@ def test_nbval_overlooks_what_differs_between_machines_and_nothing_else():
         assert seen(kept) == kept
 
 
+def test_an_option_of_a_directive_is_one_line():
+    """A second line would end the options: the rest would be shown as a caption."""
+    pages = [path for path in (ROOT / "book").rglob("*.md") if "```{" in path.read_text()]
+    assert pages
+    for page in pages:
+        for options in re.findall(
+            r"^```\{[\w-]+\}.*\n((?::[\w-]+:.*\n.*\n?)*)", page.read_text(), re.MULTILINE
+        ):
+            for line in options.splitlines():
+                assert not line.startswith((" ", "\t")), f"{page.name}: {line}"
+
+
 def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     monkeypatch.chdir(ROOT)
     expected = [
