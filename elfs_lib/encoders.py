@@ -191,12 +191,12 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
 
 def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
     """The registry's entry, or one made from timm's own configuration for its other models."""
-    if name in ENCODERS and checkpoint is not None:
-        spec = ENCODERS[name]
+    spec = ENCODERS.get(name)
+    if spec is not None and checkpoint is not None:
         claimed = f"{spec.pretraining} (if the local checkpoint is that)"
         return replace(spec, pretraining=claimed, saw_labels=spec.saw_labels or None)
-    if name in ENCODERS:
-        return ENCODERS[name]
+    if spec is not None:
+        return spec
     if name.startswith(ADAPTED):
         spec = find_encoder(name.removeprefix(ADAPTED), checkpoint)
         if not spec.architecture:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import tempfile
 import time
@@ -548,17 +549,11 @@ def worker_environments(workers: int, *, cores: int, gpus: Sequence[str]) -> lis
 def _gpus(sweep: Sweep) -> list[str]:
     if all(params.device == "cpu" for params in sweep.datasets):
         return []
-    numbered = {params.device for params in sweep.datasets} - {
-        "auto",
-        "cpu",
-        "cuda",
-        "cuda:0",
-        "mps",
-    }
+    numbered = [p.device for p in sweep.datasets if re.fullmatch("cuda:0*[1-9].*", p.device)]
     if numbered:
         raise ElfsError(
             f"Each worker of sweep {sweep.name!r} sees one GPU, under the number 0, so none has "
-            f"device {min(numbered)!r}: use 'cuda', and CUDA_VISIBLE_DEVICES to say which GPUs."
+            f"device {numbered[0]!r}: use 'cuda', and CUDA_VISIBLE_DEVICES to say which GPUs."
         )
     import torch
 

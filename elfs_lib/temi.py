@@ -458,13 +458,14 @@ def temi_losses(
         # Rolled, what the teacher says of x' stands where x does, and the other way round
         agreement[g] = (judge * q_t.roll(size // 2, dims=2)).sum(dim=1)
     weight = agreement.mean(dim=0)
+    scale = weight * (beta / size)
     for g in groups:
         own = F.log_softmax(student[g], dim=1)
         terms = torch.add(own, taught[g].roll(size // 2, dims=2)).mul_(beta)
         terms.sub_(marginal[g].log()[:, :, None])
         pmi[g] = torch.logsumexp(terms, dim=1)
         p = terms.sub_(pmi[g, None]).exp_()
-        torch.mul(own.exp_().sub_(p), weight * (beta / size), out=gradient[g])
+        torch.mul(own.exp_().sub_(p), scale, out=gradient[g])
     return -(pmi @ weight) / size, gradient
 
 
