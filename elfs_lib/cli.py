@@ -189,6 +189,8 @@ def sweep(
         elfs sweep params/sweeps/cifar10.yaml --scheduler tcp://10.0.0.1:8786 --retry-failed
 
         elfs sweep params/sweeps/cifar10.yaml --dry-run --book
+
+        elfs sweep params/sweeps/cifar10_pipelines.yaml --workers 2
     """
     from elfs_lib import sweep as sweeps
     from elfs_lib.stages import default_store

@@ -13,16 +13,25 @@ from elfs_lib.stages import Run, project_root
 # What a grid varies: it makes other rows of one table, not another table.
 _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
 
+#: How the setting of results begins whose every seed is a pipeline of its own.
+WHOLE_PIPELINES = "whole pipelines"
+
 
 def command(params: Params) -> str:
     """The command that repeats a run: its dataset's params file, and what differs from it."""
     return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
 
 
-def setting(params: Params) -> str:
-    """How a run differs from its params file in more than its grid; empty if it does not."""
+def setting(params: Params, *, whole_pipelines: bool = False) -> str:
+    """How a run differs from its params file in more than its grid; empty if it does not.
+
+    Args:
+        whole_pipelines: Whether the run is one of several that differ in their seed.
+    """
+    grid = (*_GRID, "seed") if whole_pipelines else _GRID
     changes = _changes(params).items()
-    return ", ".join(f"{name}={_as_yaml(value)}" for name, value in changes if name not in _GRID)
+    parts = [f"{name}={_as_yaml(value)}" for name, value in changes if name not in grid]
+    return ", ".join([WHOLE_PIPELINES, *parts] if whole_pipelines else parts)
 
 
 def as_options(values: Mapping[str, object]) -> list[str]:

@@ -14,7 +14,14 @@ from elfs_lib.params import Params
 from elfs_lib.stages import project_root
 
 
-def write_results(rows: pd.DataFrame, params: Params, target: Path, *, command: str = "") -> None:
+def write_results(
+    rows: pd.DataFrame,
+    params: Params,
+    target: Path,
+    *,
+    command: str = "",
+    whole_pipelines: bool = False,
+) -> None:
     """Write a results table beside the executed notebooks, where the results page finds it.
 
     Args:
@@ -22,10 +29,11 @@ def write_results(rows: pd.DataFrame, params: Params, target: Path, *, command: 
         params: What the rows have in common.
         target: The CSV file.
         command: What makes the rows again; by default ``elfs run`` with ``params``.
+        whole_pipelines: Whether the seed of a row is that of its whole pipeline.
     """
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     table = evaluation.results_table(rows).assign(
-        setting=provenance.setting(params),
+        setting=provenance.setting(params, whole_pipelines=whole_pipelines),
         command=command or provenance.command(params),
         versions=versions,
     )

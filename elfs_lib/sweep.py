@@ -64,6 +64,7 @@ class _SweepFile(BaseModel):
     methods: ListOf[str]
     budgets: ListOf[Share]
     seeds: ListOf[Seed]
+    whole_pipelines: bool = False
     overrides: dict[str, Any] = Field(default_factory=dict)
     workers: int | None = Field(None, ge=1)
     retries: int = Field(1, ge=0, le=10)
@@ -76,14 +77,18 @@ class Sweep:
 
     Attributes:
         name: The file's name without its ending; names the results table.
-        datasets: Parameters of each dataset, with the sweep's methods, budgets and seeds.
+        pipelines: Parameters of each pipeline, with the sweep's methods and budgets: one a dataset,
+            whose coresets are trained on with every seed; or one a dataset and seed.
+        whole_pipelines: Whether each seed makes a pipeline of its own, from an encoder that is
+            trained here to the last training. Else seeds are of drawing and training alone.
         workers: Notebooks at a time on this machine; None: see :func:`local_workers`.
         retries: How often a notebook is run again after its kernel died.
         slurm: Options of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many to submit.
     """
 
     name: str
-    datasets: tuple[Params, ...]
+    pipelines: tuple[Params, ...]
+    whole_pipelines: bool = False
     workers: int | None = None
     retries: int = 1
     slurm: Mapping[str, Any] | None = None
@@ -102,6 +107,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.dataset}_{self.method}_{self.budget}_seed{self.seed}"
+
+    @property
+    def pipeline(self) -> tuple[str, int]:
+        """Dataset and seed of the pipeline that the notebook trains on."""
+        return self.dataset, self.params.seed
 
     @property
     def title(self) -> str:
@@ -131,9 +141,9 @@ def load_sweep(path: str | Path) -> Sweep:
         reason = first["msg"].lower().removeprefix("input ").replace("tuple", "list")
         value = values[key]
         raise ElfsError(f"Sweep key {key!r} in {path} is {value!r}: it {reason}.") from None
-    for name in _GRID:
+    for name in (*_GRID, "seed") if file.whole_pipelines else _GRID:
         if name in file.overrides:
-            key = name.removeprefix("eval_")
+            key = "seeds" if name == "seed" else name.removeprefix("eval_")
             raise ElfsError(f"{path} overrides {name!r}: give {key!r} of the sweep instead.")
     if file.slurm is not None and not is_whole(file.slurm.get("jobs"), 1):
         raise ElfsError(f"Sweep key 'slurm' in {path} needs 'jobs', the number of jobs to submit.")
@@ -149,7 +159,14 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ElfsError(
             f"{path} lists dataset {twice[0]!r} twice: its rows would be one; make two sweeps."
         )
-    return Sweep(path.stem, datasets, file.workers, file.retries, file.slurm)
+    pipelines = datasets
+    if file.whole_pipelines:
+        pipelines = tuple(
+            params.model_copy(update={"seed": seed, "eval_seeds": (seed,)})
+            for seed in file.seeds
+            for params in datasets
+        )
+    return Sweep(path.stem, pipelines, file.whole_pipelines, file.workers, file.retries, file.slurm)
 
 
 def _locate(path: str | Path) -> Path:
@@ -162,7 +179,8 @@ def cells(sweep: Sweep) -> list[Cell]:
 
     A sweep that is stopped early thus leaves whole figures of fewer budgets or seeds.
     """
-    first = sweep.datasets[0]
+    budgets, methods = sweep.pipelines[0].budgets, sweep.pipelines[0].methods
+    seeds = dict.fromkeys(seed for params in sweep.pipelines for seed in params.eval_seeds)
     return [
         Cell(
             params.dataset,
@@ -173,10 +191,11 @@ def cells(sweep: Sweep) -> list[Cell]:
                 update={"methods": (method,), "budgets": (budget,), "eval_seeds": (seed,)}
             ),
         )
-        for budget in first.budgets
-        for seed in first.eval_seeds
-        for params in sweep.datasets
-        for method in first.methods
+        for budget in budgets
+        for seed in seeds
+        for params in sweep.pipelines
+        if seed in params.eval_seeds
+        for method in methods
     ]
 
 
@@ -246,7 +265,8 @@ class Stage:
 
     @property
     def title(self) -> str:
-        return f"{self.params.dataset}, " + " ".join(map(str, self.call)).replace("_", " ")
+        what = " ".join(map(str, self.call)).replace("_", " ")
+        return f"{self.params.dataset}, {what}, seed {self.params.seed}"
 
 
 @dataclass(frozen=True)
@@ -281,7 +301,7 @@ def plan(sweep: Sweep, store: Store, *, retry_failed: bool = False) -> Plan:
     failed = {failure.cell: failure for failure in failures(sweep, store)}
     rows, waiting = {}, []
     for cell in cells(sweep):
-        row = _row(runs[cell.dataset], cell)
+        row = _row(runs[cell.pipeline], cell)
         if row is not None:
             rows[cell.name] = row
         # A notebook may fail after its training: its row counts, and so does its failure.
@@ -301,12 +321,12 @@ def collect(sweep: Sweep, store: Store | None = None) -> pd.DataFrame:
         ElfsError: if a dataset is not on this machine, or an artifact is damaged.
     """
     runs = _look(sweep, store or default_store())
-    return _table([_row(runs[cell.dataset], cell) for cell in cells(sweep)])
+    return _table([_row(runs[cell.pipeline], cell) for cell in cells(sweep)])
 
 
-def _look(sweep: Sweep, store: Store) -> dict[str, Run]:
+def _look(sweep: Sweep, store: Store) -> dict[tuple[str, int], Run]:
     look = Store(store.root, look=True, repair=store.repair)
-    return {params.dataset: Run(params, look) for params in sweep.datasets}
+    return {(params.dataset, params.seed): Run(params, look) for params in sweep.pipelines}
 
 
 def _row(run: Run, cell: Cell) -> dict[str, Any] | None:
@@ -334,12 +354,13 @@ def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path
     """
     rows = collect(sweep, store)
     written = []
-    for params in sweep.datasets:
+    for params in {params.dataset: params for params in sweep.pipelines}.values():
         own = rows[rows["dataset"] == params.dataset]
         if len(own):
             folder = project_root() / "book" / "runs" / params.dataset
             written.append(folder / f"results_{sweep.name}.csv")
-            write_results(own, params, written[-1], command=command)
+            whole = sweep.whole_pipelines
+            write_results(own, params, written[-1], command=command, whole_pipelines=whole)
     return written
 
 
@@ -362,15 +383,17 @@ _STAGE_OF = {
 
 
 def _shared_stages(
-    runs: Mapping[str, Run], waiting: Sequence[Cell]
+    runs: Mapping[tuple[str, int], Run], waiting: Sequence[Cell]
 ) -> tuple[list[Stage], dict[str, tuple[str, ...]]]:
     """The stages that are not there yet, and which of them each cell needs."""
     stages: dict[str, Stage] = {}
     ready: set[str] = set()
+    several = Counter(dataset for dataset, _ in runs)
 
     def add(run: Run, *call: Any, needs: Iterable[str] = ()) -> tuple[str, ...]:
         """Names of the stages to wait for: this one, or none if it is there."""
-        name = "_".join(map(str, (run.params.dataset, *call)))
+        seed = [f"pipeline{run.params.seed}"] if several[run.params.dataset] > 1 else []
+        name = "_".join(map(str, (run.params.dataset, *seed, *call)))
         if name not in stages and name not in ready:
             try:
                 _perform(run, call)
@@ -396,13 +419,13 @@ def _shared_stages(
             search = "true_search" if entry.supervised else "search"
             yield from add(run, search, budget, score, needs=before)
 
-    seeds = Counter((cell.dataset, cell.method, cell.budget) for cell in waiting)
+    seeds = Counter((cell.pipeline, cell.method, cell.budget) for cell in waiting)
     needs = {}
     for cell in waiting:
-        run = runs[cell.dataset]
+        run = runs[cell.pipeline]
         before = tuple(dict.fromkeys(inputs(run, cell.method, cell.budget)))
         # Without a seed the notebooks of all seeds select the same coreset.
-        if not METHODS[cell.method].seeded and seeds[cell.dataset, cell.method, cell.budget] > 1:
+        if not METHODS[cell.method].seeded and seeds[cell.pipeline, cell.method, cell.budget] > 1:
             before = add(run, "coreset", cell.method, cell.budget, needs=before)
         needs[cell.name] = before
     return list(stages.values()), needs
@@ -547,9 +570,9 @@ def worker_environments(workers: int, *, cores: int, gpus: Sequence[str]) -> lis
 
 
 def _gpus(sweep: Sweep) -> list[str]:
-    if all(params.device == "cpu" for params in sweep.datasets):
+    if all(params.device == "cpu" for params in sweep.pipelines):
         return []
-    numbered = [p.device for p in sweep.datasets if re.fullmatch("cuda:0*[1-9].*", p.device)]
+    numbered = [p.device for p in sweep.pipelines if re.fullmatch("cuda:0*[1-9].*", p.device)]
     if numbered:
         raise ElfsError(
             f"Each worker of sweep {sweep.name!r} sees one GPU, under the number 0, so none has "
@@ -744,7 +767,7 @@ def run_sweep(
 
 def _check(sweep: Sweep, store: Store) -> None:
     """Check the parameters against the data, before any work but decoding the images."""
-    for params in sweep.datasets:
+    for params in sweep.pipelines:
         run = Run(params, Store(store.root, repair=store.repair))
         run.check()
         if not run.can_evaluate:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from elfs_lib.artifacts import Store
 from elfs_lib.cli import app
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
+from elfs_lib.provenance import WHOLE_PIPELINES
 from elfs_lib.stages import Run
 
 PARAMS = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
@@ -110,6 +112,16 @@ def test_cells_come_budget_by_budget_then_seed_by_seed(project: Path):
     assert len({cell.name for cell in cells}) == len(cells)
 
 
+def test_each_seed_of_whole_pipelines_is_a_pipeline(project: Path):
+    sweep = grid(project, whole_pipelines=True, seeds=[0, 4])
+    cells = sweeps.cells(sweep)
+    assert [(c.budget, c.seed, c.method) for c in cells] == [
+        (c.budget, c.seed, c.method) for c in sweeps.cells(grid(project, seeds=[0, 4]))
+    ]
+    assert all((c.params.seed, c.params.eval_seeds) == (c.seed, (c.seed,)) for c in cells)
+    assert {c.params.seed for c in sweeps.cells(grid(project, seeds=[0, 4]))} == {0}
+
+
 def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
     write(project / "tiny.yaml", PARAMS | {"floor_accuracy": 99.0})
     assert sweeps.cells(grid(project))[0].params.floor_accuracy is None
@@ -140,6 +152,8 @@ def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
         ({"overrides": {"eval_stepz": 3}}, "'eval_stepz': did you mean 'eval_steps'"),
         ({"overrides": {"budgets": [0.2]}}, "overrides 'budgets': give 'budgets' of the sweep"),
         ({"overrides": {"eval_seeds": [0]}}, "give 'seeds' of the sweep"),
+        ({"whole_pipelines": True, "overrides": {"seed": 3}}, "'seed': give 'seeds' of the sweep"),
+        ({"whole_pipelines": 1}, "'whole_pipelines'.*1.*boolean"),
         ({"workers": 0}, "'workers'.*0.*greater"),
         ({"retries": -1}, "'retries'.*-1"),
         ({"slurm": {"queue": "gpu"}}, "'slurm'.*'jobs'"),
@@ -197,6 +211,38 @@ def test_shared_stages_run_once_and_before_what_needs_them(project: Path):
     assert not (project / "artifacts").exists()  # planning builds nothing
 
 
+def test_whole_pipelines_share_no_stage(project: Path):
+    sweep = grid(project, budgets=[0.1], seeds=[0, 4], whole_pipelines=True)
+    plan = sweeps.plan(sweep, Store(project / "artifacts"))
+    assert Counter(stage.params.seed for stage in plan.stages) == {0: 8, 4: 8}
+    of = {stage.name: stage.params.seed for stage in plan.stages}
+    for stage in plan.stages:
+        assert {of[name] for name in stage.needs} <= {stage.params.seed}, stage.name
+    for cell in plan.waiting:  # a coreset has one training, so it is not shared
+        assert {of[name] for name in plan.needs[cell.name]} <= {cell.seed}, cell.name
+        assert cell.method == "random" or plan.needs[cell.name]
+    assert not any(stage.call[0] == "coreset" for stage in plan.stages)
+
+
+def test_a_row_of_whole_pipelines_is_of_its_own_pipeline(project: Path):
+    store = Store(project / "artifacts")
+    method = {"methods": ["moderate"], "budgets": [0.1], "seeds": [0, 1]}
+    usual, whole = grid(project, **method), grid(project, **method, whole_pipelines=True)
+    Run(usual.pipelines[0], store).evaluate("moderate", 0.1, 1)
+    assert sweeps.collect(usual, store)["seed"].tolist() == [1]
+    assert sweeps.collect(whole, store).empty
+    other = Run(whole.pipelines[1], store)
+    other.evaluate("moderate", 0.1, 1)
+    [row] = sweeps.collect(whole, store).to_dict("records")
+    assert row["accuracy"] == other.result_row("moderate", 0.1, 1)["accuracy"]
+
+    result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run", "--book"])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(project / "book" / "runs" / "digits" / "results_grid.csv")
+    [setting] = table["setting"]
+    assert setting.startswith(WHOLE_PIPELINES) and ", seed=" not in setting
+
+
 def test_every_method_finds_the_stages_that_it_needs(project: Path, tiny_run: Run):
     """With the planned stages there, selecting runs no further stage."""
     from elfs_lib.selection import METHODS
@@ -229,7 +275,7 @@ def test_what_is_done_is_skipped_and_collected(project: Path):
     store = Store(project / "artifacts")
     sweep = grid(project, methods=["random"], budgets=[0.1])
     assert sweeps.collect(sweep, store).empty
-    run = Run(sweep.datasets[0], store)
+    run = Run(sweep.pipelines[0], store)
     first = run.result_row("random", 0.1, 0)
     expected = pd.DataFrame([first]).astype({"hard_prune_ratio": float})
     pd.testing.assert_frame_equal(sweeps.collect(sweep, store), expected)
@@ -245,7 +291,7 @@ def test_what_is_done_is_skipped_and_collected(project: Path):
 
 def test_rows_that_exist_go_to_the_book(project: Path):
     store = Store(project / "artifacts")
-    Run(grid(project).datasets[0], store).evaluate("random", 0.1, 1)
+    Run(grid(project).pipelines[0], store).evaluate("random", 0.1, 1)
     result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run", "--book"])
     assert result.exit_code == 0 and "results_grid.csv" in result.output
     table = pd.read_csv(project / "book" / "runs" / "digits" / "results_grid.csv")
@@ -353,7 +399,7 @@ def test_a_sweep_on_slurm(project: Path, slurm):
     local = {"host": "127.0.0.1", "dashboard_address": ":0"}
     job = {"cores": 1, "memory": "1GB", "walltime": "0:10:00", "scheduler_options": local}
     sweep = grid(project, methods=["random"], budgets=[0.1], seeds=[0], slurm={"jobs": 1, **job})
-    Run(sweep.datasets[0], Store(project / "results_of_0")).evaluate("random", 0.1, 0)
+    Run(sweep.pipelines[0], Store(project / "results_of_0")).evaluate("random", 0.1, 0)
     table = sweeps.run_sweep(sweep, Store(project / "artifacts"), say=print)
     assert table["seed"].tolist() == [0] and started(project) == ["0"]
 
@@ -410,7 +456,7 @@ def test_the_table_counts_done_running_failed_and_estimates_what_is_left(project
 def test_dry_run_prints_and_builds_nothing(project: Path):
     result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run"])
     assert result.exit_code == 0
-    assert "would run  digits, temi\n" in result.output
+    assert "would run  digits, temi, seed 0\n" in result.output
     assert "would run  digits, elfs, 30%, seed 1\n" in result.output
     assert "12 notebooks, 0 results there, 12 to run" in result.output
     assert not (project / "artifacts").exists()
@@ -451,7 +497,7 @@ def test_failures_are_kept_reported_and_retried_on_request(project: Path, client
     notebook(project, FAILING)  # finishes by copying results made here, to save time
     sweep = grid(project, budgets=[0.1], seeds=[0])
     for method in ("random", "elfs"):
-        run = Run(sweep.datasets[0], Store(project / f"results_of_{method}"))
+        run = Run(sweep.pipelines[0], Store(project / f"results_of_{method}"))
         run.evaluate(method, 0.1, 0)
     store, lines = Store(project / "artifacts"), []
 
@@ -485,7 +531,7 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
     store = Store(project / "artifacts")
     sweep = grid(project, methods=["random", "elfs"], budgets=[0.1], seeds=[0])
     monkeypatch.setattr(sweeps, "_execute", lambda *args: sweeps._Outcome("done"))
-    Run(sweep.datasets[0], Store(project / "done")).evaluate("random", 0.1, 0)
+    Run(sweep.pipelines[0], Store(project / "done")).evaluate("random", 0.1, 0)
 
     def finish(run, call):  # in place of training: stages fail, results are there already
         raise RuntimeError("no memory")
@@ -498,7 +544,8 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
     assert table["method"].tolist() == ["random"]
     (failure,) = sweeps.failures(sweep, store)
     assert failure.kind == "blocked" and failure.notebook is None
-    assert failure.message == "its stage 'digits, embeddings' failed: RuntimeError: no memory"
+    what = "its stage 'digits, embeddings, seed 0' failed: RuntimeError: no memory"
+    assert failure.message == what
 
 
 TRAINING = """
@@ -572,7 +619,7 @@ def test_a_killed_scheduler_is_one_sentence_and_the_sweep_goes_on(project: Path)
     notebook(project, COPYING)
     sweep = grid(project, methods=["random"], budgets=[0.1], seeds=[0, 1])
     for seed in (0, 1):
-        Run(sweep.datasets[0], Store(project / f"results_of_{seed}")).evaluate("random", 0.1, seed)
+        Run(sweep.pipelines[0], Store(project / f"results_of_{seed}")).evaluate("random", 0.1, seed)
     file = sweeps.results_file(sweep, Store(project / "artifacts"))
     command = [sys.executable, "-c", "from elfs_lib.cli import main; main()"]
     command += ["sweep", "grid.yaml", "--scheduler"]
