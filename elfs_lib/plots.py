@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ParamSpec
@@ -372,8 +373,8 @@ def learning_curves(
 
     Args:
         curves: float [T, W], margin in [-1, 1] per epoch and watched image.
-        groups: Name of the group of each watched image. Names with the word hard, middle or easy
-            are drawn in this order, in the colours of these.
+        groups: Name of the group of each watched image. Those named hard, middle and easy come
+            first, in this order and in the colours of these.
         label: What the vertical axis shows.
         title: A line above the plot.
 
@@ -387,12 +388,12 @@ def learning_curves(
     figure, axes = _page(3.3)
     epochs = np.arange(1, len(values) + 1)
     marker = "o" if len(values) == 1 else None
-    kinds = list(_GROUP_COLOURS)
-    kind = {name: next((k for k in kinds if k in name.split()), None) for name in names}
-    hardest_first = sorted(kind, key=lambda name: [*kinds, None].index(kind[name]))
-    for place, name in enumerate(hardest_first):
-        colour = _GROUP_COLOURS.get(kind[name], _COLOURS[place % len(_COLOURS)])
+    colours = itertools.cycle(_COLOURS)
+    for name in dict.fromkeys([*_GROUP_COLOURS, *names]):
         members = values[:, names == name]
+        if not members.size:
+            continue
+        colour = _GROUP_COLOURS.get(name) or next(colours)
         axes.plot(epochs, members, color=colour, lw=0.6, alpha=0.3)
         axes.plot(
             epochs,
