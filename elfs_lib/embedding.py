@@ -33,7 +33,7 @@ from elfs_lib.encoders import (
     split_encoders,
     trains_here,
 )
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, check_images
 from elfs_lib.progress import track
 from elfs_lib.self_supervised import SelfSupervisedConfig, Start, train_encoder
 
@@ -100,10 +100,7 @@ def embed(
         ElfsError: for an unknown encoder, images of another shape or type, weights that do not
             fit or cannot be read safely, and weights that cannot be downloaded.
     """
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
-        raise ElfsError(
-            f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3."
-        )
+    check_images(images)
     if not len(images):
         raise ElfsError("images are empty: there is nothing to embed.")
     check_positive("input_size", input_size)

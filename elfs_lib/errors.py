@@ -6,6 +6,10 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+import pydantic
 
 
 class ElfsError(Exception):
@@ -36,3 +40,43 @@ def is_whole(value: object, low: float = -math.inf, high: float = math.inf) -> b
     truth value, which Python takes for a number.
     """
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+
+def check_images(images: np.ndarray, *, instead: str = "") -> None:
+    """Check that an array holds images: uint8 [N, C, H, W] with C = 1 or 3.
+
+    Args:
+        images: The array that the user gave.
+        instead: What else could be given, used in the message (", or a directory").
+
+    Raises:
+        ElfsError: if it has another type or shape.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
+        raise ElfsError(
+            f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3"
+            f"{instead}."
+        )
+
+
+class Fault(NamedTuple):
+    """What a validation found first.
+
+    Attributes:
+        key: The top-level key.
+        kind: pydantic's name of the fault.
+        value: The value at fault; of a list, the entry.
+        words: The fault in words that fit into a sentence ("should be a valid list").
+    """
+
+    key: str
+    kind: str
+    value: object
+    words: str
+
+
+def first_fault(error: pydantic.ValidationError) -> Fault:
+    """The first of the faults that a validation found."""
+    first = error.errors()[0]
+    words = first["msg"].lower().removeprefix("input ").replace("tuple", "list")
+    return Fault(str((*first["loc"], "?")[0]), first["type"], first["input"], words)

@@ -37,7 +37,7 @@ from elfs_lib.duplicates import (
     default_cosine,
     find_copies,
 )
-from elfs_lib.errors import ElfsError, is_whole
+from elfs_lib.errors import ElfsError, check_images, is_whole
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.selection import budget_count, easiness
@@ -619,11 +619,7 @@ def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | N
     if not isinstance(source, np.ndarray):
         datasets.check_dataset("image_folder", path=source)
         return None, str(source)
-    if source.ndim != 4 or source.dtype != np.uint8 or source.shape[1] not in (1, 3):
-        raise ElfsError(
-            f"images are {source.dtype} {source.shape}: give uint8 [N, C, H, W] with C = 1 or 3, "
-            "or a directory."
-        )
+    check_images(source, instead=", or a directory")
     return np.ascontiguousarray(source), None
 
 

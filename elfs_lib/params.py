@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, first_fault
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.training.recipes import find_recipe
 
@@ -197,13 +197,10 @@ class Params(BaseModel):
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"][:1]) or "?"
-            reason = first["msg"].lower().removeprefix("input ").replace("tuple", "list")
+            fault = first_fault(error)
+            but = " but" if fault.words.startswith("should") else ":"
             raise ElfsError(
-                f"Parameter {name!r} is {first['input']!r} but {reason}."
-                if reason.startswith("should")
-                else f"Parameter {name!r} is {first['input']!r}: {reason}."
+                f"Parameter {fault.key!r} is {fault.value!r}{but} {fault.words}."
             ) from None
 
     @classmethod

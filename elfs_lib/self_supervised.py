@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
 from elfs_lib.training.models import NETWORKS, build_network
 
@@ -334,10 +334,7 @@ def _schedule(done: float, warmup: float) -> float:
 
 
 def _validate(images: np.ndarray, config: SelfSupervisedConfig) -> None:
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
-        raise ElfsError(
-            f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3."
-        )
+    check_images(images)
     if len(images) < LEAST:
         raise ElfsError(
             f"{len(images)} images are too few to train an encoder on: give at least {LEAST}, or "

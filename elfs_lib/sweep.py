@@ -35,7 +35,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
-from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.errors import ElfsError, choose, first_fault, is_whole
 from elfs_lib.evaluation import COLUMNS
 from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
 from elfs_lib.pipeline import KernelDied, check_notebooks, execute
@@ -134,13 +134,12 @@ def load_sweep(path: str | Path) -> Sweep:
     try:
         file = _SweepFile(**values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = first["loc"][0]
-        if first["type"] == "missing":
-            raise ElfsError(f"{path} lacks {key!r}: every sweep lists it.") from None
-        reason = first["msg"].lower().removeprefix("input ").replace("tuple", "list")
-        value = values[key]
-        raise ElfsError(f"Sweep key {key!r} in {path} is {value!r}: it {reason}.") from None
+        fault = first_fault(error)
+        if fault.kind == "missing":
+            raise ElfsError(f"{path} lacks {fault.key!r}: every sweep lists it.") from None
+        raise ElfsError(
+            f"Sweep key {fault.key!r} in {path} holds {fault.value!r}: it {fault.words}."
+        ) from None
     for name in (*_GRID, "seed") if file.whole_pipelines else _GRID:
         if name in file.overrides:
             key = "seeds" if name == "seed" else name.removeprefix("eval_")
