@@ -18,6 +18,7 @@ from benchmarks.timing import Row, compare
 from elfs_lib import embedding
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.decoding import decode_images
+from elfs_lib.self_supervised import PreparedNetwork
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -26,8 +27,13 @@ def run(quick: bool) -> Iterator[Row]:
     repeats = 3 if quick else 5
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     config = timm.data.resolve_model_data_config(model)
-    model = embedding._for_inference(model.eval(), device)
-    batch = embedding._default_batch(device)
+    embedders = {
+        side: embedding.Embedder(
+            "bench", PreparedNetwork(model.eval(), embedding._transform(side, config))
+        )
+        for side in (128, 224)
+    }
+    model, batch = embedders[128].network, embedders[128].batch
     note = f"EfficientNet-Lite0, batches of {batch}, {str(dtype).removeprefix('torch.')}"
 
     @torch.inference_mode()
@@ -35,10 +41,6 @@ def run(quick: bool) -> Iterator[Row]:
         for start in range(0, count, batch):
             with autocast(device, dtype):
                 model(ready[: min(batch, count - start)])
-
-    def embed(images: np.ndarray, side: int) -> None:
-        transform = embedding._transform(side, config)
-        embedding._forward_all(images, model, transform, batch, device, dtype, "bench")
 
     def ready(side: int) -> torch.Tensor:
         ready = torch.randn(batch, 3, side, side, device=device)
@@ -51,7 +53,7 @@ def run(quick: bool) -> Iterator[Row]:
         f"embedding {count} images, 32 to 128 px",
         "the bare forward pass",
         lambda: bare(inputs, count),
-        lambda: embed(images, 128),
+        lambda: embedders[128](images),
         repeats=repeats,
         note=note,
     )
@@ -63,7 +65,7 @@ def run(quick: bool) -> Iterator[Row]:
         decoded = decode_images(
             items, len(files), image_size=224, read=lambda file: file, desc="bench"
         )
-        embed(decoded.images, 224)
+        embedders[224](decoded.images)
 
     inputs_224 = ready(224)
     yield compare(

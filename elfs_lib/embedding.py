@@ -35,7 +35,7 @@ from elfs_lib.encoders import (
 )
 from elfs_lib.errors import ElfsError, check_images
 from elfs_lib.progress import track
-from elfs_lib.self_supervised import SelfSupervisedConfig, Start, train_encoder
+from elfs_lib.self_supervised import PreparedNetwork, SelfSupervisedConfig, train_encoder
 
 PIXELS_MAX_SIDE = 32  # larger images are averaged down: raw pixels say little more beyond it
 CPU_BATCH_PER_THREAD = 16  # activations stay in the cache: 2.4 times faster than 256
@@ -106,29 +106,103 @@ def embed(
     check_positive("input_size", input_size)
     check_positive("batch", batch)
     parts = split_encoders(encoder, checkpoint)
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
     blocks = []
     for name, path in parts.items():
         if name == "pixels":
             blocks.append(_pixels(images, input_size))
             continue
-        start = None
+        network = None
         if name != "self_supervised":
-            spec = find_encoder(name, path)
-            side = input_size or _input_side(spec, images.shape[2:])
-            model = load_encoder(name.removeprefix(ADAPTED), checkpoint=path, input_size=side)
-            transform = _transform(side, import_timm().data.resolve_model_data_config(model))
-            start = Start(model, transform)
+            network = _pretrained(name, images.shape[2:], path, input_size)
         if trains_here(name):
-            trained = train_encoder(
-                images, self_supervised, start=start, seed=seed, device=device, precision=precision
+            network = train_encoder(
+                images,
+                self_supervised,
+                start=network,
+                seed=seed,
+                device=device,
+                precision=precision,
             )
-            model, transform = trained.network, trained.prepare
-        model = _for_inference(model, where)
-        per_pass = batch or _default_batch(where)
-        blocks.append(_forward_all(images, model, transform, per_pass, where, dtype, name))
+        embedder = Embedder(name, network, batch=batch, device=device, precision=precision)
+        blocks.append(embedder(images))
     return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+
+
+class Embedder:
+    """A network that embeds images: call it with the images, as often as they come in parts.
+
+    Args:
+        name: Shown beside the progress bar.
+        network: What embeds; it is changed for inference.
+        batch: As for :func:`embed`, like what follows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: PreparedNetwork,
+        *,
+        batch: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ):
+        self.name = name
+        self.device = resolve_device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.batch = batch or _default_batch(self.device)
+        self.network = _for_inference(network.network, self.device)
+        self.prepare = network.prepare
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Embed uint8 [N, C, H, W] to float32 [N, D]."""
+        out = None
+        for start in track(range(0, len(images), self.batch), f"embedding with {self.name}"):
+            # a copy, so that read-only memory maps work; one batch only
+            x = torch.tensor(images[start : start + self.batch]).to(self.device).float().div_(255)
+            x = self.prepare(x).contiguous(memory_format=torch.channels_last)
+            with autocast(self.device, self.dtype):
+                features = self.network(x)
+            features = features.float().cpu().numpy()
+            if out is None:
+                out = np.empty((len(images), features.shape[1]), dtype=np.float32)
+            out[start : start + self.batch] = features
+        return out
+
+
+def frozen_embedder(
+    name: str,
+    image_size: tuple[int, int],
+    *,
+    checkpoint: str | Path | None = None,
+    input_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Embedder:
+    """Load one pretrained encoder, for images of one size that come in parts.
+
+    Args:
+        name: One name (no "+") of an encoder that is not trained here, not ``pixels``.
+        image_size: Height and width of the images, in pixels.
+        checkpoint: Local weights; None = the package's, the cache's, or a download.
+        input_size: As for :func:`embed`, like what follows.
+
+    Raises:
+        ElfsError: as :func:`embed`.
+    """
+    network = _pretrained(name, image_size, checkpoint, input_size)
+    return Embedder(name, network, device=device, precision=precision)
+
+
+def _pretrained(
+    name: str, image_size: tuple[int, int], checkpoint: str | Path | None, input_size: int | None
+) -> PreparedNetwork:
+    spec = find_encoder(name, checkpoint)
+    side = input_size or _input_side(spec, image_size)
+    model = load_encoder(name.removeprefix(ADAPTED), checkpoint=checkpoint, input_size=side)
+    return PreparedNetwork(
+        model, _transform(side, import_timm().data.resolve_model_data_config(model))
+    )
 
 
 def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
@@ -432,27 +506,3 @@ def _fuse_batch_norms(module: nn.Module) -> None:
             setattr(module, next_name, getattr(following, "act", nn.Identity()))
     for child in module.children():
         _fuse_batch_norms(child)
-
-
-@torch.inference_mode()
-def _forward_all(
-    images: np.ndarray,
-    model: nn.Module,
-    transform: Callable[[Tensor], Tensor],
-    batch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    name: str,
-) -> np.ndarray:
-    out = None
-    for start in track(range(0, len(images), batch), f"embedding with {name}"):
-        # a copy, so that read-only memory maps work; one batch only
-        x = torch.tensor(images[start : start + batch]).to(device).float().div_(255)
-        x = transform(x).contiguous(memory_format=torch.channels_last)
-        with autocast(device, dtype):
-            features = model(x)
-        features = features.float().cpu().numpy()
-        if out is None:
-            out = np.empty((len(images), features.shape[1]), dtype=np.float32)
-        out[start : start + batch] = features
-    return out

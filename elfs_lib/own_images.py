@@ -125,9 +125,18 @@ class OwnRun(Run):
             return super().embeddings
 
         def build(draft: Draft) -> None:
+            from elfs_lib.embedding import frozen_embedder
+
+            embed = frozen_embedder(
+                p.encoder,
+                (side, side),
+                checkpoint=p.encoder_checkpoint,
+                input_size=p.encoder_size,
+                device=p.device,
+                precision=p.precision,
+            )
             parts = read_ahead(self._read_again(side))
-            blocks = [self._embed(images) for images in parts]
-            draft.array("embeddings", np.concatenate(blocks))
+            draft.array("embeddings", np.concatenate([embed(images) for images in parts]))
             about = encoders.describe(p.encoder, p.encoder_checkpoint)
             draft.fact(device=self._device, encoder=about)
 

@@ -73,8 +73,8 @@ class SelfSupervisedConfig:
 
 
 @dataclass(frozen=True)
-class Start:
-    """A network to start from.
+class PreparedNetwork:
+    """A network, and what images go through before it.
 
     Attributes:
         network: Without a head; features [B, D].
@@ -86,17 +86,13 @@ class Start:
 
 
 @dataclass(frozen=True)
-class TrainedEncoder:
-    """An encoder that has seen its images and no labels.
+class TrainedEncoder(PreparedNetwork):
+    """An encoder that has seen its images and no labels, in eval mode, on its device.
 
     Attributes:
-        network: In eval mode, on its device; features [B, D].
-        prepare: float32 [B, C, S, S] in [0, 1] to the network's input.
         losses: float32 [epochs], mean loss of each epoch.
     """
 
-    network: nn.Module
-    prepare: Callable[[Tensor], Tensor]
     losses: np.ndarray
 
 
@@ -104,7 +100,7 @@ def train_encoder(
     images: np.ndarray,
     config: SelfSupervisedConfig | None = None,
     *,
-    start: Start | None = None,
+    start: PreparedNetwork | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -293,7 +289,9 @@ def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.view(count, channels, height, width)
 
 
-def _fresh(sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torch.device) -> Start:
+def _fresh(
+    sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torch.device
+) -> PreparedNetwork:
     """A network with random weights, for images like ``sample``, float [B, C, S, S] in [0, 1]."""
     mean = sample.mean((0, 2, 3), keepdim=True)
     std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)
@@ -302,7 +300,7 @@ def _fresh(sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torc
     network = build_network(name, (sample - mean) / std, 1, seed=seed)
     network.head = nn.Identity()
     mean, std = mean.to(device), std.to(device)
-    return Start(network, lambda x: (x - mean) / std)
+    return PreparedNetwork(network, lambda x: (x - mean) / std)
 
 
 @torch.no_grad()

@@ -335,13 +335,18 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
     for number in range(12):
         pixels = rng.integers(0, 256, (120, 150, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.jpg")
-    shapes = []
+    shapes, loaded = [], []
 
-    def embed(images, encoder, **kwargs):
+    def embed(images, *args, **kwargs):
         shapes.append(images.shape)
         return rng.normal(size=(len(images), 16)).astype(np.float32)
 
+    def frozen_embedder(encoder, size, **kwargs):
+        loaded.append((encoder, size))
+        return embed
+
     monkeypatch.setattr(embedding, "embed", embed)
+    monkeypatch.setattr(embedding, "frozen_embedder", frozen_embedder)
     monkeypatch.setattr(own_images, "_CHUNK", 5)
 
     def embeddings(**changes) -> np.ndarray:
@@ -351,6 +356,7 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
 
     assert embeddings(image_size=32).shape == (12, 16)
     assert shapes == [(5, 3, 120, 120), (5, 3, 120, 120), (2, 3, 120, 120)]
+    assert loaded == [("efficientnet_lite0", (120, 120))]  # once for all parts
     embeddings(image_size=32, encoder_size=64)
     assert shapes[3] == (5, 3, 64, 64)
     embeddings(image_size=120)  # nothing to gain

@@ -14,8 +14,8 @@ from elfs_lib.embedding import embed
 from elfs_lib.encoders import describe
 from elfs_lib.errors import ElfsError
 from elfs_lib.self_supervised import (
+    PreparedNetwork,
     SelfSupervisedConfig,
-    Start,
     augment,
     decoupled_contrastive,
     train_encoder,
@@ -177,7 +177,7 @@ def test_a_start_is_adapted_at_its_own_learning_rate():
     images = noise(32, channels=1)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 8, bias=False))
     before = network[1].weight.detach().clone()
-    start = Start(network, lambda x: 2 * x - 1)
+    start = PreparedNetwork(network, lambda x: 2 * x - 1)
     config = replace(TINY, lr=1e-1, start_lr=1e-4, weight_decay=0, warmup=0)
     trained = train_encoder(images, config, start=start, device="cpu")
     assert trained.network is network and trained.prepare is start.prepare
