@@ -38,6 +38,7 @@ from elfs_lib.selection import (
     select,
 )
 from elfs_lib.selection.by_class import class_quantile
+from elfs_lib.selection.double_end import feasible_ratios, hard_prune_count
 from elfs_lib.training.recipes import find_recipe, recipe_key
 
 if TYPE_CHECKING:
@@ -58,9 +59,12 @@ def project_root() -> Path:
 
 
 def default_store(*, repair: bool = False, look: bool = False) -> Store:
-    """The artifacts folder: ``ELFS_ARTIFACTS_DIR``, else ``_artifacts`` in the project."""
+    """The artifacts folder: ``ELFS_ARTIFACTS_DIR``, else ``_artifacts`` in the project.
+
+    ``ELFS_REPAIR=1`` makes it repair too, for what takes no arguments: a notebook.
+    """
     root = os.environ.get("ELFS_ARTIFACTS_DIR") or project_root() / "_artifacts"
-    return Store(root, repair=repair, look=look)
+    return Store(root, repair=repair or os.environ.get("ELFS_REPAIR") == "1", look=look)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Run:
             from elfs_lib.compute import resolve_device
 
             resolve_device(p.device)
-        n = len(self.train_images)
+        n = self.n
         if p.neighbors >= n:
             raise ElfsError(
                 f"Parameter 'neighbors' is {p.neighbors} but there are only {n} images: "
@@ -126,13 +130,9 @@ class Run:
                 f"Two of the budgets {list(p.budgets)} are the same number of the {n} images of "
                 f"{p.dataset!r}: keep one."
             )
-        if p.hard_prune_ratio is not None:
-            share = budget_count(p.budget, n) / n
-            if p.hard_prune_ratio + share > 1 + 1e-9:
-                raise ElfsError(
-                    f"hard_prune_ratio {p.hard_prune_ratio} and budget {share:.3g} add up to more "
-                    "than 1: lower one of them."
-                )
+        pruned = any("hard_prune_ratio" in METHODS[method].required for method in p.methods)
+        for count in {budget_count(p.budget, n), *(counts if labels and pruned else ())}:
+            self._ratios(count)
 
     # ------------------------------------------------------------------ images and labels
 
@@ -168,6 +168,11 @@ class Run:
 
         params = {"dataset": self.params.dataset, "source": fingerprint}
         return self.store.run("images", build, version=1, params=params)
+
+    @cached_property
+    def n(self) -> int:
+        """N, the number of training images."""
+        return len(self.images.array("train"))
 
     @cached_property
     def train_images(self) -> np.ndarray:
@@ -351,6 +356,7 @@ class Run:
 
         names = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
         params = self._some(*names, "seed", "precision") | {"classes": self.classes}
+        params["temi_batch"] = min(self.params.temi_batch, self.n)  # as many as there are
         return self.store.run(
             "temi",
             build,
@@ -469,7 +475,7 @@ class Run:
         from elfs_lib.training.loop import Length, Seeds, train
 
         p = self.params
-        recorder = DynamicsRecorder(torch.as_tensor(targets), resolve_device(p.device), seed=p.seed)
+        recorder = DynamicsRecorder(torch.as_tensor(targets), resolve_device(p.device), seed=seed)
         trained = train(
             self.train_images,
             targets,
@@ -609,7 +615,7 @@ class Run:
 
         found = search_hard_prune_ratio(
             order,
-            budget_count(budget, len(self.train_images)),
+            budget_count(budget, self.n),
             ratios=p.hard_prune_ratios,
             fit_and_score=fit_and_score,
             seed=range(p.seed, p.seed + p.search_seeds),
@@ -618,9 +624,18 @@ class Run:
         draft.json("search", {"ratios": found.ratios.tolist(), "best": found.best})
         draft.fact(device=self._device)
 
+    def _ratios(self, count: int) -> list[float]:
+        """The betas for a coreset of a size: the given one, which must fit, and those of the grid
+        that do."""
+        given, grid = self.params.hard_prune_ratio, self.params.hard_prune_ratios
+        if given is not None:
+            hard_prune_count(self.n, given, count)
+            grid = (given, *grid)
+        return feasible_ratios(grid, self.n, count)
+
     def _search_params(self, budget: float | int, score: str | None) -> dict[str, Any]:
         names = ("hard_prune_ratios", "search_steps", "search_seeds", "eval_recipe", "flip")
-        count = budget_count(budget, len(self.train_images))
+        count = budget_count(budget, self.n)
         return self._some(*names, "crop_pad", "seed", "precision") | {
             "score": score or self.params.score,
             "count": count,
@@ -650,7 +665,7 @@ class Run:
         """
         entry = METHODS[choose("method", method, METHODS)]
         seed = (self.params.seed if seed is None else seed) if entry.seeded else 0
-        count = budget_count(budget, len(self.train_images))
+        count = budget_count(budget, self.n)
         options = self._options(method, budget, options)
 
         def build(draft: Draft) -> None:
@@ -725,7 +740,7 @@ class Run:
             fields["scores"] = {c: table[c].to_numpy() for c in table if c != "index"}
         if "probabilities" in entry.needs:
             fields["probabilities"] = np.mean([x.array("probabilities") for x in proxies], axis=0)
-        return SelectionInputs(n=len(self.train_images), classes=self.classes, **fields)
+        return SelectionInputs(n=self.n, classes=self.classes, **fields)
 
     def _coreset_table(self, chosen: Selection) -> pd.DataFrame:
         paths = self.about["paths"]
@@ -795,14 +810,14 @@ class Run:
         yield from itertools.product(p.methods, p.budgets, p.eval_seeds)
 
     def hindsight(self, budget: float | int) -> pd.DataFrame:
-        """What each beta would have given: trains on true labels at every feasible ratio.
+        """What each beta would have given: trains on true labels at every ratio that fits.
 
         Returns:
             Columns ``ratio``, ``seed`` and ``accuracy`` (percent); empty without
             ``hindsight_seeds``. Analysis only: the search never sees it.
         """
-        p, n = self.params, len(self.train_images)
-        feasible = [r for r in p.hard_prune_ratios if r + budget_count(budget, n) / n <= 1]
+        p = self.params
+        ratios = self._ratios(budget_count(budget, self.n)) if p.hindsight_seeds else []
         rows = [
             {
                 "ratio": ratio,
@@ -811,22 +826,21 @@ class Run:
                     "result"
                 )["accuracy"],
             }
-            for ratio, seed in itertools.product(feasible, p.hindsight_seeds)
+            for ratio, seed in itertools.product(ratios, p.hindsight_seeds)
         ]
         return pd.DataFrame(rows, columns=["ratio", "seed", "accuracy"])
 
     def result_row(self, method: str, budget: float | int, seed: int) -> dict[str, Any]:
         """One row of the results table; see :mod:`elfs_lib.evaluation` for its columns."""
         p, entry = self.params, METHODS[method]
-        n = len(self.images.array("train"))
-        count = budget_count(budget, n)
+        count = budget_count(budget, self.n)
         result = self.evaluate(method, budget, seed).json("result")
         info = self.coreset(method, budget, seed).json("info")
         return {
             "dataset": p.dataset,
             "method": method,
             "supervised": entry.supervised,
-            "budget": count / n,
+            "budget": count / self.n,
             "count": count,
             "seed": seed,
             "recipe": p.eval_recipe,

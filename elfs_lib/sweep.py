@@ -34,6 +34,7 @@ import papermill
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from elfs_lib import encoders
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
 from elfs_lib.errors import ElfsError, choose, first_fault, is_whole
 from elfs_lib.evaluation import COLUMNS
@@ -391,8 +392,10 @@ def _shared_stages(
 
     def add(run: Run, *call: Any, needs: Iterable[str] = ()) -> tuple[str, ...]:
         """Names of the stages to wait for: this one, or none if it is there."""
-        seed = [f"pipeline{run.params.seed}"] if several[run.params.dataset] > 1 else []
-        name = "_".join(map(str, (run.params.dataset, *seed, *call)))
+        dataset, seed, encoder = run.params.dataset, run.params.seed, run.params.encoder
+        shared = call[0] in ("embeddings", "neighbors") and not encoders.trains_here(encoder)
+        own = [f"pipeline{seed}"] if several[dataset] > 1 and not shared else []
+        name = "_".join(map(str, (dataset, *own, *call)))
         if name not in stages and name not in ready:
             try:
                 _perform(run, call)
@@ -450,6 +453,7 @@ class _Place:
     topic: str
     kernel: str | None
     retries: int
+    repair: bool
 
 
 @dataclass(frozen=True)
@@ -492,7 +496,7 @@ def _name(error: Exception) -> str:
 
 @_task
 def _run_stage(stage: Stage, place: _Place) -> _Outcome:
-    _perform(Run(stage.params, Store(place.root)), stage.call)
+    _perform(Run(stage.params, Store(place.root, repair=place.repair)), stage.call)
     return _Outcome("done")
 
 
@@ -739,6 +743,8 @@ def run_sweep(
         on_this_machine = not (scheduler or client or sweep.slurm)
         check_notebooks([NOTEBOOK], kernel if on_this_machine else None)
         environment = {"ELFS_ARTIFACTS_DIR": str(store.root.resolve()), "ELFS_PROGRESS": "0"}
+        if store.repair:
+            environment["ELFS_REPAIR"] = "1"
         if data := data_dir():
             environment["ELFS_DATA_DIR"] = str(data.resolve())
         place = _Place(
@@ -749,6 +755,7 @@ def run_sweep(
             f"elfs-{uuid.uuid4().hex}",  # a scheduler may serve several sweeps
             kernel,
             sweep.retries,
+            store.repair,
         )
         with ExitStack() as stack:
             if client is None:
@@ -812,10 +819,11 @@ def _outcomes(
         future.add_done_callback(lambda done, name=item.name: events.put((name, done)))
 
     client.subscribe_topic(place.topic, lambda event: events.put((event[1], None)))
+    urgency = _urgency(todo)
     for stage in todo.stages:
-        submit(stage, _run_stage, stage.needs, 1)
-    for number, cell in enumerate(todo.waiting):
-        submit(cell, _run_cell, todo.needs[cell.name], -number)
+        submit(stage, _run_stage, stage.needs, urgency[stage.name])
+    for cell in todo.waiting:
+        submit(cell, _run_cell, todo.needs[cell.name], urgency[cell.name])
     left: dict[str, Stage | Cell] = {item.name: item for item in (*todo.stages, *todo.waiting)}
     try:
         while left:
@@ -832,6 +840,22 @@ def _outcomes(
         if client.status == "running":
             client.unsubscribe_topic(place.topic)
             client.cancel(list(futures.values()))
+
+
+def _urgency(todo: Plan) -> dict[str, int]:
+    """Priority of each stage and cell, highest first: cells in their order, and each stage just
+    before the first cell that waits for it, so that rows come as early as they can."""
+    needs = {stage.name: stage.needs for stage in todo.stages}
+    found: dict[str, int] = {}
+    for number, cell in enumerate(todo.waiting):
+        found[cell.name] = -2 * number
+        before = list(todo.needs[cell.name])
+        while before:
+            name = before.pop()
+            if name not in found:
+                found[name] = 1 - 2 * number
+                before += needs[name]
+    return found
 
 
 def _outcome(future: Future) -> _Outcome:

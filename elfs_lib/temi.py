@@ -17,7 +17,7 @@ that would be incomplete at the end of an epoch is left out, and each epoch shuf
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -674,6 +674,7 @@ def _train(
     device = inputs.device
     count = len(inputs)
     batch = min(config.batch, count)
+    config = replace(config, batch=batch)  # the rate goes by it
     steps = count // batch
     warm = max(1, config.warmup_epochs * steps)
     # Random numbers are drawn on CPU, so that every device trains on the same batches.

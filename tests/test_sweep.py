@@ -211,13 +211,17 @@ def test_shared_stages_run_once_and_before_what_needs_them(project: Path):
     assert not (project / "artifacts").exists()  # planning builds nothing
 
 
-def test_whole_pipelines_share_no_stage(project: Path):
-    sweep = grid(project, budgets=[0.1], seeds=[0, 4], whole_pipelines=True)
+@pytest.mark.parametrize("encoder, shared", [("pixels", 2), ("self_supervised", 0)])
+def test_whole_pipelines_share_what_no_seed_changes(project: Path, encoder: str, shared: int):
+    changes = {"budgets": [0.1], "seeds": [0, 4], "overrides": {"encoder": encoder}}
+    sweep = grid(project, **changes, whole_pipelines=True)
     plan = sweeps.plan(sweep, Store(project / "artifacts"))
-    assert Counter(stage.params.seed for stage in plan.stages) == {0: 8, 4: 8}
+    assert Counter(stage.params.seed for stage in plan.stages) == {0: 8, 4: 8 - shared}
+    frozen = {stage.name for stage in plan.stages[:shared]}
+    assert frozen == {"digits_embeddings", "digits_neighbors"} or not shared
     of = {stage.name: stage.params.seed for stage in plan.stages}
     for stage in plan.stages:
-        assert {of[name] for name in stage.needs} <= {stage.params.seed}, stage.name
+        assert {of[name] for name in {*stage.needs} - frozen} <= {stage.params.seed}, stage.name
     for cell in plan.waiting:  # a coreset has one training, so it is not shared
         assert {of[name] for name in plan.needs[cell.name]} <= {cell.seed}, cell.name
         assert cell.method == "random" or plan.needs[cell.name]

@@ -5,7 +5,7 @@ one free number, the hard-prune ratio beta.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +33,32 @@ def hard_prune_count(n: int, hard_prune_ratio: float, count: int) -> int:
     """
     if not 0 <= hard_prune_ratio < 1:  # also refuses NaN
         raise ElfsError(f"hard_prune_ratio must be in [0, 1), not {hard_prune_ratio!r}.")
-    if hard_prune_ratio * n + count > n + 0.5 + 1e-9 * n:
+    if not _fits(hard_prune_ratio, n, count):
         raise ElfsError(
             f"hard_prune_ratio {hard_prune_ratio:g} and a budget of {count} of {n} images add up "
             f"to more than all images: use a hard_prune_ratio of at most {(n - count) / n:.3g}."
         )
     return min(round_half_up(hard_prune_ratio * n), n - count)
+
+
+def feasible_ratios(ratios: Iterable[float], n: int, count: int) -> list[float]:
+    """The betas of a grid that leave ``count`` of ``n`` images, ascending.
+
+    Raises:
+        ElfsError: if there is none.
+    """
+    fitting = sorted({float(r) for r in ratios if 0 <= r < 1 and _fits(r, n, count)})
+    if not fitting:
+        raise ElfsError(
+            f"No hard-prune ratio of {list(ratios)} fits a budget of {count} of {n} images: "
+            f"add one in [0, 1) that is at most {(n - count) / n:.3g}."
+        )
+    return fitting
+
+
+def _fits(hard_prune_ratio: float, n: int, count: int) -> bool:
+    """Whether round(beta N) images can go and ``count`` stay, but for half an image."""
+    return hard_prune_ratio * n + count <= n + 0.5 + 1e-9 * n
 
 
 def double_end_prune(easiness: np.ndarray, hard_prune_ratio: float, count: int) -> np.ndarray:
@@ -167,13 +187,8 @@ def search_hard_prune_ratio(
             finite.
     """
     n = len(easiness)
-    share = budget_count(budget, n) / n
-    feasible = sorted({float(r) for r in ratios if 0 <= r < 1 and r + share <= 1 + 0.5 / n})
-    if not feasible:
-        raise ElfsError(
-            f"No hard-prune ratio of {list(ratios)} fits a budget of {share:.3g}: "
-            f"add one in [0, 1) that is at most {1 - share:.3g}."
-        )
+    count = budget_count(budget, n)
+    feasible = feasible_ratios(ratios, n, count)
     held_out = round_half_up(validation_share * n) if 0 < validation_share < 1 else 0
     if not 1 <= held_out < n:
         raise ElfsError(
@@ -182,7 +197,7 @@ def search_hard_prune_ratio(
         )
     seeds = [seed] if np.isscalar(seed) else list(seed)
     scores = np.empty((len(feasible), len(seeds)))
-    kept = max(1, round_half_up(share * (n - held_out)))
+    kept = max(1, round_half_up(count / n * (n - held_out)))
     splits = [np.random.default_rng(s).permutation(n) for s in seeds]
     cells = [(r, s) for s in range(len(seeds)) for r in range(len(feasible))]
     for r, s in track(cells, "Searching the hard-prune ratio"):

@@ -65,8 +65,14 @@ class ResidentLoader:
         return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def sample(self, count: int) -> torch.Tensor:
-        """A fixed spread of normalised, unaugmented images: float32 [<= count, C, H, W]."""
-        return self.normalise(self.images[:: max(1, len(self) // count)][:count])
+        """Normalised, unaugmented images, evenly spread: float32 [min(count, N), C, H, W].
+
+        From the first to the last, for images may come in an order that means something: a
+        coreset lists the hardest first.
+        """
+        count = min(count, len(self))
+        spread = torch.arange(count, device=self.device) * len(self) // count
+        return self.normalise(self.images[spread])
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (positions int64 [B], images float32 [b, C, H, W] of this rank's share of them).

@@ -108,17 +108,19 @@ RECIPES: dict[str, Recipe] = {
         **{**_SPEEDRUN, "bias_lr_factor": 64.0, "average_every": 0, "lr_end": 0.0},
         matrix_lr=0.08,
         matrix_momentum=0.85,
-        revision=2,
+        revision=3,
     ),
     "speedrun_small": Recipe(
         network="convnet_small",
         source="speedrun narrowed to a sixth of its multiplications, all of it by SGD, for CPUs",
         **{**_SPEEDRUN, "batch": 256, "lr": 1.0},
+        revision=2,
     ),
     "speedrun_tiny": Recipe(
         network="convnet_tiny",
         source="speedrun narrowed, by SGD in small batches, for a few thousand small images",
         **{**_SPEEDRUN, "batch": 128},
+        revision=2,
     ),
 }
 
