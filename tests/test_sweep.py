@@ -247,6 +247,24 @@ def test_a_row_of_whole_pipelines_is_of_its_own_pipeline(project: Path):
     assert setting.startswith(WHOLE_PIPELINES) and ", seed=" not in setting
 
 
+def test_rows_come_before_the_stages_of_later_rows(project: Path):
+    sweep = grid(project, seeds=[0, 4], whole_pipelines=True)
+    plan = sweeps.plan(sweep, Store(project / "artifacts"))
+    urgency = sweeps._urgency(plan)
+    assert urgency.keys() == {item.name for item in (*plan.stages, *plan.waiting)}
+    in_turn = [urgency[cell.name] for cell in plan.waiting]
+    assert in_turn == sorted(in_turn, reverse=True)
+    for cell in plan.waiting:  # whatever a row waits for is more urgent than the row
+        assert all(urgency[name] > urgency[cell.name] for name in plan.needs[cell.name])
+    by_name = {stage.name: stage for stage in plan.stages}
+    for stage in plan.stages:
+        assert all(urgency[name] >= urgency[stage.name] for name in stage.needs)
+    # The first pipeline's rows at the first budget come before anything of the second's.
+    first = urgency["digits_elfs_0.3_seed0"]
+    assert all(urgency[n] < first for n, s in by_name.items() if s.params.seed == 4)
+    assert urgency["digits_pipeline0_search_0.1_aum"] < urgency["digits_elfs_0.3_seed4"]
+
+
 def test_every_method_finds_the_stages_that_it_needs(project: Path, tiny_run: Run):
     """With the planned stages there, selecting runs no further stage."""
     from elfs_lib.selection import METHODS
@@ -471,14 +489,33 @@ def test_dry_run_prints_and_builds_nothing(project: Path):
 
 @pytest.mark.parametrize("method", ["random", "ccs"])
 def test_notebook_06_runs_for_one_cell(tiny_run: Run, monkeypatch, method: str):
-    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tiny_run.store.root))
-    page = nbformat.read(ROOT / "notebooks" / f"{sweeps.NOTEBOOK}.ipynb", as_version=4)
     change = {"methods": (method,), "budgets": (0.1,), "eval_seeds": (0,)}
+    space = run_page(sweeps.NOTEBOOK, tiny_run, change, monkeypatch)
+    assert len(space["results"]) == 1 and space["paired"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"methods": ("random",), "budgets": (0.1,)},
+        {"methods": ("elfs", "ccs_pseudo"), "budgets": (1, 144)},
+        {"budgets": (0.1,), "hard_prune_ratio": 0.25, "hindsight_seeds": (0,)},
+        {"budgets": (0.1,), "hard_prune_ratios": (0.9,), "hindsight_seeds": (0,)},
+    ],
+)
+def test_notebook_07_runs_for_any_grid(tiny_run: Run, monkeypatch, change: dict):
+    run_page("07_comparison", tiny_run, change | {"eval_seeds": (0,)}, monkeypatch)
+
+
+def run_page(name: str, tiny_run: Run, change: dict, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the cells of a notebook leave with other parameters; no kernel is started."""
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tiny_run.store.root))
+    page = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     space = tiny_run.params.model_copy(update=change).model_dump()
     for cell in page.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            exec(compile(cell.source, cell.id, "exec"), space)  # our own file, without a kernel
-    assert len(space["results"]) == 1 and space["paired"] is None
+            exec(compile(cell.source, cell.id, "exec"), space)  # our own file
+    return space
 
 
 # ---------------------------------------------------------------------- failures and kills

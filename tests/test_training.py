@@ -104,6 +104,19 @@ def test_every_image_comes_once_an_epoch_in_near_equal_batches(batch: int, batch
         assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("n", [3, 100, 101, 150, 199, 200, 399, 1000])
+def test_a_sample_is_spread_evenly_over_all_images(n: int):
+    """A coreset lists the hardest first: what is fitted on a part of the list must not be theirs."""
+    images = np.arange(n * 4).reshape(n, 1, 2, 2) // 4 % 251
+    loader = ResidentLoader(torch.from_numpy(images.astype(np.uint8)), batch=8)
+    found = loader.sample(100)
+    wanted = [i * n // min(n, 100) for i in range(min(n, 100))]
+    every = loader.normalise(loader.images)
+    torch.testing.assert_close(found, every[wanted])
+    steps = np.diff([*wanted, n])
+    assert steps.max() - steps.min() <= 1
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "crop, flip, pad",
@@ -348,6 +361,30 @@ def test_whitening_decorrelates_patches_and_stays_frozen():
     off = torch.cov(patches.T) - torch.diag(torch.cov(patches.T).diag())
     assert off.abs().max() > 0.1  # and the patches themselves were correlated
     assert not layer.weight.requires_grad
+
+
+def test_grey_photos_saved_as_rgb_train_in_bfloat16():
+    """R = G = B leaves 8 of the 12 directions of a patch empty: whitened, they are rounding noise,
+    which the next layer's normalisation would blow up."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (40, 1, 6, 6), np.uint8).repeat(8, axis=2).repeat(8, axis=3)
+    grey = np.clip(grey + rng.integers(-9, 10, grey.shape), 0, 255).astype(np.uint8)
+    images, labels = np.repeat(grey, 3, axis=1), np.arange(40) % 4
+    loader = ResidentLoader(torch.from_numpy(images), batch=8)
+    assert WhiteningConv(3, loader.sample(40)).out_channels == 8
+    assert WhiteningConv(1, loader.sample(40)[:, :1]).out_channels == 8
+    for seed in range(3):
+        trained = train(
+            images,
+            labels,
+            4,
+            RECIPES["speedrun_tiny"],
+            Length(epochs=12),
+            seeds=Seeds.all(seed),
+            device="cpu",
+            precision="bfloat16",
+        )
+        assert np.isfinite(trained.losses).all()
 
 
 def test_whitening_of_constant_images_is_finite():

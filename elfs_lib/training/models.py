@@ -14,19 +14,21 @@ class WhiteningConv(nn.Conv2d):
     """Frozen 2 x 2 first layer that decorrelates patches (+ and - of each eigenvector).
 
     Its weights come from the images themselves, no labels involved: rows are the eigenvectors
-    of the patch covariance, scaled by 1 / sqrt(eigenvalue + eps).
+    of the patch covariance, scaled by 1 / sqrt(eigenvalue + eps). Directions that the images hardly
+    have (grey photos saved as RGB have 4 of 12) get no row: it would pass on rounding noise alone.
     """
 
     def __init__(self, channels: int, images: torch.Tensor, eps: float = 5e-4):
         patch = channels * 4
-        super().__init__(channels, 2 * patch, kernel_size=2, bias=True)
         patches = nn.functional.unfold(images.float(), 2).transpose(1, 2).reshape(-1, patch)
         patches = patches - patches.mean(0)
         # double: the smallest eigenvalues decide the largest weights
         values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
-        rows = (vectors / (values.clamp_min(0) + eps).sqrt()).T.float()
+        there = values >= min(eps / 100, float(values[-1]))
+        rows = (vectors / (values.clamp_min(0) + eps).sqrt()).T.float()[there]
+        super().__init__(channels, 2 * len(rows), kernel_size=2, bias=True)
         with torch.no_grad():
-            self.weight.copy_(torch.cat([rows, -rows]).reshape(2 * patch, channels, 2, 2))
+            self.weight.copy_(torch.cat([rows, -rows]).reshape(self.weight.shape))
             self.bias.zero_()
         self.weight.requires_grad_(False)
 
