@@ -167,6 +167,13 @@ def source_fingerprint(
     return _digest([spec.name, request.image_size, _identity(spec, request)])
 
 
+def unread_files(folder: str | Path) -> dict[str, list]:
+    """kind -> names of the files in a folder of images that are not read as images (hidden, of
+    another kind, ...); looks at names only."""
+    spec, request = _resolve("image_folder", None, None, folder)
+    return spec.reader.unread(request)
+
+
 def default_data_dir() -> Path:
     """``$ELFS_DATA_DIR``, else ``~/.cache/elfs/data``."""
     return Path(os.environ.get("ELFS_DATA_DIR") or "~/.cache/elfs/data").expanduser()

@@ -12,7 +12,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Iterator
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,16 @@ def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
     ]
 
 
-def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str = "") -> Labels:
+def read_labels(
+    file: str | Path, known: Collection[str] | None, *, folder: str = "", some: bool = True
+) -> Labels:
     """Read labels and check their images.
 
     Args:
         file: CSV, or JSON as Label Studio exports it.
         known: The paths that may be labelled; None: any.
         folder: Name of the directory of images, which Label Studio's URLs begin with.
+        some: Whether there has to be a label at all.
 
     Raises:
         ElfsError: if the file cannot be understood, names an unknown image, gives one image two
@@ -77,7 +81,8 @@ def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str 
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ElfsError(f"Cannot read {file}: {reason}; give a CSV or JSON of labels.") from None
     is_json = text.lstrip()[:1] in ("[", "{")
-    known = None if known is None else set(known)
+    if known is not None:  # by either way of writing é: file systems and programs change it
+        known = {unicodedata.normalize("NFC", path): path for path in known} | {p: p for p in known}
     given: dict[str, str] = {}
     unlabelled: dict[str, None] = {}
     for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
@@ -94,7 +99,7 @@ def read_labels(file: str | Path, known: Collection[str] | None, *, folder: str 
                 f"{file}, {where}: image {path!r} has the labels {given[path]!r} and {label!r}; "
                 "keep one."
             )
-    if not given:
+    if some and not given:
         raise ElfsError(f"{file} holds no label: fill in its column 'label', one name an image.")
     return Labels(given, tuple(path for path in unlabelled if path not in given))
 
@@ -113,8 +118,11 @@ def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
                 "and a column 'label'."
             )
         for row in rows:
+            where, given = f"line {rows.line_num}", (row[label] or "").strip()
+            if given and not row[path]:
+                raise ElfsError(f"{file}, {where}: the label {given!r} has no path; fill it in.")
             if row[path]:
-                yield f"line {rows.line_num}", row[path], (row[label] or "").strip()
+                yield where, row[path], given
     except csv.Error as error:
         raise ElfsError(f"{file} is not a readable CSV file: {error}.") from None
 
@@ -164,13 +172,14 @@ def _texts(value: Any) -> list[str]:
     return [text for item in values if (text := str(item).strip())]
 
 
-def _known_path(name: str, known: set[str], folder: str) -> str | None:
+def _known_path(name: str, known: Mapping[str, str], folder: str) -> str | None:
     """The known path that a file calls ``name``: itself, or a Label Studio URL that ends in it."""
     bare = name.strip()
     candidates = [name, bare, bare.removeprefix("./"), bare.replace("\\", "/")]
     candidates += parse_qs(urlsplit(bare).query).get("d", []) if "?d=" in bare else []
     for candidate in candidates:
         for path in (candidate, candidate.removeprefix(f"{folder}/")):
-            if path in known:
-                return path
+            for form in (path, unicodedata.normalize("NFC", path)):
+                if form in known:
+                    return known[form]
     return None

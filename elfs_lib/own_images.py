@@ -40,6 +40,7 @@ from elfs_lib.duplicates import (
 from elfs_lib.errors import ElfsError, check_images, is_whole
 from elfs_lib.params import Params
 from elfs_lib.progress import track
+from elfs_lib.readers import merge_reports
 from elfs_lib.selection import budget_count, easiness
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count
@@ -342,7 +343,7 @@ class Choice:
             total = count + len(done)
             p = run.params
             least = min(p.hard_prune_ratios) if p.hard_prune_ratio is None else p.hard_prune_ratio
-            if least + total / len(run.paths) > 1:
+            if total > room(run, least):
                 continue
             beta = run.hard_prune_ratio(total)
             chosen = pick(run.order, run.copies.group, beta, count, done)
@@ -460,6 +461,11 @@ def choose_images(
     count = _check_counts(n, different, replace(request, classes=classes), estimate)
     done = _rows_of(request.done, run.paths)
     left = different - len(np.unique(run.copies.group[done]))
+    if not left:
+        raise ElfsError(
+            f"Each of the {different:,} different images, or a copy of it, has a label: there is "
+            "none left to list."
+        )
     if count > left:
         raise ElfsError(
             f"budget {count} is above the {left:,} different images that have no label yet: ask "
@@ -511,7 +517,9 @@ def read_images(
     _check_request(request)
     pixels, path = _source(source)
     given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
-    given |= {"dataset": "image_folder", "data_path": path}
+    # What is compared and asked for is set when the images are known; a default must not stand
+    # in the way of a beta that was given.
+    given |= {"dataset": "image_folder", "data_path": path, "budget": 1, "budgets": (1,)}
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
     say("[1/7] reading images")
     n = len(run.train_images)
@@ -549,6 +557,12 @@ def pick(
     walk = walk[~np.isin(group[walk], group[done])]
     _, first = np.unique(group[walk], return_index=True)
     return walk[np.sort(first)][:count]
+
+
+def room(run: OwnRun, hard_prune_ratio: float) -> int:
+    """How many images stay, listed and labelled together, when the hardest beta N are set aside."""
+    n = len(run.paths)
+    return n - hard_prune_count(n, hard_prune_ratio, 0)
 
 
 def facts(choice: Choice) -> list[str]:
@@ -626,6 +640,7 @@ def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | N
             "directory."
         )
     if not isinstance(source, np.ndarray):
+        source = Path(source).expanduser()
         datasets.check_dataset("image_folder", path=source)
         return None, str(source)
     check_images(source, instead=", or a directory")
@@ -713,7 +728,8 @@ def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.nda
         for row in chosen
     ]
     rest = _rest(run, every, chosen, done, place < cut, ranks)
-    files = _files(run.about["report"])
+    unread = datasets.unread_files(run.params.data_path) if run.pixels is None else {}
+    files = _files(merge_reports(run.about["report"], unread))
     return Choice(
         run,
         request,

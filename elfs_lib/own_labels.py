@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -33,6 +34,7 @@ from elfs_lib.own_images import (
     choose_images,
     open_run,
     read_images,
+    room,
 )
 from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
@@ -111,8 +113,7 @@ def write_choice(files: ListFiles, choice: Choice, folder: Path) -> None:
     """Write the list, Label Studio's tasks, and what became of every other file."""
     listed = choice.listed[COLUMNS]
     _write_csv(files.csv, listed)
-    named = folder.resolve().name
-    write_text_atomic(files.tasks, json.dumps(tasks(listed, named), indent=1))
+    write_text_atomic(files.tasks, json.dumps(tasks(listed, _name(folder)), indent=1))
     unused = choice.files[~choice.files["used"].astype(bool)]
     unused = unused.rename(columns={"meaning": "reason"})[["path", "kind", "reason"]]
     rest = choice.rest.drop(columns="index")
@@ -124,11 +125,12 @@ def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
     """Write what is needed to open the list again; paths in it are relative to it."""
     start = files.csv.resolve().parent
     record = {
-        "folder": os.path.relpath(folder.resolve(), start),
+        "folder": os.path.relpath(os.path.abspath(folder), start),
         "artifacts": os.path.relpath(choice.run.store.root.resolve(), start),
         "source": _fingerprint(folder, choice.request),
         "images": choice.run.images.content,
         "count": len(choice.listed),
+        "paths": choice.run.paths,
         "request": {f.name: getattr(choice.request, f.name) for f in fields(Request)},
     }
     write_text_atomic(files.record, json.dumps(record, indent=1))
@@ -136,8 +138,8 @@ def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """What a list was made from: its folder of images, how that looked (``source``) and what was
-    in it (``images``), what was asked for, where the work lies."""
+    """What a list was made from: its folder of images, how that looked (``source``), what was in it
+    (``images``) under which ``paths``, what was asked for, where the work lies."""
 
     folder: Path
     source: str
@@ -145,11 +147,17 @@ class Record:
     request: Request
     store: Store
     count: int
+    paths: tuple[str, ...]
 
     @property
     def named(self) -> str:
         """Name of the folder of images."""
-        return self.folder.resolve().name
+        return _name(self.folder)
+
+
+def _name(folder: Path) -> str:
+    """What people call a folder: a link's own name, and not that of what it leads to."""
+    return Path(os.path.abspath(folder)).name
 
 
 def read_record(file: str | Path, *, repair: bool = False) -> Record:
@@ -171,6 +179,7 @@ def read_record(file: str | Path, *, repair: bool = False) -> Record:
             request,
             Store(artifacts, repair=repair),
             int(record["count"]),
+            tuple(record["paths"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ElfsError(
@@ -231,17 +240,23 @@ def make_list(
         ElfsError: as :func:`elfs_lib.own_images.choose_images`; or if labels of another folder's
             images, or labels that were not imported, would be lost or mixed with these.
     """
+    folder = folder.expanduser()
     labels = stored_labels(files)
     _check_typed(files, labels)
     try:
-        before = read_record(files.record).folder if labels else folder
+        before = read_record(files.record) if labels else None
     except ElfsError:  # this list makes the record anew
-        before = folder
-    if before.exists() and before.resolve() != folder.resolve():
-        raise ElfsError(
-            f"{files.labels} holds labels of images in {before.resolve()}: give the list of "
-            f"{folder} another name with --out, or move that file away."
-        )
+        before = None
+    if before and before.folder.resolve() != folder.resolve():
+        # The folder may have been renamed: then the images are the same.
+        gone = not before.folder.exists()
+        if not gone or read_images(folder, request, store).images.content != before.images:
+            which = ", which is gone," if gone else ""
+            raise ElfsError(
+                f"{files.labels} holds labels of images in {before.folder.resolve()}{which} and "
+                f"{folder} holds others: give its list another name with --out, or move that file "
+                "away."
+            )
     request = replace(request, done=tuple(labels))
     choice = choose_images(folder, request, store, say=say)
     write_choice(files, choice, folder)
@@ -265,15 +280,27 @@ def stored_labels(files: ListFiles) -> dict[str, str]:
 
 def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
     """Refuse to write over a list into which somebody typed labels that were not imported."""
-    try:
-        typed = read_labels(files.csv, None).given
-    except ElfsError:  # no list, or no labels in it
+    if not files.csv.exists() or _as_written(files.csv):
         return
-    if any(path not in stored for path in typed):
+    try:
+        typed = read_labels(files.csv, None, some=False).given
+    except ElfsError as error:
+        raise ElfsError(
+            f"{files.csv} is not as it was written and may hold labels, which would be lost "
+            f"({str(error).rstrip('.')}): mend it, move it away, or name another list."
+        ) from None
+    if any(stored.get(path) != label for path, label in typed.items()):
         raise ElfsError(
             f"{files.csv} holds labels that were not imported and would be lost: run elfs labels "
             f"import {files.csv} first, or name another list."
         )
+
+
+def _as_written(file: Path) -> bool:
+    """Whether a list has no other columns than those that it was written with."""
+    header = file.read_bytes().partition(b"\n")[0].decode("utf-8-sig", errors="replace")
+    names = {name.strip().strip('"') for name in re.split("[,;\t]", header)}
+    return names <= {*COLUMNS, ""}
 
 
 def import_labels(
@@ -292,10 +319,11 @@ def import_labels(
     Raises:
         ElfsError: if the file cannot be understood, names an unknown image, gives an image two
             labels (here, or against those stored), has no label, or names a class that is not one
-            of ``names``; or, without ``names``, more classes than the list was made for.
+            of ``names``; or, without ``names``, more classes than the list was made for, or two
+            that differ in capitals alone.
     """
     record = read_record(files.record)
-    labels = read_labels(source, _known_paths(files), folder=record.named)
+    labels = read_labels(source, record.paths, folder=record.named)
     for path, label in labels.given.items():
         if names and label not in names:
             try:
@@ -316,6 +344,13 @@ def import_labels(
             f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
             f"for {classes}: mend the misspelt one, or name all classes with --names."
         )
+    alike = Counter(label.casefold() for label in found)
+    same = [label for label in found if alike[label.casefold()] > 1]
+    if same and not names:
+        raise ElfsError(
+            f"{source}: the classes {' and '.join(map(repr, same[:2]))} differ in capitals alone: "
+            "mend the misspelt one, or name all classes with --names."
+        )
     _write_csv(files.labels, pd.DataFrame(every.items(), columns=["path", "label"]))
     return labels, every
 
@@ -323,19 +358,6 @@ def import_labels(
 def count(labels: Mapping[str, str]) -> dict[str, int]:
     """label -> number of images, by name."""
     return dict(sorted(Counter(labels.values()).items()))
-
-
-def _known_paths(files: ListFiles) -> list[str]:
-    """Every image that may carry a label: on the list, or not."""
-    try:
-        first = pd.read_csv(files.csv, dtype=str, keep_default_na=False)
-        rest = pd.read_csv(files.rest, dtype=str, keep_default_na=False)
-        return [*first["path"], *rest["path"][rest["pseudo_class"] != ""]]
-    except (OSError, KeyError, ValueError):
-        raise ElfsError(
-            f"{files.csv} and {files.rest.name} are not there or not whole: make the list with "
-            "elfs select first, or name it with --list."
-        ) from None
 
 
 # --- a model of the labels -----------------------------------------------------------------------
@@ -557,7 +579,11 @@ def evaluate(
     left = run.copies.different - len(np.unique(labelled))
     if batch > left:
         say(f"Only {left:,} different images have no label yet.")
-    batch = min(batch, left)
+    beta = run.params.hard_prune_ratio
+    fit = room(run, beta or 0) - len(labels)
+    if beta and min(batch, left) > fit:
+        say(f"With the hardest {beta:.0%} set aside, as was asked for, {max(fit, 0):,} are left.")
+    batch = max(0, min(batch, left, fit))
     if not batch:
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels))

@@ -9,8 +9,9 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain, islice
@@ -42,6 +43,8 @@ class Images:
             dataset's path (``file.parquet#row`` for Parquet).
         report: kind -> names of what was left out or changed (the kinds are the keys of
             :data:`elfs_lib.decoding.LEFT_OUT` and ``KEPT``); empty for clean sets.
+        unread: kind -> names of files beside the images that nobody took for one (hidden, of
+            another kind, unused...); they may come and go, and the images stay the same.
         source: One sentence that says where these pixels came from.
         left_out: split -> rows of the source that are not in the arrays (damaged files...), so
             that labels can be lined up later; only splits that lack rows.
@@ -55,6 +58,18 @@ class Images:
     report: dict[str, list] = field(default_factory=dict)
     source: str = ""
     left_out: dict[str, list[int]] = field(default_factory=dict)
+    unread: dict[str, list] = field(default_factory=dict)
+
+    @property
+    def reported(self) -> dict[str, list]:
+        """``report`` and ``unread`` in one."""
+        return merge_reports(self.report, self.unread)
+
+
+def merge_reports(*reports: Mapping[str, list]) -> dict[str, list]:
+    """Reports on files, kind -> names, in one: kinds and names sorted."""
+    kinds = sorted(set().union(*reports))
+    return {kind: sorted(name for r in reports for name in r.get(kind, ())) for kind in kinds}
 
 
 @dataclass(frozen=True)
@@ -455,7 +470,7 @@ class Folder(Files):
 
     def images(self, request: Request) -> Images:
         root = self.root(request)
-        splits, report = self._listing(request)
+        splits, unread = self._listing(request)
         counts = {split: len(names) for split, names in splits.items()}
         size = request.image_size or self._default_size(root, splits["train"])
         parts = _decode_splits(
@@ -471,12 +486,16 @@ class Folder(Files):
             counts,
             names,
             len(names) if names else None,
-            report,
-            f"Image files of the folder {root.resolve().name}.",
+            {},
+            "Image files of a folder, resized and cropped.",
             keep_paths=True,
         )
         by_path = {kind: sorted(found) for kind, found in images.report.items()}
-        return replace(images, report=by_path)
+        return replace(images, report=by_path, unread=unread)
+
+    def unread(self, request: Request) -> dict[str, list]:
+        """As in :class:`Images`; no file is opened."""
+        return self._listing(request)[1]
 
     def labels(self, request: Request, split: str) -> np.ndarray:
         splits, _ = self._listing(request)
@@ -507,8 +526,9 @@ class Folder(Files):
         root = self.root(request)
         files, report = decoding.list_files(root)
         files.sort(key=lambda path: (_lot(path.rpartition("/")[2]), _lot(path)))
-        test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), "")
-        if not (test and (root / "train").is_dir()):
+        tops = {name.partition("/")[0] for name in files if "/" in name}  # a folder may be empty
+        test = next((name for name in ("test", "val", "validation") if name in tops), "")
+        if not (test and "train" in tops):
             return {"train": files}, report
         splits: dict[str, list[str]] = {"train": [], "test": []}
         for name in files:
@@ -695,10 +715,13 @@ def _cell(data: bytes | None) -> bytes:
 
 
 def _stat(name: str, file: Path) -> list:
+    unreadable = [name, None, None]  # to be reported when it is read
     try:
         status = file.stat()
     except OSError:
-        return [name, None, None]  # to be reported as unreadable when it is read
+        return unreadable
+    if not os.access(file, os.R_OK):  # a change of rights alone leaves size and time as they are
+        return unreadable
     return [name, status.st_size, status.st_mtime_ns]
 
 

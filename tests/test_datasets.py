@@ -415,7 +415,7 @@ def awkward(tmp_path_factory):
 def test_awkward_files_are_each_handled_or_listed(awkward):
     root, report, images = awkward
     assert set(report) <= set(decoding.LEFT_OUT) | set(decoding.KEPT)
-    assert images.report == report
+    assert images.reported == report
     left_out = {name for kind in decoding.LEFT_OUT for name in report.get(kind, ())}
     everything = {
         path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()
@@ -473,7 +473,7 @@ def test_order_and_pixels_do_not_depend_on_threads_or_chunks(awkward, monkeypatc
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     again = load_images("image_folder", path=root, image_size=16)
     assert np.array_equal(again.train, images.train)
-    assert again.paths == images.paths and again.report == report
+    assert again.paths == images.paths and again.reported == report
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -527,7 +527,7 @@ def test_unreadable_files_and_folders(tmp_path):
         images = load_images("image_folder", path=tmp_path)
     finally:
         (tmp_path / "b").chmod(0o755)
-    assert images.report == {"unreadable": ["b", "a/000.png"]} and len(images.train) == 1
+    assert images.reported == {"unreadable": ["b", "a/000.png"]} and len(images.train) == 1
 
 
 def test_files_that_fail_to_open(tmp_path, monkeypatch):
@@ -541,14 +541,14 @@ def test_files_that_fail_to_open(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding.Path, "read_bytes", read_bytes)
     images = load_images("image_folder", path=tmp_path)
-    assert images.report == {"unreadable": ["a/000.png", "b/000.png"]}
+    assert images.reported == {"unreadable": ["a/000.png", "b/000.png"]}
     assert load_labels("image_folder", "train", path=tmp_path).tolist() == [0, 1]
 
 
 def test_pipes_are_not_waited_for(tmp_path):
     image_files.class_folders(tmp_path, {"a": 2})
     os.mkfifo(tmp_path / "pipe.png")
-    assert load_images("image_folder", path=tmp_path).report == {"not_an_image": ["pipe.png"]}
+    assert load_images("image_folder", path=tmp_path).reported == {"not_an_image": ["pipe.png"]}
 
 
 def test_file_names_that_are_not_utf8(tmp_path):
@@ -558,8 +558,8 @@ def test_file_names_that_are_not_utf8(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     images = load_images("image_folder", path=tmp_path)
-    assert images.report == {"bad_name": ["caf\\xe9.png"]}
-    json.dumps(images.report).encode("utf-8")
+    assert images.reported == {"bad_name": ["caf\\xe9.png"]}
+    json.dumps(images.reported).encode("utf-8")
 
 
 def test_linked_folders_are_read_once_under_their_own_name(tmp_path):
@@ -573,7 +573,7 @@ def test_linked_folders_are_read_once_under_their_own_name(tmp_path):
     os.symlink(root, elsewhere / "back")
     images = load_images("image_folder", path=root)
     assert set(images.paths) == {"m/000.png", "outside/deep/000.png", "outside/deep/001.png"}
-    assert images.report == {
+    assert images.reported == {
         "repeated_link": ["a link that sorts first", "outside again", "outside/back"]
     }
 
@@ -605,13 +605,20 @@ def test_the_order_of_a_folder_says_nothing_about_its_classes(tmp_path):
     assert tuple(path for path in more.paths if path != "cat/more.png") == found[0].paths
 
 
+def test_a_test_folder_without_images_is_no_split(tmp_path):
+    image_files.class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
+    (tmp_path / "test").mkdir()
+    images = load_images("image_folder", path=tmp_path)
+    assert len(images.train) == 5 and images.test is None
+
+
 def test_train_and_test_folders(tmp_path):
     image_files.class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
     image_files.class_folders(tmp_path / "val", {"cat": 1, "dog": 1})
     image_files.class_folders(tmp_path, {"spare": 1})
     images = load_images("image_folder", path=tmp_path)
     assert len(images.train) == 5 and len(images.test) == 2
-    assert images.report["unused"] == ["spare/000.png"]
+    assert images.reported["unused"] == ["spare/000.png"]
     assert labelled_splits("image_folder", path=tmp_path) == ("train", "test")
     for label, path in zip(load_labels("image_folder", "train", path=tmp_path), images.paths):
         assert path.split("/")[:2] == ["train", ["cat", "dog"][label]]

@@ -28,7 +28,16 @@ from elfs_lib.duplicates import find_copies
 from elfs_lib.errors import ElfsError
 from elfs_lib.labeling import LOCAL_FILES, read_labels, tasks
 from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.own_images import BUDGETS, COLUMNS, OwnRun, Request, choose_images, pick, select
+from elfs_lib.own_images import (
+    BUDGETS,
+    COLUMNS,
+    OwnRun,
+    Request,
+    choose_images,
+    pick,
+    read_images,
+    select,
+)
 from elfs_lib.own_labels import (
     LINEAR,
     NETWORK,
@@ -492,6 +501,7 @@ def test_labels_are_read_from_whatever_people_export(tmp_path: Path, text: str):
         ("path,label\na/1.png,\n", "holds no label"),
         ("", "column 'path'"),
         ("path,note\na/1.png,x\n", "column 'label'"),
+        ("path,label\na/1.png,cat\n,dog\n", "line 3: the label 'dog' has no path"),
         ("[1]", "task 1: is not as Label Studio exports it"),
         ("[{", "not valid JSON"),
         (('[{"data": {"path": "a/1.png"}, "annotations": [{"result": [{"value": {"choices": '
@@ -513,6 +523,16 @@ def test_awkward_names_go_out_and_come_back(tmp_path: Path, name: str):
     known = pd.read_csv(file, dtype=str)["path"]
     assert known.tolist() == [name, "b.png"]
     assert read_labels(file, known).given == {name: '6" pipe', "b.png": "x"}
+
+
+def test_names_are_found_by_either_way_of_writing_an_accent(tmp_path: Path):
+    composed, apart = "caf\u00e9.png", "cafe\u0301.png"
+    for known, said in ((composed, apart), (apart, composed)):
+        (tmp_path / "labels.csv").write_text(f"path,label\n{said},x\n")
+        assert read_labels(tmp_path / "labels.csv", [known]).given == {known: "x"}
+    (tmp_path / "labels.csv").write_text(f"path,label\n{composed},x\n{apart},y\n")
+    both = read_labels(tmp_path / "labels.csv", [composed, apart]).given
+    assert both == {composed: "x", apart: "y"}
 
 
 def test_tasks_come_back_as_they_went(tmp_path: Path):
@@ -687,6 +707,111 @@ def test_labels_are_neither_lost_nor_mixed(tmp_path: Path):
     files.record.write_text("{}")  # damaged: choosing again mends it
     make_list(tmp_path / "moved", files, request, store)
     assert read_record(files.record).count == 12 and len(stored_labels(files)) == 12
+
+
+@pytest.mark.parametrize(
+    "column, label, encoding, message",
+    [
+        ("label", "M\u00f6hre", "cp1252", "not UTF-8"),  # as Excel saves plain CSV
+        ("animal", "cat", "utf-8", "column 'label'"),
+    ],
+)
+def test_a_list_that_cannot_be_understood_is_not_written_over(
+    tmp_path: Path, column: str, label: str, encoding: str, message: str
+):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    make_list(tmp_path / "photos", files, request, store)  # without labels it is made again
+    typed = pd.read_csv(files.csv).assign(**{column: label})
+    typed.to_csv(files.csv, index=False, encoding=encoding)
+    before = files.csv.read_bytes()
+    with pytest.raises(ElfsError, match=f"may hold labels, which would be lost .*{message}"):
+        make_list(tmp_path / "photos", files, request, store)
+    assert files.csv.read_bytes() == before
+
+
+def test_a_label_that_was_mended_in_the_list_is_not_lost(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    typed = pd.read_csv(files.csv).assign(label=[*"ab" * 6])
+    typed.to_csv(files.csv, index=False)
+    import_labels(files, files.csv)
+    typed.assign(label=["b", *typed["label"][1:]]).to_csv(files.csv, index=False)
+    with pytest.raises(ElfsError, match="were not imported"):
+        make_list(tmp_path / "photos", files, request, store)
+    import_labels(files, files.csv, replace_old=True)
+    make_list(tmp_path / "photos", files, request, store)
+    assert stored_labels(files)[typed["path"][0]] == "b"
+
+
+def test_the_list_may_be_cut_short_or_saved_otherwise(tmp_path: Path):
+    files = small_list(tmp_path)
+    whole = pd.read_csv(files.csv).assign(label=[*"ab" * 6])
+    whole.iloc[:3].to_csv(files.csv, index=False, sep=";")
+    import_labels(files, files.csv)
+    full = files.csv.with_name("full.csv")
+    whole[["path", "label"]].to_csv(full, index=False)
+    import_labels(files, full)
+    assert len(stored_labels(files)) == 12
+    files.rest.unlink()
+    with pytest.raises(ElfsError, match="'A' and 'a' differ in capitals"):
+        give(files, {next(iter({f"{n:03}.png" for n in range(40)} - {*whole["path"]})): "A"})
+
+
+def test_labels_of_a_folder_that_is_gone_are_not_given_to_other_images(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    give(files, {path: "ab"[i % 2] for i, path in enumerate(pd.read_csv(files.csv)["path"])})
+    (tmp_path / "photos").rename(tmp_path / "old")
+    fill(tmp_path / "new", 80)
+    for number in range(40):  # other pictures under the same names
+        (tmp_path / "new" / f"{number + 40:03}.png").rename(tmp_path / "new" / f"{number:03}.png")
+    with pytest.raises(ElfsError, match="photos, which is gone, and .*new holds others"):
+        make_list(tmp_path / "new", files, request, store)
+
+
+def test_files_beside_the_images_come_and_go(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    made = {path.name for path in (tmp_path / "store" / "embeddings").iterdir()}
+    (tmp_path / "photos" / ".DS_Store").write_text("x")
+    (tmp_path / "photos" / "movie.heic").write_text("x")
+    for photo in (tmp_path / "photos").glob("*.png"):
+        photo.touch()  # read again
+    open_choice(files.record)
+    choice = make_list(tmp_path / "photos", files, request, store)
+    kinds = dict(zip(choice.files["path"], choice.files["kind"], strict=True))
+    assert kinds == {".DS_Store": "hidden", "movie.heic": "unsupported"}
+    assert {*pd.read_csv(files.rest)["path"]} > {".DS_Store", "movie.heic"}
+    assert {path.name for path in (tmp_path / "store" / "embeddings").iterdir()} == made
+    (tmp_path / "photos" / "movie.heic").unlink()
+    choice = make_list(tmp_path / "photos", files, request, store)
+    assert choice.files["path"].tolist() == [".DS_Store"]
+
+
+def test_a_hard_prune_ratio_by_hand(tmp_path: Path):
+    fill(tmp_path / "photos", 60)
+    files, said = ListFiles(tmp_path / "list.csv"), []
+    request = Request(2, 18, overrides=TINY | {"hard_prune_ratio": 0.5})
+    store = Store(tmp_path / "store")
+    assert make_list(tmp_path / "photos", files, request, store).hard_prune_ratio == 0.5
+    give(files, {path: "ab"[i % 2] for i, path in enumerate(pd.read_csv(files.csv)["path"])})
+    _, choice = evaluate(files, folds=3, say=said.append)
+    assert len(choice.listed) == 12  # 30 of the 60 are left, and 18 of them are labelled
+    assert "With the hardest 50% set aside, as was asked for, 12 are left." in said
+
+
+def test_a_folder_may_be_named_by_a_link_or_from_home(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fill(tmp_path / "DCIM", 40)
+    (tmp_path / "photos").symlink_to(tmp_path / "DCIM")
+    files, store = ListFiles(tmp_path / "list.csv"), Store(tmp_path / "store")
+    make_list(Path("~/photos"), files, Request(2, 6, overrides=TINY), store)
+    assert read_record(files.record).named == "photos"
+    sent = json.loads(files.tasks.read_text())
+    assert all(task["data"]["image"].startswith(LOCAL_FILES + "photos/") for task in sent)
+    run = read_images("~/photos", read_record(files.record).request, store)
+    assert run.params.data_path == str(tmp_path / "photos")
 
 
 def test_a_folder_that_was_copied_is_the_same_folder(tmp_path: Path):

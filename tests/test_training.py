@@ -106,7 +106,7 @@ def test_every_image_comes_once_an_epoch_in_near_equal_batches(batch: int, batch
 
 @pytest.mark.parametrize("n", [3, 100, 101, 150, 199, 200, 399, 1000])
 def test_a_sample_is_spread_evenly_over_all_images(n: int):
-    """A coreset lists the hardest first: what is fitted on a part of the list must not be theirs."""
+    """A coreset lists the hardest first, and what is fitted on a sample must not be on these."""
     images = np.arange(n * 4).reshape(n, 1, 2, 2) // 4 % 251
     loader = ResidentLoader(torch.from_numpy(images.astype(np.uint8)), batch=8)
     found = loader.sample(100)
