@@ -23,6 +23,7 @@ from elfs_lib.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.provenance import as_options
 from elfs_lib.stages import Run, project_root
+from elfs_lib.training.recipes import is_current
 
 TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
@@ -49,6 +50,7 @@ COLUMNS: dict[str, str] = {
     "budget": "share of the images in the coreset",
     "seeds": "trainings of each coreset method",
     "eval_seeds": "their seeds with spaces between; empty in rows from before this column: 0, 1...",
+    "recipe": "of the trainings, with its revision; empty in rows from before this column",
     "elfs_accuracy": "test accuracy after training on the ELFS coreset, percent, mean over seeds",
     "elfs_sd": "its standard deviation over seeds",
     "elfs_by_seed": "the accuracies behind it in the order of the seeds, with spaces between",
@@ -153,6 +155,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
         "budget": paired["budget"],
         "seeds": len(p.eval_seeds),
         "eval_seeds": " ".join(map(str, p.eval_seeds)),
+        "recipe": results["recipe"].iloc[0],
         "elfs_accuracy": means.loc[METHOD, "mean"],
         "elfs_sd": means.loc[METHOD, "sd"],
         "elfs_by_seed": " ".join(f"{a:.4f}" for a in results["accuracy"][-len(p.eval_seeds) :]),
@@ -206,6 +209,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 def sentences(table: pd.DataFrame) -> list[str]:
     """What a comparison bears out: the best neighbours, and each encoder against the default."""
+    table = table.assign(recipe=table["recipe"].fillna(""))
     first = table.iloc[0]
     dataset = display_name(first["dataset"])
     if len(table) == 1:
@@ -230,6 +234,12 @@ def sentences(table: pd.DataFrame) -> list[str]:
             f"for {len(past)} of {len(measured)} that were measured: {which}. As far as its "
             "objective follows this, training it better need not come nearer to the classes."
         )
+    older = sum(not is_current(recipe) for recipe in table["recipe"])
+    if older:
+        lines.append(
+            f"{older} of the {len(table)} rows of {dataset} were trained by an earlier revision of "
+            "the recipe: their commands now give somewhat other accuracies."
+        )
     if not table["is_default"].any():
         return lines
     usual = next(row for row in table.itertuples() if row.is_default)
@@ -252,7 +262,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         row
         for row in table.itertuples()
         if not row.is_default
-        and row.budget == usual.budget
+        and (row.budget, row.recipe) == (usual.budget, usual.recipe)
         and {*_eval_seeds(row)} & {*_eval_seeds(usual)}
     ]
     for row in rivals:

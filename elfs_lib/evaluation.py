@@ -2,8 +2,8 @@
 
 A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
 since a seed fixes the initial weights and the order of training for every method. It also draws the
-coresets of methods that draw, as random does; that of ELFS is the same for all seeds,
-so an interval is over trainings of that coreset, and not over runs of the whole pipeline.
+coresets of methods that draw, as random does; that of ELFS is the same for all seeds, so an
+interval is over trainings of that coreset; only in tables of whole pipelines is it over these.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ COLUMNS: dict[str, str] = {
     "budget": "share of the training set that was labelled, in (0, 1]",
     "count": "images in the coreset",
     "seed": "seed of selection and training",
-    "accuracy": "test accuracy of the last epoch, in percent, 0 to 100",
+    "accuracy": "test accuracy after the last step, in percent, 0 to 100",
     "steps": "optimiser steps of the training",
-    "recipe": "name of the training recipe",
+    "recipe": "name of the training recipe, with its revision after the first",
     "hard_prune_ratio": "share dropped at the hard end (beta); empty where a method has none",
     "seconds": "wall time of the training",
     "device": "hardware that trained",

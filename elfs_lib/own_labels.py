@@ -339,17 +339,17 @@ def import_labels(
             )
     every = stored | labels.given
     found, classes = sorted(set(every.values())), record.request.classes
-    if not names and classes != "auto" and len(found) > classes:
-        raise ElfsError(
-            f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
-            f"for {classes}: mend the misspelt one, or name all classes with --names."
-        )
     alike = Counter(label.casefold() for label in found)
     same = [label for label in found if alike[label.casefold()] > 1]
     if same and not names:
         raise ElfsError(
             f"{source}: the classes {' and '.join(map(repr, same[:2]))} differ in capitals alone: "
             "mend the misspelt one, or name all classes with --names."
+        )
+    if not names and classes != "auto" and len(found) > classes:
+        raise ElfsError(
+            f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
+            f"for {classes}: mend the misspelt one, or name all classes with --names."
         )
     _write_csv(files.labels, pd.DataFrame(every.items(), columns=["path", "label"]))
     return labels, every

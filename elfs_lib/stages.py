@@ -843,7 +843,7 @@ class Run:
             "budget": count / self.n,
             "count": count,
             "seed": seed,
-            "recipe": p.eval_recipe,
+            "recipe": recipe_key(p.eval_recipe),
             "hard_prune_ratio": info.get("hard_prune_ratio"),
             **result,
         }

@@ -230,7 +230,7 @@ def made_up(*by_seed: str) -> pd.DataFrame:
                 "images": 100, "knn_accuracy": 50.0 + number, "neighbor_purity": 40.0,
                 "kmeans_accuracy": 30.0, "temi_accuracy": 35.0, "budget": 0.1, "seeds": len(values),
                 "elfs_accuracy": np.mean(values), "elfs_sd": np.nan, "elfs_by_seed": text,
-                "eval_seeds": np.nan, "hard_prune_ratio": np.nan,
+                "eval_seeds": np.nan, "hard_prune_ratio": np.nan, "recipe": "resnet18",
                 "difference": 1.0, "low": np.nan, "high": np.nan, "wall_s": 2.0, "cpu_s": np.nan,
                 "temi_information": np.nan, "class_information": np.nan,
                 "is_default": number == 0,
@@ -260,6 +260,11 @@ def test_the_page_says_no_more_than_the_numbers_do():
     assert sentences(swapped)[1].split(": ", 1)[1] == better[1].split(": ", 1)[1]
     swapped["eval_seeds"] = ["0 1 2", "3 4 5"]
     assert len(sentences(swapped)) == 2  # nothing to pair by
+    older = made_up("70 71 72", "75 76.1 77")
+    older["recipe"] = ["resnet18", np.nan]  # from before revisions were written down
+    told = sentences(older)
+    assert "1 of the 2 rows of CIFAR-10 were trained by an earlier revision" in told[1]
+    assert not any("+5.0 points" in line for line in told)
     assert len(sentences(made_up("70 71", "80 81").assign(budget=[0.1, 0.3]))) == 2
     informed = made_up("70", "80", "75")
     informed["temi_information"] = [1.0, 0.5, np.nan]

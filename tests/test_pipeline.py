@@ -196,6 +196,43 @@ def test_check_refuses_before_any_work(tiny_params: Params, tmp_path, change: di
     assert not (tmp_path / "embeddings").exists()
 
 
+@pytest.mark.parametrize("beta, budget", [(0.5, 0.5), (0.9, 0.1), (0.3, 0.7), (0.2, 0.8)])
+def test_beta_and_budget_may_be_all_there_is(tiny_run: Run, beta: float, budget: float):
+    changes = {"hard_prune_ratio": beta, "budget": budget, "budgets": (budget,)}
+    run = Run(tiny_run.params.model_copy(update=changes), tiny_run.store)
+    run.check()
+    whole = coreset(run, "elfs", budget)
+    order = np.argsort(easiness(run.scores, "aum"), kind="stable")
+    assert (whole == order[-len(whole) :]).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hard_prune_ratio": 0.5, "budgets": (0.1, 1400)},
+        {"hard_prune_ratios": (0.5, 0.6), "budgets": (0.1, 1400)},
+        {"hard_prune_ratio": 0.5, "budget": 1400},
+    ],
+)
+def test_a_count_that_no_beta_leaves_is_refused_before_work(tiny_run: Run, tmp_path, changes: dict):
+    run = Run(tiny_run.params.model_copy(update=changes), Store(tmp_path))
+    with pytest.raises(ElfsError, match="budget of 1400 of 1437 images"):
+        run.check()
+    assert not (tmp_path / "embeddings").exists()
+
+
+def test_hindsight_tries_every_beta_that_the_search_may_choose(tiny_run: Run):
+    for changes, ratios in (
+        ({"hard_prune_ratios": (0.9,)}, [0.9]),
+        ({"hard_prune_ratio": 0.25}, [0.0, 0.25, 0.4]),
+    ):
+        run = Run(
+            tiny_run.params.model_copy(update=changes | {"hindsight_seeds": (0,)}), tiny_run.store
+        )
+        assert run.hindsight(0.1)["ratio"].tolist() == ratios
+        assert run.hard_prune_ratio(0.1) in ratios
+
+
 def rows(accuracies: list[float], **changes: object) -> pd.DataFrame:
     """A row a seed."""
     row = {"dataset": "digits", "method": "elfs", "budget": 0.1, "count": 144} | changes

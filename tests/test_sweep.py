@@ -534,6 +534,23 @@ shutil.copytree(f"results_of_{methods[0]}", os.environ["ELFS_ARTIFACTS_DIR"], di
 
 
 @pytest.mark.slow
+def test_repair_reaches_stages_and_notebooks(project: Path, client):
+    store = Store(project / "artifacts")
+    sweep = grid(project, methods=["moderate"], budgets=[0.1], seeds=[0])
+    run = Run(sweep.pipelines[0], store)
+    expected = run.result_row("moderate", 0.1, 0)["accuracy"]
+    for damaged in (run.neighbors, run.evaluate("moderate", 0.1, 0)):
+        file = next(path for path in damaged.folder.iterdir() if path.suffix in (".npy", ".json"))
+        file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(ElfsError, match="--repair"):
+        sweeps.run_sweep(sweep, Store(store.root), client=client, say=print)
+    notebook(project, "from elfs_lib.stages import Run; Run.from_notebook(globals()).results()")
+    table = sweeps.run_sweep(sweep, Store(store.root, repair=True), client=client, say=print)
+    assert table["accuracy"].tolist() == [expected] and not sweeps.failures(sweep, store)
+    assert Store(store.root).damaged() == []
+
+
+@pytest.mark.slow
 def test_failures_are_kept_reported_and_retried_on_request(project: Path, client):
     notebook(project, FAILING)  # finishes by copying results made here, to save time
     sweep = grid(project, budgets=[0.1], seeds=[0])

@@ -134,6 +134,12 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[choose("recipe", name, RECIPES)]
 
 
+def is_current(key: object) -> bool:
+    """Whether a :func:`recipe_key` that was written down is that of the recipe as it is now."""
+    name = str(key).partition(",")[0]
+    return name in RECIPES and recipe_key(name) == key
+
+
 def recipe_key(name: str) -> str:
     """What artifacts are keyed by: the name, with the revision after the first.
 
