@@ -93,11 +93,16 @@ def knn_accuracy(neighbors: Neighbors, labels: np.ndarray, *, k: int = 20) -> fl
     if not 1 <= k <= found:
         raise ElfsError(f"k is {k}: only {found} neighbours were searched, use 1..{found}.")
     classes = int(labels.max()) + 1
-    votes = labels[neighbors.indices[:, :k]].astype(np.int64) + classes * np.arange(count)[:, None]
-    # Shifted by 1: a vote never counts less than nothing, whatever the sign of the cosine.
-    weights = neighbors.similarities[:, :k].astype(np.float64) + 1.0
-    tally = np.bincount(votes.ravel(), weights.ravel(), minlength=count * classes)
-    return float((tally.reshape(count, classes).argmax(axis=1) == labels).mean())
+    right = 0
+    for start in range(0, count, RANKED):  # all tallies at once would be N x C
+        part = slice(start, start + RANKED)
+        votes = labels[neighbors.indices[part, :k]].astype(np.int64)
+        votes += classes * np.arange(len(votes))[:, None]
+        # Shifted by 1: a vote never counts less than nothing, whatever the sign of the cosine.
+        weights = neighbors.similarities[part, :k].astype(np.float64) + 1.0
+        tally = np.bincount(votes.ravel(), weights.ravel(), minlength=len(votes) * classes)
+        right += int((tally.reshape(-1, classes).argmax(axis=1) == labels[part]).sum())
+    return right / count
 
 
 def neighbor_information(neighbors: Neighbors, labels: np.ndarray) -> float:

@@ -55,6 +55,16 @@ MUTATIONS = [
         ("DUAL: confidence for its complement", "* (1 - window.mean(1))", "* window.mean(1)"),
     ),
     *_mutations(
+        "training/loader.py",
+        "test_training.py::test_a_sample_is_spread_evenly_over_all_images",
+        ("sample: from the front of the list", "* len(self) // count", "* (len(self) // count)"),
+    ),
+    *_mutations(
+        "training/models.py",
+        "test_training.py::test_grey_photos_saved_as_rgb_train_in_bfloat16",
+        ("whitening: empty directions kept", "values >= min(eps / 100, float(values[-1]))", "values >= -1"),
+    ),
+    *_mutations(
         "neighbors.py",
         "test_neighbors.py",
         (
