@@ -105,6 +105,7 @@ def embed(
         raise ElfsError("images are empty: there is nothing to embed.")
     check_positive("input_size", input_size)
     check_positive("batch", batch)
+    resolve_precision(precision, resolve_device(device))  # before weights are loaded
     parts = split_encoders(encoder, checkpoint)
     blocks = []
     for name, path in parts.items():
@@ -190,6 +191,7 @@ def frozen_embedder(
     Raises:
         ElfsError: as :func:`embed`.
     """
+    resolve_precision(precision, resolve_device(device))  # before weights are loaded
     network = _pretrained(name, image_size, checkpoint, input_size)
     return Embedder(name, network, device=device, precision=precision)
 

@@ -151,8 +151,8 @@ def paired_difference(
         seed: Seed of the bootstrap.
 
     Returns:
-        One row per dataset and budget where both methods share a seed: ``dataset``, ``budget``,
-        ``method``, ``rival``, ``n`` (shared seeds), ``method_mean``, ``rival_mean``,
+        One row per dataset and budget where both methods share a seed and recipe: ``dataset``,
+        ``budget``, ``method``, ``rival``, ``n`` (shared seeds), ``method_mean``, ``rival_mean``,
         ``difference``, ``sd``, ``low`` and ``high`` (95% t-interval), ``boot_low`` and
         ``boot_high`` (95% bootstrap interval), ``p_value`` (two-sided paired t-test).
 
@@ -295,7 +295,8 @@ def count_verdicts(paired: pd.DataFrame) -> str:
 def _paired(
     table: pd.DataFrame, method: str, rival: str, resamples: int, seed: int, *, strict: bool = True
 ) -> pd.DataFrame:
-    key = ["dataset", "budget", "seed"]
+    key = ["dataset", "budget", "seed", "recipe"]  # one revision is not held against another
+    table = table.assign(recipe=table["recipe"].fillna(""))
     left = table.loc[table["method"] == method, [*key, "accuracy"]]
     right = table.loc[table["method"] == rival, [*key, "accuracy"]]
     both = left.merge(right, on=key, suffixes=("_method", "_rival"))

@@ -60,7 +60,12 @@ def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
 
 
 def read_labels(
-    file: str | Path, known: Collection[str] | None, *, folder: str = "", some: bool = True
+    file: str | Path,
+    known: Collection[str] | None,
+    *,
+    folder: str = "",
+    some: bool = True,
+    strict: bool = True,
 ) -> Labels:
     """Read labels and check their images.
 
@@ -69,6 +74,7 @@ def read_labels(
         known: The paths that may be labelled; None: any.
         folder: Name of the directory of images, which Label Studio's URLs begin with.
         some: Whether there has to be a label at all.
+        strict: Whether every path has to be a known one.
 
     Raises:
         ElfsError: if the file cannot be understood, names an unknown image, gives one image two
@@ -87,6 +93,8 @@ def read_labels(
     unlabelled: dict[str, None] = {}
     for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
         path = name if known is None else _known_path(name, known, folder)
+        if path is None and not strict:
+            path = name
         if path is None:
             raise ElfsError(
                 f"{file}, {where}: {name!r} is not a usable image of the folder that the list was "

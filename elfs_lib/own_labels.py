@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -283,7 +283,8 @@ def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
     if not files.csv.exists() or _as_written(files.csv):
         return
     try:
-        typed = read_labels(files.csv, None, some=False).given
+        # Under the names that the stored labels have, however the list spells them.
+        typed = read_labels(files.csv, stored, some=False, strict=False).given
     except ElfsError as error:
         raise ElfsError(
             f"{files.csv} is not as it was written and may hold labels, which would be lost "
@@ -292,15 +293,23 @@ def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
     if any(stored.get(path) != label for path, label in typed.items()):
         raise ElfsError(
             f"{files.csv} holds labels that were not imported and would be lost: run elfs labels "
-            f"import {files.csv} first, or name another list."
+            f"import {files.csv} first (with --replace if they correct earlier ones), or name "
+            "another list."
         )
 
 
 def _as_written(file: Path) -> bool:
-    """Whether a list has no other columns than those that it was written with."""
-    header = file.read_bytes().partition(b"\n")[0].decode("utf-8-sig", errors="replace")
-    names = {name.strip().strip('"') for name in re.split("[,;\t]", header)}
-    return names <= {*COLUMNS, ""}
+    """Whether a list has the columns that it was written with, and nothing beside them."""
+    text = file.read_bytes().decode("utf-8-sig", errors="replace")
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        first = [name.strip() for name in next(rows, [])]
+        beside = any(cell.strip() for row in rows for cell in row[len(COLUMNS) :])
+    except csv.Error:
+        return False
+    return first[: len(COLUMNS)] == COLUMNS and not any(first[len(COLUMNS) :]) and not beside
 
 
 def import_labels(

@@ -466,7 +466,8 @@ class Folder(Files):
                 f"path {str(root)!r} has no image files{_counts(report)}: give a directory with "
                 "JPEG, PNG or WebP files."
             )
-        return [_stat(name, root / name) for name in files]
+        # Images kept from before ``unread`` hold what is reported there in their own report.
+        return ["unread apart", *(_stat(name, root / name) for name in files)]
 
     def images(self, request: Request) -> Images:
         root = self.root(request)

@@ -266,7 +266,13 @@ class Stage:
     @property
     def title(self) -> str:
         what = " ".join(map(str, self.call)).replace("_", " ")
-        return f"{self.params.dataset}, {what}, seed {self.params.seed}"
+        seed = f", seed {self.params.seed}" if self.name.startswith(_own(self.params)) else ""
+        return f"{self.params.dataset}, {what}{seed}"
+
+
+def _own(params: Params) -> str:
+    """How the names of stages begin that only one of several pipelines reads."""
+    return f"{params.dataset}_pipeline{params.seed}"
 
 
 @dataclass(frozen=True)
@@ -392,10 +398,10 @@ def _shared_stages(
 
     def add(run: Run, *call: Any, needs: Iterable[str] = ()) -> tuple[str, ...]:
         """Names of the stages to wait for: this one, or none if it is there."""
-        dataset, seed, encoder = run.params.dataset, run.params.seed, run.params.encoder
+        dataset, encoder = run.params.dataset, run.params.encoder
         shared = call[0] in ("embeddings", "neighbors") and not encoders.trains_here(encoder)
-        own = [f"pipeline{seed}"] if several[dataset] > 1 and not shared else []
-        name = "_".join(map(str, (dataset, *own, *call)))
+        alone = several[dataset] == 1 or shared
+        name = "_".join(map(str, (dataset if alone else _own(run.params), *call)))
         if name not in stages and name not in ready:
             try:
                 _perform(run, call)

@@ -222,3 +222,19 @@ def test_bad_comparisons_are_one_sentence():
         best_label_free([r for r in rows() if r["method"] == "ccs_true"], SUPERVISED)
     with pytest.raises(ElfsError, match="exactly one"):
         count_verdicts(pd.DataFrame())
+
+
+def test_rows_of_two_revisions_of_a_recipe_are_not_paired():
+    table = pd.DataFrame(
+        {
+            "dataset": "digits",
+            "method": ["elfs", "elfs", "random", "random"],
+            "budget": 0.1,
+            "count": 10,
+            "seed": [0, 1, 0, 1],
+            "accuracy": [50.0, 60.0, 40.0, 45.0],
+            "recipe": ["r, revision 2", "r, revision 2", "r", "r, revision 2"],
+        }
+    )
+    (row,) = paired_difference(table, "elfs", "random").itertuples()
+    assert (row.n, row.difference) == (1, 15.0)

@@ -730,6 +730,26 @@ def test_a_list_that_cannot_be_understood_is_not_written_over(
     assert files.csv.read_bytes() == before
 
 
+@pytest.mark.parametrize("header", ["", ","])
+def test_a_label_in_a_column_without_a_name_is_not_lost(tmp_path: Path, header: str):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    first, *rows = files.csv.read_text().splitlines()
+    files.csv.write_text("\n".join([first + header, rows[0] + ",cat", *rows[1:]]) + "\n")
+    with pytest.raises(ElfsError, match="may hold labels"):
+        make_list(tmp_path / "photos", files, request, store)
+
+
+def test_imported_labels_do_not_stand_in_the_way_however_a_path_is_spelt(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    listed = pd.read_csv(files.csv).assign(label=[*"ab" * 6])
+    listed.assign(path="./" + listed["path"]).to_csv(files.csv, index=False)
+    import_labels(files, files.csv)
+    make_list(tmp_path / "photos", files, request, store)
+    assert len(stored_labels(files)) == 12
+
+
 def test_a_label_that_was_mended_in_the_list_is_not_lost(tmp_path: Path):
     files = small_list(tmp_path)
     request, store = read_record(files.record).request, Store(tmp_path / "store")

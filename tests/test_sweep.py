@@ -478,7 +478,7 @@ def test_the_table_counts_done_running_failed_and_estimates_what_is_left(project
 def test_dry_run_prints_and_builds_nothing(project: Path):
     result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run"])
     assert result.exit_code == 0
-    assert "would run  digits, temi, seed 0\n" in result.output
+    assert "would run  digits, temi\n" in result.output
     assert "would run  digits, elfs, 30%, seed 1\n" in result.output
     assert "12 notebooks, 0 results there, 12 to run" in result.output
     assert not (project / "artifacts").exists()
@@ -602,7 +602,7 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
     assert table["method"].tolist() == ["random"]
     (failure,) = sweeps.failures(sweep, store)
     assert failure.kind == "blocked" and failure.notebook is None
-    what = "its stage 'digits, embeddings, seed 0' failed: RuntimeError: no memory"
+    what = "its stage 'digits, embeddings' failed: RuntimeError: no memory"
     assert failure.message == what
 
 

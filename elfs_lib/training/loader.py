@@ -67,7 +67,7 @@ class ResidentLoader:
     def sample(self, count: int) -> torch.Tensor:
         """Normalised, unaugmented images, evenly spread: float32 [min(count, N), C, H, W].
 
-        From the first to the last, for images may come in an order that means something: a
+        Over all of them, for images may come in an order that means something: a
         coreset lists the hardest first.
         """
         count = min(count, len(self))
