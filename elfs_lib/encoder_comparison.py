@@ -237,8 +237,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
     older = sum(not is_current(recipe) for recipe in table["recipe"])
     if older:
         lines.append(
-            f"{older} of the {len(table)} rows of {dataset} were trained by an earlier or unrecorded"
-            " revision of the recipe: their commands may now give somewhat other accuracies."
+            f"{older} of the {len(table)} rows of {dataset} were trained by an earlier or "
+            "unrecorded revision of the recipe: their commands may give somewhat other accuracies."
         )
     if not table["is_default"].any():
         return lines
