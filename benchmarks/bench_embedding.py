@@ -27,11 +27,13 @@ def run(quick: bool) -> Iterator[Row]:
     repeats = 3 if quick else 5
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     config = timm.data.resolve_model_data_config(model)
-    embedders = {
-        side: embedding.Embedder(
-            "bench", PreparedNetwork(model.eval(), embedding._transform(side, config))
-        )
+    prepared = {
+        side: PreparedNetwork(model.eval(), embedding._transform(side, config))
         for side in (128, 224)
+    }
+    embedders = {
+        side: embedding.Embedder("bench", network, device, dtype)
+        for side, network in prepared.items()
     }
     model, batch = embedders[128].network, embedders[128].batch
     note = f"EfficientNet-Lite0, batches of {batch}, {str(dtype).removeprefix('torch.')}"

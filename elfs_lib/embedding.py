@@ -105,7 +105,8 @@ def embed(
         raise ElfsError("images are empty: there is nothing to embed.")
     check_positive("input_size", input_size)
     check_positive("batch", batch)
-    resolve_precision(precision, resolve_device(device))  # before weights are loaded
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
     parts = split_encoders(encoder, checkpoint)
     blocks = []
     for name, path in parts.items():
@@ -124,8 +125,7 @@ def embed(
                 device=device,
                 precision=precision,
             )
-        embedder = Embedder(name, network, batch=batch, device=device, precision=precision)
-        blocks.append(embedder(images))
+        blocks.append(Embedder(name, network, where, dtype, batch)(images))
     return blocks[0] if len(blocks) == 1 else concatenate(blocks)
 
 
@@ -135,23 +135,22 @@ class Embedder:
     Args:
         name: Shown beside the progress bar.
         network: What embeds; it is changed for inference.
-        batch: As for :func:`embed`, like what follows.
+        device: Where.
+        dtype: Of the products.
+        batch: Images for each forward pass; None = what was fastest for the device.
     """
 
     def __init__(
         self,
         name: str,
         network: PreparedNetwork,
-        *,
+        device: torch.device,
+        dtype: torch.dtype,
         batch: int | None = None,
-        device: str = "auto",
-        precision: str = "auto",
     ):
-        self.name = name
-        self.device = resolve_device(device)
-        self.dtype = resolve_precision(precision, self.device)
-        self.batch = batch or _default_batch(self.device)
-        self.network = _for_inference(network.network, self.device)
+        self.name, self.device, self.dtype = name, device, dtype
+        self.batch = batch or _default_batch(device)
+        self.network = _for_inference(network.network, device)
         self.prepare = network.prepare
 
     @torch.inference_mode()
@@ -191,9 +190,9 @@ def frozen_embedder(
     Raises:
         ElfsError: as :func:`embed`.
     """
-    resolve_precision(precision, resolve_device(device))  # before weights are loaded
-    network = _pretrained(name, image_size, checkpoint, input_size)
-    return Embedder(name, network, device=device, precision=precision)
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    return Embedder(name, _pretrained(name, image_size, checkpoint, input_size), where, dtype)
 
 
 def _pretrained(

@@ -6,10 +6,11 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import pydantic
+if TYPE_CHECKING:
+    import numpy as np
+    import pydantic
 
 
 class ElfsError(Exception):
@@ -52,7 +53,7 @@ def check_images(images: np.ndarray, *, instead: str = "") -> None:
     Raises:
         ElfsError: if it has another type or shape.
     """
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
+    if images.ndim != 4 or images.dtype != "uint8" or images.shape[1] not in (1, 3):
         raise ElfsError(
             f"images are {images.dtype} {images.shape}: give uint8 [N, C, H, W] with C = 1 or 3"
             f"{instead}."

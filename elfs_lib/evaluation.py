@@ -135,6 +135,7 @@ def paired_difference(
     *,
     resamples: int = 10_000,
     seed: int = 0,
+    strict: bool = True,
 ) -> pd.DataFrame:
     """Accuracy of one method minus another, seed by seed, with intervals.
 
@@ -149,6 +150,7 @@ def paired_difference(
         rival: Name of the method it is compared with.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
+        strict: Whether to raise where they share no seed; else there are no rows.
 
     Returns:
         One row per dataset and budget where both methods share a seed and recipe: ``dataset``,
@@ -164,7 +166,7 @@ def paired_difference(
         if name not in set(table["method"]):
             have = ", ".join(sorted(table["method"].unique()))
             raise ElfsError(f"The results hold no method {name!r}: choose among {have}.")
-    return _paired(table, method, rival, resamples, seed)
+    return _paired(table, method, rival, resamples, seed, strict=strict)
 
 
 def best_supervised(results: pd.DataFrame, supervised: Collection[str]) -> pd.DataFrame:
@@ -292,6 +294,10 @@ def count_verdicts(paired: pd.DataFrame) -> str:
     )
 
 
+_PAIRED = ("dataset budget method rival n method_mean rival_mean difference sd low high boot_low "
+           "boot_high p_value").split()  # fmt: skip
+
+
 def _paired(
     table: pd.DataFrame, method: str, rival: str, resamples: int, seed: int, *, strict: bool = True
 ) -> pd.DataFrame:
@@ -301,7 +307,9 @@ def _paired(
     right = table.loc[table["method"] == rival, [*key, "accuracy"]]
     both = left.merge(right, on=key, suffixes=("_method", "_rival"))
     if strict and both.empty:
-        raise ElfsError(f"{method!r} and {rival!r} share no seed: run both with the same seeds.")
+        raise ElfsError(
+            f"{method!r} and {rival!r} share no seed of one recipe: run both with the same seeds."
+        )
     generator = np.random.default_rng(seed)
     rows = []
     for (dataset, budget), group in both.groupby(["dataset", "budget"]):
@@ -337,4 +345,4 @@ def _paired(
                 "p_value": p_value,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_PAIRED)

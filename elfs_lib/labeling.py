@@ -64,7 +64,6 @@ def read_labels(
     known: Collection[str] | None,
     *,
     folder: str = "",
-    some: bool = True,
     strict: bool = True,
 ) -> Labels:
     """Read labels and check their images.
@@ -73,8 +72,7 @@ def read_labels(
         file: CSV, or JSON as Label Studio exports it.
         known: The paths that may be labelled; None: any.
         folder: Name of the directory of images, which Label Studio's URLs begin with.
-        some: Whether there has to be a label at all.
-        strict: Whether every path has to be a known one.
+        strict: Whether every path has to be a known one, and a label there at all.
 
     Raises:
         ElfsError: if the file cannot be understood, names an unknown image, gives one image two
@@ -93,13 +91,12 @@ def read_labels(
     unlabelled: dict[str, None] = {}
     for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
         path = name if known is None else _known_path(name, known, folder)
-        if path is None and not strict:
-            path = name
-        if path is None:
+        if path is None and strict:
             raise ElfsError(
                 f"{file}, {where}: {name!r} is not a usable image of the folder that the list was "
                 "made from; mend its path, or leave it out."
             )
+        path = name if path is None else path
         if not label:
             unlabelled[path] = None
         elif given.setdefault(path, label) != label:
@@ -107,15 +104,18 @@ def read_labels(
                 f"{file}, {where}: image {path!r} has the labels {given[path]!r} and {label!r}; "
                 "keep one."
             )
-    if some and not given:
+    if strict and not given:
         raise ElfsError(f"{file} holds no label: fill in its column 'label', one name an image.")
     return Labels(given, tuple(path for path in unlabelled if path not in given))
 
 
+def delimiter(text: str) -> str:
+    """What stands between the columns of a CSV file, by its first line."""
+    return max(",;\t", key=text.partition("\n")[0].count)
+
+
 def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter(text))
     try:
         columns = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
         path = next((columns[name] for name in PATH_COLUMNS if name in columns), None)

@@ -200,6 +200,17 @@ class OwnRun(Run):
             look=self.params.encoder != "pixels",
         )
 
+    @property
+    def least_hard(self) -> float:
+        """The least beta that may be taken: the given one, or the lowest of the grid."""
+        given = self.params.hard_prune_ratio
+        return min(self.params.hard_prune_ratios) if given is None else given
+
+    @property
+    def room(self) -> int:
+        """How many images can be listed and labelled together, the hardest being set aside."""
+        return self.n - hard_prune_count(self.n, self.least_hard, 0)
+
     @cached_property
     def order(self) -> np.ndarray:
         """float64 [N], what the list is ordered by, low is hard: the score, or where it stands
@@ -341,9 +352,7 @@ class Choice:
         rows = []
         for count in sorted({*run.params.budgets, len(mine)}):
             total = count + len(done)
-            p = run.params
-            least = min(p.hard_prune_ratios) if p.hard_prune_ratio is None else p.hard_prune_ratio
-            if total > room(run, least):
+            if total > run.room:
                 continue
             beta = run.hard_prune_ratio(total)
             chosen = pick(run.order, run.copies.group, beta, count, done)
@@ -516,10 +525,10 @@ def read_images(
     """The run whose images are read, and nothing else done."""
     _check_request(request)
     pixels, path = _source(source)
-    given = {"encoder": "efficientnet_lite0", **request.overrides, "seed": request.seed}
-    # What is compared and asked for is set when the images are known; a default must not stand
-    # in the way of a beta that was given.
-    given |= {"dataset": "image_folder", "data_path": path, "budget": 1, "budgets": (1,)}
+    # Budgets are set when the images are known; their defaults must not stand in the way of a beta
+    # that was given.
+    given = {"encoder": "efficientnet_lite0", "budgets": (1,), **request.overrides}
+    given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
     say("[1/7] reading images")
     n = len(run.train_images)
@@ -557,12 +566,6 @@ def pick(
     walk = walk[~np.isin(group[walk], group[done])]
     _, first = np.unique(group[walk], return_index=True)
     return walk[np.sort(first)][:count]
-
-
-def room(run: OwnRun, hard_prune_ratio: float) -> int:
-    """How many images stay, listed and labelled together, when the hardest beta N are set aside."""
-    n = len(run.paths)
-    return n - hard_prune_count(n, hard_prune_ratio, 0)
 
 
 def facts(choice: Choice) -> list[str]:

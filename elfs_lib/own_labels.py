@@ -24,7 +24,7 @@ from elfs_lib import datasets
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.labeling import Labels, read_labels, tasks
+from elfs_lib.labeling import Labels, delimiter, read_labels, tasks
 from elfs_lib.labels import LabelOracle
 from elfs_lib.own_images import (
     COLUMNS,
@@ -34,7 +34,6 @@ from elfs_lib.own_images import (
     choose_images,
     open_run,
     read_images,
-    room,
 )
 from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
@@ -284,7 +283,7 @@ def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
         return
     try:
         # Under the names that the stored labels have, however the list spells them.
-        typed = read_labels(files.csv, stored, some=False, strict=False).given
+        typed = read_labels(files.csv, stored, strict=False).given
     except ElfsError as error:
         raise ElfsError(
             f"{files.csv} is not as it was written and may hold labels, which would be lost "
@@ -301,9 +300,7 @@ def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
 def _as_written(file: Path) -> bool:
     """Whether a list has the columns that it was written with, and nothing beside them."""
     text = file.read_bytes().decode("utf-8-sig", errors="replace")
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text))
     try:
         first = [name.strip() for name in next(rows, [])]
         beside = any(cell.strip() for row in rows for cell in row[len(COLUMNS) :])
@@ -588,11 +585,10 @@ def evaluate(
     left = run.copies.different - len(np.unique(labelled))
     if batch > left:
         say(f"Only {left:,} different images have no label yet.")
-    beta = run.params.hard_prune_ratio
-    fit = room(run, beta or 0) - len(labels)
-    if beta and min(batch, left) > fit:
-        say(f"With the hardest {beta:.0%} set aside, as was asked for, {max(fit, 0):,} are left.")
-    batch = max(0, min(batch, left, fit))
+    batch, fit = min(batch, left), max(0, run.room - len(labels))
+    if batch > fit:
+        say(f"With the hardest {run.least_hard:.0%} set aside, as was asked for, {fit:,} are left.")
+    batch = min(batch, fit)
     if not batch:
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels))

@@ -43,8 +43,6 @@ class Images:
             dataset's path (``file.parquet#row`` for Parquet).
         report: kind -> names of what was left out or changed (the kinds are the keys of
             :data:`elfs_lib.decoding.LEFT_OUT` and ``KEPT``); empty for clean sets.
-        unread: kind -> names of files beside the images that nobody took for one (hidden, of
-            another kind, unused...); they may come and go, and the images stay the same.
         source: One sentence that says where these pixels came from.
         left_out: split -> rows of the source that are not in the arrays (damaged files...), so
             that labels can be lined up later; only splits that lack rows.
@@ -58,12 +56,6 @@ class Images:
     report: dict[str, list] = field(default_factory=dict)
     source: str = ""
     left_out: dict[str, list[int]] = field(default_factory=dict)
-    unread: dict[str, list] = field(default_factory=dict)
-
-    @property
-    def reported(self) -> dict[str, list]:
-        """``report`` and ``unread`` in one."""
-        return merge_reports(self.report, self.unread)
 
 
 def merge_reports(*reports: Mapping[str, list]) -> dict[str, list]:
@@ -471,7 +463,7 @@ class Folder(Files):
 
     def images(self, request: Request) -> Images:
         root = self.root(request)
-        splits, unread = self._listing(request)
+        splits, _ = self._listing(request)
         counts = {split: len(names) for split, names in splits.items()}
         size = request.image_size or self._default_size(root, splits["train"])
         parts = _decode_splits(
@@ -492,10 +484,11 @@ class Folder(Files):
             keep_paths=True,
         )
         by_path = {kind: sorted(found) for kind, found in images.report.items()}
-        return replace(images, report=by_path, unread=unread)
+        return replace(images, report=by_path)
 
     def unread(self, request: Request) -> dict[str, list]:
-        """As in :class:`Images`; no file is opened."""
+        """kind -> names of files beside the images that nobody took for one (hidden, of another
+        kind, unused...); they may come and go, and the images stay the same."""
         return self._listing(request)[1]
 
     def labels(self, request: Request, split: str) -> np.ndarray:

@@ -262,17 +262,13 @@ class Stage:
     params: Params
     call: tuple[Any, ...]
     needs: tuple[str, ...]
+    own: bool  # of one of several pipelines, and not shared by them
 
     @property
     def title(self) -> str:
         what = " ".join(map(str, self.call)).replace("_", " ")
-        seed = f", seed {self.params.seed}" if self.name.startswith(_own(self.params)) else ""
+        seed = f", seed {self.params.seed}" if self.own else ""
         return f"{self.params.dataset}, {what}{seed}"
-
-
-def _own(params: Params) -> str:
-    """How the names of stages begin that only one of several pipelines reads."""
-    return f"{params.dataset}_pipeline{params.seed}"
 
 
 @dataclass(frozen=True)
@@ -398,16 +394,16 @@ def _shared_stages(
 
     def add(run: Run, *call: Any, needs: Iterable[str] = ()) -> tuple[str, ...]:
         """Names of the stages to wait for: this one, or none if it is there."""
-        dataset, encoder = run.params.dataset, run.params.encoder
-        shared = call[0] in ("embeddings", "neighbors") and not encoders.trains_here(encoder)
-        alone = several[dataset] == 1 or shared
-        name = "_".join(map(str, (dataset if alone else _own(run.params), *call)))
+        p = run.params
+        shared = call[0] in ("embeddings", "neighbors") and not encoders.trains_here(p.encoder)
+        own = several[p.dataset] > 1 and not shared
+        name = "_".join(map(str, (p.dataset, *[f"pipeline{p.seed}"] * own, *call)))
         if name not in stages and name not in ready:
             try:
                 _perform(run, call)
                 ready.add(name)
             except NotBuilt:
-                stages[name] = Stage(name, run.params, call, tuple(needs))
+                stages[name] = Stage(name, p, call, tuple(needs), own)
         return (name,) if name in stages else ()
 
     def chain(run: Run, stage: str) -> tuple[str, ...]:
@@ -459,7 +455,6 @@ class _Place:
     topic: str
     kernel: str | None
     retries: int
-    repair: bool
 
 
 @dataclass(frozen=True)
@@ -502,7 +497,7 @@ def _name(error: Exception) -> str:
 
 @_task
 def _run_stage(stage: Stage, place: _Place) -> _Outcome:
-    _perform(Run(stage.params, Store(place.root, repair=place.repair)), stage.call)
+    _perform(Run(stage.params, default_store()), stage.call)
     return _Outcome("done")
 
 
@@ -749,8 +744,7 @@ def run_sweep(
         on_this_machine = not (scheduler or client or sweep.slurm)
         check_notebooks([NOTEBOOK], kernel if on_this_machine else None)
         environment = {"ELFS_ARTIFACTS_DIR": str(store.root.resolve()), "ELFS_PROGRESS": "0"}
-        if store.repair:
-            environment["ELFS_REPAIR"] = "1"
+        environment["ELFS_REPAIR"] = str(int(store.repair))  # workers may outlive a sweep
         if data := data_dir():
             environment["ELFS_DATA_DIR"] = str(data.resolve())
         place = _Place(
@@ -761,7 +755,6 @@ def run_sweep(
             f"elfs-{uuid.uuid4().hex}",  # a scheduler may serve several sweeps
             kernel,
             sweep.retries,
-            store.repair,
         )
         with ExitStack() as stack:
             if client is None:

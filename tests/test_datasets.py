@@ -7,6 +7,7 @@ import os
 import pickle  # to write CIFAR's published format; the library never reads one itself
 import struct
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import image_files
@@ -25,8 +26,10 @@ from elfs_lib.datasets import (
     load_images,
     load_labels,
     source_fingerprint,
+    unread_files,
 )
 from elfs_lib.errors import ElfsError
+from elfs_lib.readers import Images, merge_reports
 
 PINNED = [360, 1773, 965, 256, 607]  # rows of scikit-learn's digits
 
@@ -412,10 +415,15 @@ def awkward(tmp_path_factory):
     return root, report, load_images("image_folder", path=root, image_size=16)
 
 
+def reported(images: Images, folder: Path) -> dict[str, list]:
+    """What is said of all files of a folder: of images, and of those that are none."""
+    return merge_reports(images.report, unread_files(folder))
+
+
 def test_awkward_files_are_each_handled_or_listed(awkward):
     root, report, images = awkward
     assert set(report) <= set(decoding.LEFT_OUT) | set(decoding.KEPT)
-    assert images.reported == report
+    assert reported(images, root) == report
     left_out = {name for kind in decoding.LEFT_OUT for name in report.get(kind, ())}
     everything = {
         path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()
@@ -473,7 +481,7 @@ def test_order_and_pixels_do_not_depend_on_threads_or_chunks(awkward, monkeypatc
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     again = load_images("image_folder", path=root, image_size=16)
     assert np.array_equal(again.train, images.train)
-    assert again.paths == images.paths and again.reported == report
+    assert again.paths == images.paths and reported(again, root) == report
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -525,9 +533,10 @@ def test_unreadable_files_and_folders(tmp_path):
     (tmp_path / "b").chmod(0)
     try:
         images = load_images("image_folder", path=tmp_path)
+        found = reported(images, tmp_path)
     finally:
         (tmp_path / "b").chmod(0o755)
-    assert images.reported == {"unreadable": ["b", "a/000.png"]} and len(images.train) == 1
+    assert found == {"unreadable": ["a/000.png", "b"]} and len(images.train) == 1
 
 
 def test_files_that_fail_to_open(tmp_path, monkeypatch):
@@ -541,14 +550,15 @@ def test_files_that_fail_to_open(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding.Path, "read_bytes", read_bytes)
     images = load_images("image_folder", path=tmp_path)
-    assert images.reported == {"unreadable": ["a/000.png", "b/000.png"]}
+    assert reported(images, tmp_path) == {"unreadable": ["a/000.png", "b/000.png"]}
     assert load_labels("image_folder", "train", path=tmp_path).tolist() == [0, 1]
 
 
 def test_pipes_are_not_waited_for(tmp_path):
     image_files.class_folders(tmp_path, {"a": 2})
     os.mkfifo(tmp_path / "pipe.png")
-    assert load_images("image_folder", path=tmp_path).reported == {"not_an_image": ["pipe.png"]}
+    images = load_images("image_folder", path=tmp_path)
+    assert reported(images, tmp_path) == {"not_an_image": ["pipe.png"]}
 
 
 def test_file_names_that_are_not_utf8(tmp_path):
@@ -558,8 +568,8 @@ def test_file_names_that_are_not_utf8(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     images = load_images("image_folder", path=tmp_path)
-    assert images.reported == {"bad_name": ["caf\\xe9.png"]}
-    json.dumps(images.reported).encode("utf-8")
+    assert reported(images, tmp_path) == {"bad_name": ["caf\\xe9.png"]}
+    json.dumps(reported(images, tmp_path)).encode("utf-8")
 
 
 def test_linked_folders_are_read_once_under_their_own_name(tmp_path):
@@ -573,7 +583,7 @@ def test_linked_folders_are_read_once_under_their_own_name(tmp_path):
     os.symlink(root, elsewhere / "back")
     images = load_images("image_folder", path=root)
     assert set(images.paths) == {"m/000.png", "outside/deep/000.png", "outside/deep/001.png"}
-    assert images.reported == {
+    assert reported(images, root) == {
         "repeated_link": ["a link that sorts first", "outside again", "outside/back"]
     }
 
@@ -618,7 +628,7 @@ def test_train_and_test_folders(tmp_path):
     image_files.class_folders(tmp_path, {"spare": 1})
     images = load_images("image_folder", path=tmp_path)
     assert len(images.train) == 5 and len(images.test) == 2
-    assert images.reported["unused"] == ["spare/000.png"]
+    assert reported(images, tmp_path)["unused"] == ["spare/000.png"]
     assert labelled_splits("image_folder", path=tmp_path) == ("train", "test")
     for label, path in zip(load_labels("image_folder", "train", path=tmp_path), images.paths):
         assert path.split("/")[:2] == ["train", ["cat", "dog"][label]]

@@ -238,3 +238,8 @@ def test_rows_of_two_revisions_of_a_recipe_are_not_paired():
     )
     (row,) = paired_difference(table, "elfs", "random").itertuples()
     assert (row.n, row.difference) == (1, 15.0)
+    apart = table.iloc[:3]
+    with pytest.raises(ElfsError, match="share no seed of one recipe"):
+        paired_difference(apart, "elfs", "random")
+    nothing = paired_difference(apart, "elfs", "random", strict=False)
+    assert nothing.empty and list(nothing) == list(paired_difference(table, "elfs", "random"))

@@ -421,6 +421,7 @@ def test_impossible_requests_are_one_sentence(
         ("photos", {"budget": "20"}, "budget is '20'"),
         ("photos", {"budget": None}, "budget is None"),
         ("photos", {"cosine": "near"}, "cosine is 'near'"),
+        (np.zeros((40, 1, 8, 8), np.uint8), {"budgets": ["x"]}, "Parameter 'budgets' is 'x'"),
     ],
 )
 def test_what_python_cannot_mean_is_one_sentence(source: object, change: dict, message: str):

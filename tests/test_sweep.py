@@ -52,6 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # The tasks of a sweep set these in their process, which may be this one.
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setenv("ELFS_PROGRESS", "0")
+    monkeypatch.setenv("ELFS_REPAIR", "0")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     return tmp_path
@@ -603,8 +604,7 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
     assert table["method"].tolist() == ["random"]
     (failure,) = sweeps.failures(sweep, store)
     assert failure.kind == "blocked" and failure.notebook is None
-    what = "its stage 'digits, embeddings' failed: RuntimeError: no memory"
-    assert failure.message == what
+    assert failure.message == "its stage 'digits, embeddings' failed: RuntimeError: no memory"
 
 
 TRAINING = """
