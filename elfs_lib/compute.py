@@ -26,6 +26,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -37,6 +38,12 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.index is not None and device.index >= count:
         raise ElfsError(f"device is {name!r} but torch finds only {count} here, counted from 0.")
     return device
+
+
+def release_gpu() -> None:
+    """Give back the memory that torch keeps in reserve on a GPU, for other processes to use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:

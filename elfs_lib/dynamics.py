@@ -104,7 +104,7 @@ class DynamicsRecorder:
         # Toneva et al. (2019): learnt at the last presentation and wrong at this one
         self._forgotten[indices] += self._was_correct[indices] & ~correct
         self._was_correct[indices] = correct
-        self._seen[indices] = True
+        self._seen.index_fill_(0, indices, True)  # = True would make the host wait for a GPU
         if self.epochs < EL2N_EPOCHS:
             self._el2n[indices] += el2n(probabilities, targets)
         self._window[indices, self.epochs % DUAL_WINDOW] = own.half()

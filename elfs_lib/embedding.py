@@ -156,18 +156,25 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Embed uint8 [N, C, H, W] to float32 [N, D]."""
+        starts = track(range(0, len(images), self.batch), f"embedding with {self.name}")
+        launched = ((start, self._launch(images[start : start + self.batch])) for start in starts)
         out = None
-        for start in track(range(0, len(images), self.batch), f"embedding with {self.name}"):
-            # a copy, so that read-only memory maps work; one batch only
-            x = torch.tensor(images[start : start + self.batch]).to(self.device).float().div_(255)
-            x = self.prepare(x).contiguous(memory_format=torch.channels_last)
-            with autocast(self.device, self.dtype):
-                features = self.network(x)
-            features = features.float().cpu().numpy()
+        # A GPU is given the next batch before the features of one are read, and so never waits.
+        for (start, features), _ in itertools.pairwise(itertools.chain(launched, [(None, None)])):
             if out is None:
                 out = np.empty((len(images), features.shape[1]), dtype=np.float32)
-            out[start : start + self.batch] = features
+            out[start : start + self.batch] = features.cpu().numpy()
         return out
+
+    def _launch(self, images: np.ndarray) -> Tensor:
+        """float32 [B, D] on the device, which may still be at work on it."""
+        x = torch.tensor(images)  # a copy, so that read-only memory maps work; one batch only
+        if self.device.type == "cuda":
+            x = x.pin_memory()  # else the copy waits for the batch before
+        x = x.to(self.device, non_blocking=True).float().div_(255)
+        x = self.prepare(x).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.dtype):
+            return self.network(x).float()
 
 
 def frozen_embedder(

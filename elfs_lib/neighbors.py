@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from elfs_lib.clustering import contingency, unit_rows
-from elfs_lib.compute import resolve_precision
+from elfs_lib.compute import resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
 
@@ -23,6 +23,8 @@ METHODS = ("exact", "ivf", "hnsw")
 SPARE = 64
 # Rows ranked at once.
 RANKED = 4096
+# Scores held at once on a GPU: 2 GiB.
+SCORES = 2**29
 # Cells of 4 sqrt(N) that ivf looks into: its time grows with N to the power of 1.5.
 PROBES = 32
 # Rows that the others are ordered by.
@@ -44,7 +46,12 @@ class Neighbors:
 
 
 def nearest_neighbors(
-    embeddings: np.ndarray, k: int, *, block: int = 1024, method: str = "exact"
+    embeddings: np.ndarray,
+    k: int,
+    *,
+    block: int = 1024,
+    method: str = "exact",
+    device: str = "cpu",
 ) -> Neighbors:
     """Find the ``k`` most similar other rows of each row.
 
@@ -55,12 +62,15 @@ def nearest_neighbors(
         method: "exact": every pair is compared. "ivf" compares each row with the rows of the
             32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through
             a graph meets (both faiss); what they find is ranked exactly, but they miss some.
+        device: See :func:`elfs_lib.compute.resolve_device`. A CUDA GPU scores the pairs of
+            "exact", with the same result; everything else is done on the CPU.
 
     Raises:
-        ElfsError: if ``k``, ``block`` or ``method`` is out of range, or a row is all zero or not
-            finite.
+        ElfsError: if ``k``, ``block`` or ``method`` is out of range, a row is all zero or not
+            finite, or there is no such device.
     """
     choose("neighbour method", method, METHODS)
+    where = resolve_device(device)
     rows = unit_rows(embeddings)
     if not is_whole(k, 1, len(rows) - 1):
         raise ElfsError(
@@ -71,7 +81,7 @@ def nearest_neighbors(
         raise ElfsError(f"block is {block}: it must be at least 1.")
     if method != "exact":
         return _approximate(rows, k, method)
-    return _exact(rows, k, block)
+    return _exact_on(where, rows, k) if where.type == "cuda" else _exact(rows, k, block)
 
 
 def knn_accuracy(neighbors: Neighbors, labels: np.ndarray, *, k: int = 20) -> float:
@@ -154,6 +164,25 @@ def _exact(rows: np.ndarray, k: int, block: int) -> Neighbors:
             listed = _sweep(ranking.rows, pending, k, block, dtype)
             sure = np.flatnonzero(~listed.overflowed)
             ranking.add(pending[sure], listed.columns[sure], listed.fill[sure])
+    return ranking.finish()
+
+
+def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORES) -> Neighbors:
+    """Score rows with all others on a device in float32, ``held`` pairs at once; rank the best
+    exactly. Rows whose best the rough scores cannot tell are left to the ranking's own search."""
+    count = len(rows)
+    wide = min(k + SPARE, count - 1)
+    columns = torch.from_numpy(rows).to(device)
+    ranking = _Ranking(rows, np.arange(count), k)
+    step = max(1, held // count)
+    for start in track(range(0, count, step), "neighbours"):
+        scores = columns[start : start + step] @ columns.T
+        scores.diagonal(start).fill_(-torch.inf)
+        best, found = scores.topk(wide)
+        # No row that is not listed can be among the k nearest, if both scores are off the most.
+        sure = best[:, -1] < best[:, k - 1] - 2 * _rounding(rows)
+        own = np.flatnonzero(sure.cpu().numpy() | (wide == count - 1))
+        ranking.add(start + own, found.cpu().numpy()[own], np.full(len(own), wide))
     return ranking.finish()
 
 

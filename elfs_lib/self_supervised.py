@@ -9,6 +9,7 @@ does not need the very large batches of the original. No label is involved anywh
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,11 +150,12 @@ def train_encoder(
     per_epoch = len(images) // batch
     steps = config.epochs * per_epoch
     losses = torch.zeros(config.epochs, device=where)
+    resident = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(where)
     for step in track(range(steps), "training the encoder without labels"):
         epoch, at = divmod(step, per_epoch)
         if at == 0:
-            shuffled = order.permutation(len(images))
-        chosen = torch.from_numpy(images[shuffled[at * batch : (at + 1) * batch]]).to(where)
+            shuffled = torch.from_numpy(order.permutation(len(images))).to(where)
+        chosen = resident[shuffled[at * batch : (at + 1) * batch]]
         both = augment(torch.cat([chosen, chosen]).float().div_(255), config, views)
         both = prepare(both).contiguous(memory_format=torch.channels_last)
         with autocast(where, dtype):
@@ -250,14 +252,22 @@ def _recolour(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generato
     saturation = saturation * (1 - _happens(count, config.grey, generator))
     # a quarter of the strength, as SimCLR: 0.1 turns of the colour circle at 0.4
     hue = changed * 2 * math.pi * _uniform(count, -strength / 4, strength / 4, generator)
-    to_yiq = x.new_tensor(YIQ)
+    to_yiq, from_yiq = _yiq(x.device)
     turn = x.new_zeros(count, 3, 3)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = saturation * hue.cos()
     turn[:, 2, 1] = saturation * hue.sin()
     turn[:, 1, 2] = -turn[:, 2, 1]
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    matrix = from_yiq @ turn @ to_yiq
     return torch.einsum("bij,bjhw->bihw", matrix, x)
+
+
+@functools.cache
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrix from RGB to YIQ and the one back, float32; once, for each would be a copy to the
+    device in every step."""
+    matrix = torch.tensor(YIQ)
+    return matrix.to(device), torch.linalg.inv(matrix).to(device)
 
 
 def _light(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generator) -> Tensor:
@@ -267,8 +277,9 @@ def _light(x: Tensor, config: SelfSupervisedConfig, generator: torch.Generator) 
     brightness = 1 + changed * _uniform(count, -strength, strength, generator)
     contrast = 1 + changed * _uniform(count, -strength, strength, generator)
     x = x * brightness.view(-1, 1, 1, 1)
-    luma = x.new_tensor(YIQ[0] if x.shape[1] == 3 else (1.0,)).view(1, -1, 1, 1)
-    centre = (x * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    luma = _yiq(x.device)[0][:1, :, None, None]
+    grey = (x * luma).sum(1, keepdim=True) if x.shape[1] == 3 else x
+    centre = grey.mean((2, 3), keepdim=True)
     return torch.lerp(centre, x, contrast.view(-1, 1, 1, 1)).clamp(0, 1)
 
 

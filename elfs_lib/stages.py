@@ -309,6 +309,7 @@ class Run:
                 np.asarray(self.embeddings.array("embeddings")),
                 self.params.neighbors,
                 method=method,
+                device=self.params.device,
             )
             draft.array("indices", found.indices)
             draft.array("similarities", found.similarities)

@@ -497,7 +497,12 @@ def _name(error: Exception) -> str:
 
 @_task
 def _run_stage(stage: Stage, place: _Place) -> _Outcome:
-    _perform(Run(stage.params, default_store()), stage.call)
+    from elfs_lib.compute import release_gpu
+
+    try:
+        _perform(Run(stage.params, default_store()), stage.call)
+    finally:
+        release_gpu()  # the notebooks train in processes of their own, on the same GPU
     return _Outcome("done")
 
 

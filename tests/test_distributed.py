@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 from elfs_lib.training.distributed import Ranks, SyncedBatchNorm, joined
-from elfs_lib.training.loop import Length, Seeds, Trained, train
+from elfs_lib.training.loop import Length, Seeds, Trained, _help, _Job, train
 from elfs_lib.training.recipes import find_recipe
 
 CPU = torch.device("cpu")
@@ -137,7 +139,33 @@ def test_alone_nothing_is_done():
     assert ranks == Ranks(0, 1) and not dist.is_initialized()
     assert ranks.parallel(model) is model and type(model) is nn.BatchNorm2d
     assert ranks.join(rows, rows) is rows and ranks.mean(rows) is rows
-    ranks.check("cuda:1", 1)
+    ranks.check("cuda:1", CPU, 1)
+
+
+def test_the_images_of_one_training_are_gone_before_those_of_the_next_come():
+    """Two sets of ImageNet do not fit on one GPU."""
+    sent = []
+
+    class Leader(Ranks):
+        def receive(self):
+            gc.collect()
+            assert [images() for images in sent] == [None] * len(sent)
+            if len(sent) == 2:
+                return None
+            images = torch.from_numpy(IMAGES.copy())
+            sent.append(weakref.ref(images))
+            job = _Job(
+                3, CASES["convnet_tiny"], Length(steps=1), Seeds.all(0), True, 1, "auto", False
+            )
+            return dataclasses.asdict(job), [images, torch.arange(80) % 3]
+
+    assert _help(Leader()) and _help(Leader()) and not _help(Leader())
+    assert len(sent) == 2
+
+
+def test_apples_gpu_cannot_be_shared():
+    with pytest.raises(ElfsError, match="mps: use device: cpu"):
+        Ranks(0, 2).check("auto", torch.device("mps"), 100)
 
 
 def test_synced_batch_norm_is_the_plain_one_when_not_training():

@@ -72,6 +72,32 @@ def test_rows_that_bfloat16_cannot_tell_apart(monkeypatch):
     check_promises(nearest_neighbors(rows, 7, block=200), rows, 7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_gpu_scores_is_ranked_alike(seed):
+    """Of the path that only GPUs take, all but the device."""
+    rows = random_rows(1, 24, seed) * (seed > 0) + random_rows(400, 24, seed=9)
+    rows[50:350:2] = rows[7]  # more equals than are listed: such rows are searched again
+    expected = nearest_neighbors(rows, 20)
+    rows = neighbors.unit_rows(rows)
+    for held in (1, 400 * 37, neighbors.SCORES):
+        found = neighbors._exact_on(torch.device("cpu"), rows, 20, held)
+        assert (found.indices == expected.indices).all()
+        assert (found.similarities == expected.similarities).all()
+    few = nearest_neighbors(rows[:9], 8)
+    assert (neighbors._exact_on(torch.device("cpu"), rows[:9], 8).indices == few.indices).all()
+
+
+def test_only_a_gpu_takes_its_path(monkeypatch):
+    taken = []
+    monkeypatch.setattr(neighbors, "_exact_on", lambda device, rows, k: taken.append(device))
+    monkeypatch.setattr(neighbors, "resolve_device", torch.device)
+    rows = random_rows(9, 4)
+    nearest_neighbors(rows, 3, device="cuda")
+    nearest_neighbors(rows, 3, device="mps")
+    nearest_neighbors(rows, 3, device="cuda", method="hnsw")
+    assert taken == [torch.device("cuda")]
+
+
 def test_keys_keep_the_order_of_scores():
     scores = torch.tensor([-np.inf, -2.0, -1e-3, -1e-30, 0.0, 1e-30, 0.5, 0.75, 1.0])
     for dtype in (torch.float32, torch.bfloat16):

@@ -86,17 +86,20 @@ class Ranks:
         dist.all_reduce(whole)
         return whole
 
-    def check(self, device: str, smallest_batch: int) -> None:
+    def check(self, name: str, device: torch.device, smallest_batch: int) -> None:
         """Refuse what several ranks cannot do.
 
         Raises:
-            ElfsError: if one GPU is named for all ranks, or a batch is too small to be shared.
+            ElfsError: if one GPU is named for all ranks, the device cannot exchange tensors, or a
+                batch is too small to be shared.
         """
         if self.size == 1:
             return
-        if ":" in device:
+        if device.type == "mps":
+            raise ElfsError("torchrun cannot share a training on mps: use device: cpu.")
+        if ":" in name:
             raise ElfsError(
-                f"Parameter 'device' is {device!r} for {self.size} processes: torchrun gives each "
+                f"Parameter 'device' is {name!r} for {self.size} processes: torchrun gives each "
                 "a GPU of its own, so use device: cuda."
             )
         if smallest_batch < self.size:

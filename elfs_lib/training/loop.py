@@ -167,7 +167,7 @@ def train(
         recorded=recorder is not None,
     )
     ranks = Ranks.here()
-    ranks.check(device, len(labels) // -(-len(labels) // recipe.batch))
+    ranks.check(device, place, len(labels) // -(-len(labels) // recipe.batch))
     ranks.send(device, asdict(job), *data)
     return _fit(job, *data, recorder=recorder, ranks=ranks, desc=desc)
 
@@ -181,7 +181,9 @@ def together(lead: Callable[[], None]) -> None:
     """
     with joined() as ranks:
         if ranks.rank:
-            _follow(ranks)
+            os.environ["ELFS_PROGRESS"] = "0"
+            while _help(ranks):
+                pass
             return
         try:
             lead()
@@ -191,15 +193,21 @@ def together(lead: Callable[[], None]) -> None:
         ranks.stop()
 
 
-def _follow(ranks: Ranks) -> None:
-    os.environ["ELFS_PROGRESS"] = "0"
-    while (received := ranks.receive()) is not None:
-        job, data = _Job.read(received[0]), received[1]
-        recorder = DynamicsRecorder(data[1], data[1].device) if job.recorded else None
-        try:
-            _fit(job, *data, recorder=recorder, ranks=ranks, desc="")
-        except ElfsError:
-            pass  # rank 0 raises the same and says it
+def _help(ranks: Ranks) -> bool:
+    """Take part in one training; False when there are no more.
+
+    A function of its own, so that its images are gone before those of the next training come.
+    """
+    received = ranks.receive()
+    if received is None:
+        return False
+    job, data = _Job.read(received[0]), received[1]
+    recorder = DynamicsRecorder(data[1], data[1].device) if job.recorded else None
+    try:
+        _fit(job, *data, recorder=recorder, ranks=ranks, desc="")
+    except ElfsError:
+        pass  # rank 0 raises the same and says it
+    return True
 
 
 @dataclass(frozen=True)
