@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elfs_lib.datasets import load_images
-from elfs_lib.labels import label_oracle
-from elfs_lib.stages import data_dir
+from elfs_lib.datasets import label_oracle, load_images
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Labelled:
 
 def labelled() -> Labelled:
     """Both splits, from where ``ELFS_DATA_DIR`` says."""
-    source = {"name": "cifar10", "data_dir": data_dir()}
+    source = {"name": "cifar10"}
     images = load_images(**source)
     labels = label_oracle(**source, left_out=images.left_out)
     train, test = (labels.open(split, purpose="analysis") for split in ("train", "test"))

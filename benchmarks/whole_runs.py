@@ -17,7 +17,8 @@ import pandas as pd
 
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.params import Params
-from elfs_lib.stages import Run, default_store
+from elfs_lib.project import default_store
+from elfs_lib.stages import Run
 
 FACTS = ("stage", "wall_s", "cpu_s", "train_flops", "device", "finished")
 

@@ -25,7 +25,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.labels import stage_lock
+from elfs_lib.label_lock import stage_lock
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("elfs", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "pandas")
@@ -187,7 +187,7 @@ class Store:
             inputs: Artifacts that ``build`` reads.
             seed: Repeated in the manifest for readers.
             labels: Label policy while ``build`` runs: "never", "analysis", "evaluation" or
-                "ceiling" (see :mod:`elfs_lib.labels`).
+                "ceiling" (see :mod:`elfs_lib.label_lock`).
 
         Raises:
             ElfsError: if the folder is damaged, or cannot be written.
@@ -267,7 +267,7 @@ class Store:
         reason = getattr(error, "strerror", None) or str(error)
         file = getattr(error, "filename", None)
         if file and not Path(os.fsdecode(file)).is_relative_to(self.root):
-            return f"Stage {stage!r} cannot use {os.fsdecode(file)}: {reason}; mend that file."
+            return f"Stage {stage!r} cannot use {os.fsdecode(file)}: {reason}; repair it."
         return (
             f"Cannot write stage {stage!r} under {self.root}: {reason}; free some space or name "
             "another folder with ELFS_ARTIFACTS_DIR."

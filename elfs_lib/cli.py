@@ -88,7 +88,7 @@ def run(
 ) -> None:
     """Run the whole pipeline: stages with progress, then the notebooks into `book/runs/`.
 
-    Finished stages are found and not run again, so a run that was killed goes on where it was.
+    Finished stages are found and not run again, so a run that was killed resumes where it stopped.
 
     Examples:
 
@@ -98,20 +98,23 @@ def run(
     """
     from elfs_lib import pipeline, results
     from elfs_lib.params import Params
-    from elfs_lib.stages import Run, default_store
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
 
     overrides = _parse(p)
     current = Run(Params.load(params_file, overrides), default_store(repair=repair))
     current.check()
-    pages = [*pipeline.NOTEBOOKS * notebooks, *pipeline.SUMMARIES * render]
-    pipeline.check_notebooks(pages, kernel)
+    pages = pipeline.notebooks_of(current) if notebooks else []
+    pipeline.check_notebooks([*pages, *pipeline.SUMMARIES * render], kernel)
     pipeline.run_stages(current, say=lambda text: print(text, flush=True))
     if notebooks:
         target = results.runs_folder(params_file)
         if current.can_evaluate:
             results.write_results(current.results(), current.params, target / "results.csv")
-        print(f"Executing {len(pipeline.NOTEBOOKS)} notebooks into {target}", flush=True)
-        pipeline.run_notebooks(params_file, target, overrides=overrides, kernel=kernel)
+        print(f"Executing {len(pages)} notebooks into {target}", flush=True)
+        if len(pages) < len(pipeline.NOTEBOOKS):
+            print("Left out, because they need labels: " + ", ".join(pipeline.LABELLED), flush=True)
+        pipeline.run_notebooks(pages, params_file, target, overrides=overrides, kernel=kernel)
     if render:
         print(f"The book is built: open {pipeline.build_book(kernel=kernel)}")
 
@@ -127,7 +130,8 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
     from elfs_lib import pipeline
     from elfs_lib.artifacts import NotBuilt
     from elfs_lib.params import Params
-    from elfs_lib.stages import Run, default_store
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
 
     current = Run(Params.load(params_file, _parse(p)), default_store(look=True))
     done = 0
@@ -193,7 +197,7 @@ def sweep(
         elfs sweep params/sweeps/cifar10_pipelines.yaml --workers 2
     """
     from elfs_lib import sweep as sweeps
-    from elfs_lib.stages import default_store
+    from elfs_lib.project import default_store
 
     if scheduler == "":
         raise ElfsError("--scheduler is empty: give an address such as tcp://10.0.0.1:8786.")
@@ -265,8 +269,8 @@ def select(
     """
     from elfs_lib import own_labels, pipeline
     from elfs_lib.own_images import Request
+    from elfs_lib.project import default_store
     from elfs_lib.report import find_notebook, render_report
-    from elfs_lib.stages import default_store
 
     overrides = _parse(p)
     files = own_labels.ListFiles(out)
@@ -405,7 +409,7 @@ def verify() -> None:
 
         elfs verify
     """
-    from elfs_lib.stages import default_store
+    from elfs_lib.project import default_store
 
     store = default_store()
     problems = store.damaged()
@@ -424,7 +428,9 @@ def methods(
         int | None, typer.Option("--n", max=10**15, help="Number of images, for the cost")
     ] = None,
     dim: Annotated[int, typer.Option(help="Numbers in an embedding")] = 768,
-    budget: Annotated[float, typer.Option(help="Share of the images, or a count")] = 0.1,
+    budget: Annotated[
+        str, typer.Option(help="Images to label: a count, or a share as 0.1")
+    ] = "0.1",
     classes: Annotated[int, typer.Option(help="Number of classes")] = 10,
 ) -> None:
     """List the selection methods: what each needs, whether it sees labels, and what it costs.
@@ -439,13 +445,13 @@ def methods(
     """
     from elfs_lib.selection import METHODS, expected_cost
 
-    share = int(budget) if budget > 1 and budget.is_integer() else budget
+    count = _number("budget", budget)
     width = max(map(len, METHODS))
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
         cost = ""
         if n is not None:
-            memory, seconds = expected_cost(entry.name, n, dim, share, classes=classes)
+            memory, seconds = expected_cost(entry.name, n, dim, count, classes=classes)
             cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s  "
         needs = ", ".join(sorted(entry.needs)) or "nothing"
         print(f"{entry.name:{width}}  {kind:10}  {cost}{entry.summary} (needs {needs})")
@@ -492,7 +498,7 @@ def compare_encoders(
         elfs compare-encoders params/cifar10.yaml efficientnet_lite0 -p encoder_size=192
     """
     from elfs_lib import encoder_comparison, results
-    from elfs_lib.stages import default_store
+    from elfs_lib.project import default_store
 
     table = results.runs_folder(params_file) / encoder_comparison.TABLE
     found = encoder_comparison.compare_encoders(
@@ -508,7 +514,7 @@ def compare_encoders(
 
 
 def main() -> None:
-    """Entry point: errors a user can mend are one sentence on stderr, exit code 2.
+    """Entry point: errors a user can fix are one sentence on stderr, exit code 2.
 
     Started several times by torchrun, one process runs the command and the others train with it.
     """

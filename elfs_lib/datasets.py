@@ -1,7 +1,7 @@
 """Datasets by name: uint8 images, resident in memory, with the labels kept apart.
 
 ``load_images`` reads images and never labels; ``load_labels`` reads labels and is called by
-:class:`elfs_lib.labels.LabelOracle` alone. A new dataset is one entry in :data:`DATASETS`.
+:class:`elfs_lib.label_lock.LabelOracle` alone. A new dataset is one entry in :data:`DATASETS`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.label_lock import LabelOracle
 from elfs_lib.readers import (
     SIZE_RANGE,
     SPLITS,
@@ -134,6 +135,28 @@ def labelled_splits(
     return spec.reader.labelled(request)
 
 
+def label_oracle(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    path: str | Path | None = None,
+    left_out: dict[str, list[int]] | None = None,
+) -> LabelOracle:
+    """The oracle of a dataset; no label is read until it is opened.
+
+    Args:
+        left_out: :attr:`Images.left_out`, which saves a second decoding.
+
+    The other arguments are those of :func:`load_images`.
+    """
+    source = {"data_dir": data_dir, "image_size": image_size, "path": path}
+    return LabelOracle(
+        lambda split: load_labels(name, split, **source, left_out=left_out),
+        labelled_splits(name, **source),
+    )
+
+
 def check_dataset(
     name: str,
     data_dir: str | Path | None = None,
@@ -193,11 +216,11 @@ def _resolve(
             "out."
         )
     if spec.needs_path and not path:
-        raise ElfsError(f"dataset {name!r} needs path: the {spec.get} to read.")
+        raise ElfsError(f"Dataset {name!r} needs 'data_path': the {spec.get} to read.")
     if path and not spec.needs_path:
         raise ElfsError(
-            f"path is for datasets parquet and image_folder, not for {name!r}: leave it out, or "
-            "say data_dir."
+            f"'data_path' is for datasets parquet and image_folder, not for {name!r}: leave it "
+            "out, or name the data root with ELFS_DATA_DIR."
         )
     return spec, Request(
         Path(data_dir).expanduser() if data_dir else default_data_dir(),

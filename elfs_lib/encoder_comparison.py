@@ -21,8 +21,9 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name, paired_difference, summarise
 from elfs_lib.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.params import Params, read_yaml
+from elfs_lib.project import project_root
 from elfs_lib.provenance import as_options
-from elfs_lib.stages import Run, project_root
+from elfs_lib.stages import Run
 from elfs_lib.training.recipes import is_current
 
 TABLE = "encoders.csv"
@@ -124,7 +125,7 @@ def compare_encoders(
 def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """What a run says of its encoder, by the table's columns; runs whatever stage is missing."""
     p, name = run.params, run.params.encoder
-    say(f"{name}: embedding {len(run.train_images):,} images")
+    say(f"{name}: embedding {run.n:,} images")
     embedded = run.embeddings
     say(f"{name}: neighbours and clusters")
     quality = _quality(run).json("quality")
@@ -149,7 +150,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
         "pretraining": facts["pretraining"],
         "license": facts["license"],
         "dimensions": embedded.array("embeddings").shape[1],
-        "images": len(run.train_images),
+        "images": run.n,
         **quality,
         "neighbors": p.neighbors,
         "budget": paired["budget"],

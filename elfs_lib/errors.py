@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ElfsError(Exception):
-    """A mistake the user can mend. The message is one sentence: what is wrong, and what to do."""
+    """A mistake the user can fix. The message is one sentence: what is wrong, and what to do."""
 
 
 def choose(kind: str, name: str, options: Iterable[str]) -> str:

@@ -218,12 +218,12 @@ class OwnRun(Run):
         ascending = easiness(self.scores, self.params.score)
         return class_quantile(ascending, self.pseudo_labels) if self.balanced else ascending
 
-    def hard_prune_ratio(self, budget: float | int, score: str | None = None) -> float:
-        """Beta for a budget: the parameter if given, else the choice of this order's search."""
-        if self.params.hard_prune_ratio is not None:
-            return self.params.hard_prune_ratio
-        found = self.search(budget, score, balanced=self.balanced)
-        return float(found.json("search")["best"])
+    def beta_search(
+        self, method: str, budget: float | int, score: str | None = None
+    ) -> tuple[Any, ...] | None:
+        """As for any run, but the search prunes in the order of the list."""
+        call = super().beta_search(method, budget, score)
+        return call and (*call, self.balanced)
 
     @cached_property
     def class_estimate(self) -> ClassEstimate:
@@ -454,7 +454,7 @@ def choose_images(
         ElfsError: one sentence, before any long work where that can be known.
     """
     run = open_run(source, request, store, say=say)
-    n = len(run.train_images)
+    n = run.n
     say("[3/7] neighbours and copies")
     different = run.copies.different
     if different == 1:
@@ -507,7 +507,7 @@ def open_run(
 ) -> OwnRun:
     """Read and embed the images, and set every parameter but the classes and the budget."""
     run = read_images(source, request, store, say=say)
-    n = len(run.train_images)
+    n = run.n
     say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
     dimensions = run.embeddings.array("embeddings").shape[1]
     crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
@@ -531,7 +531,7 @@ def read_images(
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
     say("[1/7] reading images")
-    n = len(run.train_images)
+    n = run.n
     _check_counts(n, n, request)
     return run
 

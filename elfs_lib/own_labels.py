@@ -24,8 +24,8 @@ from elfs_lib import datasets
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.labeling import Labels, delimiter, read_labels, tasks
-from elfs_lib.labels import LabelOracle
+from elfs_lib.label_files import Labels, delimiter, read_labels, tasks
+from elfs_lib.label_lock import LabelOracle
 from elfs_lib.own_images import (
     COLUMNS,
     Choice,
@@ -287,7 +287,7 @@ def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
     except ElfsError as error:
         raise ElfsError(
             f"{files.csv} is not as it was written and may hold labels, which would be lost "
-            f"({str(error).rstrip('.')}): mend it, move it away, or name another list."
+            f"({str(error).rstrip('.')}): fix it, move it away, or name another list."
         ) from None
     if any(stored.get(path) != label for path, label in typed.items()):
         raise ElfsError(
@@ -341,7 +341,7 @@ def import_labels(
         if not replace_old and stored.get(path, label) != label:
             raise ElfsError(
                 f"{source}: image {path!r} has the label {label!r} but was imported as "
-                f"{stored[path]!r} before: mend it, or let new labels win with --replace."
+                f"{stored[path]!r} before: correct it, or let new labels win with --replace."
             )
     every = stored | labels.given
     found, classes = sorted(set(every.values())), record.request.classes
@@ -350,12 +350,12 @@ def import_labels(
     if same and not names:
         raise ElfsError(
             f"{source}: the classes {' and '.join(map(repr, same[:2]))} differ in capitals alone: "
-            "mend the misspelt one, or name all classes with --names."
+            "correct the misspelt one, or name all classes with --names."
         )
     if not names and classes != "auto" and len(found) > classes:
         raise ElfsError(
             f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
-            f"for {classes}: mend the misspelt one, or name all classes with --names."
+            f"for {classes}: correct the misspelt one, or name all classes with --names."
         )
     _write_csv(files.labels, pd.DataFrame(every.items(), columns=["path", "label"]))
     return labels, every

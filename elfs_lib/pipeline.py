@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import read_yaml
-from elfs_lib.stages import Run, project_root
+from elfs_lib.project import project_root
+from elfs_lib.stages import Run
 
 NOTEBOOKS = (
     "01_embeddings",
@@ -31,6 +32,7 @@ NOTEBOOKS = (
     "06_coreset_evaluation",
     "07_comparison",
 )
+LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
 SUMMARIES = ("results", "encoders")  # pages over all runs, written anew with each book
 
 
@@ -58,10 +60,13 @@ def steps(run: Run) -> Iterator[Step]:
     yield Step("proxy dynamics", lambda: run.proxies)
     if "train" in run.labels.has:
         yield Step("proxy on true labels (analysis)", lambda: run.true_proxy)
-    wanted = list(dict.fromkeys((p.budget, *p.budgets)))
-    if p.hard_prune_ratio is None:
-        for budget in wanted:
-            yield Step(f"beta search, budget {budget:g}", lambda b=budget: run.search(b), "search")
+    pairs = [("elfs", p.budget)]
+    if run.can_evaluate:
+        pairs += [(method, budget) for budget in p.budgets for method in p.methods]
+    for call in dict.fromkeys(filter(None, (run.beta_search(*pair) for pair in pairs))):
+        stage, budget, score = call
+        name = f"beta {stage.replace('_', ' ')}, budget {budget:g}, by {score}"
+        yield Step(name, lambda call=call: run.perform(call), "search")
     yield Step(f"coreset, budget {p.budget:g}", lambda: run.coreset("elfs", p.budget))
     if not run.can_evaluate:
         return
@@ -112,7 +117,14 @@ def _clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
+def notebooks_of(run: Run) -> list[str]:
+    """The notebooks that a run can fill: without labels of both splits, there is nothing to
+    analyse and to test."""
+    return [name for name in NOTEBOOKS if run.can_evaluate or name not in LABELLED]
+
+
 def run_notebooks(
+    names: Sequence[str],
     params_file: Path,
     target: Path,
     *,
@@ -123,6 +135,7 @@ def run_notebooks(
     """Execute the notebooks through papermill into ``target``.
 
     Args:
+        names: Which of :data:`NOTEBOOKS`.
         params_file: YAML of parameters, as for ``papermill -f``.
         target: Folder of the executed copies.
         overrides: Parameters that win over the file, as ``papermill -p``.
@@ -134,8 +147,8 @@ def run_notebooks(
             kept in ``target`` with its error, as papermill leaves it.
     """
     parameters = {**read_yaml(params_file), **(overrides or {})}
-    check_notebooks(NOTEBOOKS, kernel)
-    return _execute_all(NOTEBOOKS, target, parameters, kernel, workers)
+    check_notebooks(names, kernel)
+    return _execute_all(names, target, parameters, kernel, workers)
 
 
 def _execute_all(
@@ -168,10 +181,12 @@ def execute(
     output = target / f"{name}.ipynb"
     draft = target / f".{name}.ipynb"  # a notebook under its own name is never half executed
     notebook = root / "notebooks" / output.name
+    # a failed copy never takes the place of the page itself
+    failed = output if output != notebook else target / f"{name}.failed.ipynb"
     try:
-        run_notebook(notebook, draft, parameters, kernel=kernel, cwd=root, last=f"kept as {output}")
+        run_notebook(notebook, draft, parameters, kernel=kernel, cwd=root, last=f"kept as {failed}")
     except ElfsError:
-        os.replace(draft, output)
+        os.replace(draft, failed)
         raise
     tidy(draft)
     os.replace(draft, output)
@@ -223,7 +238,7 @@ def run_notebook(
         if "died" not in str(error):
             raise
         raise KernelDied(
-            f"The kernel of notebook {notebook.stem} died, most likely for want of memory: stop "
+            f"The kernel of notebook {notebook.stem} died, probably out of memory: stop "
             f"what else runs, and repeat the command ({last})."
         ) from error
 
@@ -307,5 +322,5 @@ def build_book(*, strict: bool = True, kernel: str | None = None) -> Path:
     page = root / "_build" / "html" / "index.html"
     page.unlink(missing_ok=True)  # so that a page that is there was built just now
     if subprocess.run(sphinx, cwd=root, check=False).returncode or not page.exists():
-        raise ElfsError("The book did not build: mend what Sphinx names above.")
+        raise ElfsError("The book did not build: fix what Sphinx names above.")
     return page

@@ -495,7 +495,7 @@ def beta_curve(
 
     Args:
         ratios: The R values of beta that were tried, in [0, 1).
-        scores: float [R] or [R, S], percent, S seeds. NaN where a run is missing.
+        scores: float [R] or [R, S], percent, S splits. NaN where a run is missing.
         best: The value chosen, one of ``ratios``.
         label: What the vertical axis shows.
         title: A line above the plot.
@@ -511,8 +511,9 @@ def beta_curve(
     mean = np.nanmean(values, axis=1)
     if values.shape[1] > 1:
         axes.plot(100 * tried, values, "o", color=NEUTRAL, ms=3.5, alpha=0.7)
-        axes.plot([], [], "o", color=NEUTRAL, ms=3.5, label="single seeds")
-    name = f"mean of {values.shape[1]} seeds" if values.shape[1] > 1 else "one seed"
+        axes.plot([], [], "o", color=NEUTRAL, ms=3.5, label="single splits")
+    count = values.shape[1]
+    name = f"mean of {count} splits" if count > 1 else "one split"
     axes.plot(100 * tried, mean, "-o", color=MIDDLE, label=name)
     at = int(np.argmin(np.abs(tried - best)))
     axes.plot(

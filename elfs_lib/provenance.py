@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from elfs_lib.artifacts import Artifact, package_versions
 from elfs_lib.params import Params, read_yaml
-from elfs_lib.stages import Run, project_root
+from elfs_lib.project import project_root
+from elfs_lib.stages import Run
 
 # What a grid varies: it makes other rows of one table, not another table.
 _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
@@ -61,7 +62,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     lines = [
         (
             f"**Reproduce this page:** `{command(run.params)}`, with seed {run.params.seed}, on "
-            f"{len(run.train_images):,} training images; {versions}."
+            f"{run.n:,} training images; {versions}."
         ),
         "",
         "| stage | key | device | seconds | labels opened |",

@@ -13,7 +13,7 @@ from traitlets.config import Config
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.pipeline import run_notebook
-from elfs_lib.stages import project_root
+from elfs_lib.project import project_root
 
 NOTEBOOK = "select_report.ipynb"
 # The page holds everything it shows. The policy makes sure: nothing is fetched, no script runs.

@@ -11,7 +11,7 @@ from elfs_lib import evaluation, provenance
 from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.stages import project_root
+from elfs_lib.project import project_root
 
 
 def write_results(

@@ -109,7 +109,7 @@ def train_encoder(
     """Train an encoder on images alone.
 
     Args:
-        images: uint8 [N, C, S, S], C = 1 or 3; a memory map will do, one batch is read at a time.
+        images: uint8 [N, C, S, S], C = 1 or 3.
         config: How; None = the defaults.
         start: A pretrained network to adapt; None = ``config.network`` with random weights.
         seed: Of weights, order and views; same seed, same bits on a CPU.

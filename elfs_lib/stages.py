@@ -1,7 +1,7 @@
 """The stages of a run: each reads artifacts, calls a concept module, and writes an artifact.
 
 Which stage may see labels is decided here, by the ``labels=`` of each stage, and enforced by
-:mod:`elfs_lib.labels`: everything up to the coreset runs under "never".
+:mod:`elfs_lib.label_lock`: everything up to the coreset runs under "never".
 
 What computes is imported where a stage is built: it needs PyTorch, which takes seconds to import,
 and the pages of a finished run only read.
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +22,10 @@ import pandas as pd
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.labels import LabelOracle, label_oracle
+from elfs_lib.label_lock import LabelOracle
 from elfs_lib.params import Params
 from elfs_lib.progress import track
+from elfs_lib.project import default_store
 from elfs_lib.selection import (
     METHODS,
     Method,
@@ -44,27 +43,6 @@ from elfs_lib.training.recipes import find_recipe, recipe_key
 if TYPE_CHECKING:
     from elfs_lib.self_supervised import SelfSupervisedConfig
     from elfs_lib.temi import TemiConfig
-
-
-def data_dir() -> Path | None:
-    """The data root that ``ELFS_DATA_DIR`` names, or None for the default places."""
-    value = os.environ.get("ELFS_DATA_DIR")
-    return Path(value) if value else None
-
-
-def project_root() -> Path:
-    """The nearest folder upwards that holds a book (``_toc.yml``), else the current folder."""
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "_toc.yml").exists()), here)
-
-
-def default_store(*, repair: bool = False, look: bool = False) -> Store:
-    """The artifacts folder: ``ELFS_ARTIFACTS_DIR``, else ``_artifacts`` in the project.
-
-    ``ELFS_REPAIR=1`` makes it repair too, for what takes no arguments: a notebook.
-    """
-    root = os.environ.get("ELFS_ARTIFACTS_DIR") or project_root() / "_artifacts"
-    return Store(root, repair=repair or os.environ.get("ELFS_REPAIR") == "1", look=look)
 
 
 @dataclass(frozen=True)
@@ -141,7 +119,6 @@ class Run:
         p = self.params
         return {
             "name": p.dataset,
-            "data_dir": data_dir(),
             "image_size": p.image_size,
             "path": p.data_path,
         }
@@ -214,8 +191,8 @@ class Run:
 
     @cached_property
     def labels(self) -> LabelOracle:
-        """The locked ground-truth labels; see :mod:`elfs_lib.labels`."""
-        return label_oracle(**self._source, left_out=self.about["left_out"])
+        """The locked ground-truth labels; see :mod:`elfs_lib.label_lock`."""
+        return datasets.label_oracle(**self._source, left_out=self.about["left_out"])
 
     @cached_property
     def label_params(self) -> dict[str, str]:
@@ -549,7 +526,7 @@ class Run:
     # ------------------------------------------------------------------ search and selection
 
     def search(
-        self, budget: float | int, score: str | None = None, *, balanced: bool = False
+        self, budget: float | int, score: str | None = None, balanced: bool = False
     ) -> Artifact:
         """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``.
 
@@ -643,14 +620,31 @@ class Run:
             "classes": self.classes,
         }
 
-    def hard_prune_ratio(
-        self, budget: float | int, score: str | None = None, *, supervised: bool = False
-    ) -> float:
-        """Beta for a budget: the parameter if given, else the choice of the search."""
-        if self.params.hard_prune_ratio is not None:
+    def beta_search(
+        self, method: str, budget: float | int, score: str | None = None
+    ) -> tuple[Any, ...] | None:
+        """The stage that finds a method's beta at a budget, as :meth:`perform` takes it; None if
+        the method has no beta, or the parameter gives it."""
+        entry = METHODS[method]
+        if "hard_prune_ratio" not in entry.required or self.params.hard_prune_ratio is not None:
+            return None
+        score = score or (self.params.score if method == "elfs" else entry.score)
+        return "true_search" if entry.supervised else "search", budget, score
+
+    def hard_prune_ratio(self, budget: float | int) -> float:
+        """Beta of ELFS for a budget: the parameter if given, else the choice of the search."""
+        return self._beta("elfs", budget)
+
+    def _beta(self, method: str, budget: float | int, score: str | None = None) -> float:
+        call = self.beta_search(method, budget, score)
+        if call is None:
             return self.params.hard_prune_ratio
-        search = self.true_search if supervised else self.search
-        return float(search(budget, score).json("search")["best"])
+        return float(self.perform(call).json("search")["best"])
+
+    def perform(self, call: Sequence[Any]) -> Any:
+        """Run the stage of a name: an attribute, or a method with what follows for arguments."""
+        stage = getattr(self, call[0])
+        return stage(*call[1:]) if callable(stage) else stage
 
     def coreset(
         self, method: str, budget: float | int, seed: int | None = None, **options: Any
@@ -700,10 +694,7 @@ class Run:
         options: dict[str, Any] = {"score": self.params.score} if method == "elfs" else {}
         options |= given
         if "hard_prune_ratio" in entry.required and "hard_prune_ratio" not in options:
-            score = options.get("score", entry.score)
-            options["hard_prune_ratio"] = self.hard_prune_ratio(
-                budget, score, supervised=entry.supervised
-            )
+            options["hard_prune_ratio"] = self._beta(method, budget, options.get("score"))
         return options
 
     def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:

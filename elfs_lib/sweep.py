@@ -14,12 +14,10 @@ import json
 import logging
 import os
 import queue
-import re
 import shutil
 import tempfile
 import time
 import uuid
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,13 +34,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from elfs_lib import encoders
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
+from elfs_lib.datasets import default_data_dir
 from elfs_lib.errors import ElfsError, choose, first_fault, is_whole
 from elfs_lib.evaluation import COLUMNS
 from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
 from elfs_lib.pipeline import KernelDied, check_notebooks, execute
+from elfs_lib.project import default_store, project_root
 from elfs_lib.results import write_results
 from elfs_lib.selection import METHODS
-from elfs_lib.stages import Run, data_dir, default_store, project_root
+from elfs_lib.stages import Run
+from elfs_lib.sweep_workers import open_client
 
 if TYPE_CHECKING:  # Dask takes seconds to import, and only running a sweep needs it
     from distributed import Client, Future
@@ -50,7 +51,6 @@ if TYPE_CHECKING:  # Dask takes seconds to import, and only running a sweep need
 NOTEBOOK = "06_coreset_evaluation"
 _GRID = ("methods", "budgets", "eval_seeds")
 _ASIDE = ".running_"
-_WORKER_BYTES = 2 * 2**30  # a worker and its kernel, each with torch, before any data
 
 
 # ---------------------------------------------------------------------- what to run
@@ -400,7 +400,7 @@ def _shared_stages(
         name = "_".join(map(str, (p.dataset, *[f"pipeline{p.seed}"] * own, *call)))
         if name not in stages and name not in ready:
             try:
-                _perform(run, call)
+                run.perform(call)
                 ready.add(name)
             except NotBuilt:
                 stages[name] = Stage(name, p, call, tuple(needs), own)
@@ -417,11 +417,9 @@ def _shared_stages(
             wanted = (wanted - {"proxies", "pseudo"}) | {"true_proxy"}
         for stage in sorted(wanted):
             yield from chain(run, stage)
-        if "hard_prune_ratio" in entry.required and run.params.hard_prune_ratio is None:
-            score = run.params.score if method == "elfs" else entry.score
+        if search := run.beta_search(method, budget):
             before = chain(run, "true_proxy" if entry.supervised else "proxies")
-            search = "true_search" if entry.supervised else "search"
-            yield from add(run, search, budget, score, needs=before)
+            yield from add(run, *search, needs=before)
 
     seeds = Counter((cell.pipeline, cell.method, cell.budget) for cell in waiting)
     needs = {}
@@ -433,12 +431,6 @@ def _shared_stages(
             before = add(run, "coreset", cell.method, cell.budget, needs=before)
         needs[cell.name] = before
     return list(stages.values()), needs
-
-
-def _perform(run: Run, call: Sequence[Any]) -> None:
-    stage = getattr(run, call[0])
-    if callable(stage):
-        stage(*call[1:])
 
 
 # ---------------------------------------------------------------------- on the workers
@@ -500,7 +492,7 @@ def _run_stage(stage: Stage, place: _Place) -> _Outcome:
     from elfs_lib.compute import release_gpu
 
     try:
-        _perform(Run(stage.params, default_store()), stage.call)
+        Run(stage.params, default_store()).perform(stage.call)
     finally:
         release_gpu()  # the notebooks train in processes of their own, on the same GPU
     return _Outcome("done")
@@ -517,7 +509,7 @@ def _run_cell(cell: Cell, place: _Place) -> _Outcome:
                 break
         else:
             times = "once" if place.retries == 0 else f"{place.retries + 1} times"
-            message = f"its kernel died {times}, most likely for want of memory: use fewer workers"
+            message = f"its kernel died {times}, probably out of memory: use fewer workers"
             outcome = _Outcome("died", message)
         written = Path(aside) / f"{NOTEBOOK}.ipynb"
         if written.exists():
@@ -547,159 +539,6 @@ def _execute(aside: Path, parameters: Mapping[str, Any], kernel: str | None) -> 
 
 def _kept(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}.ipynb"
-
-
-# ---------------------------------------------------------------------- clusters
-
-
-def local_workers(*, cores: int, gpus: int, memory: int) -> int:
-    """How many notebooks run at a time on one machine.
-
-    One for each GPU; else one for each 4 cores, and two where there are fewer than 8, as far as
-    memory holds them.
-    """
-    if gpus:
-        return gpus
-    return max(1, min(max(min(cores, 2), cores // 4), memory // _WORKER_BYTES))
-
-
-def worker_environments(workers: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """The environment of each local worker, which its kernels inherit.
-
-    Workers divide the cores: threads of several that outnumber the cores slow each other down by
-    an order of magnitude. A thread count that the user has set is kept. GPUs are dealt in turn.
-    """
-    share = str(max(1, cores // workers))
-    threads = {
-        name: os.environ.get(name, share)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
-    cards = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(workers)]
-    return [threads | card for card in cards]
-
-
-def _gpus(sweep: Sweep) -> list[str]:
-    if all(params.device == "cpu" for params in sweep.pipelines):
-        return []
-    numbered = [p.device for p in sweep.pipelines if re.fullmatch("cuda:0*[1-9].*", p.device)]
-    if numbered:
-        raise ElfsError(
-            f"Each worker of sweep {sweep.name!r} sees one GPU, under the number 0, so none has "
-            f"device {numbered[0]!r}: use 'cuda', and CUDA_VISIBLE_DEVICES to say which GPUs."
-        )
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _client(
-    sweep: Sweep, scheduler: str | None, workers: int | None, say: Callable[[str], None]
-) -> Iterator[Client]:
-    from distributed import Client
-
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors become sentences
-    with ExitStack() as stack:
-        if scheduler:
-            try:
-                client = stack.enter_context(Client(scheduler, timeout=10, set_as_default=False))
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ElfsError(
-                    f"No Dask scheduler answers at {scheduler!r} ({reason}): start one with "
-                    "'dask scheduler', or leave --scheduler out."
-                ) from None
-        else:
-            cluster = stack.enter_context(
-                _slurm_cluster(sweep.slurm) if sweep.slurm else _local_cluster(sweep, workers, say)
-            )
-            client = stack.enter_context(Client(cluster, set_as_default=False))
-        say(f"Dask's dashboard: {client.dashboard_link}")
-        yield client
-
-
-@contextmanager
-def _local_cluster(sweep: Sweep, workers: int | None, say: Callable[[str], None]) -> Iterator[Any]:
-    import dask
-    import psutil
-    from dask.system import CPU_COUNT
-    from distributed import Nanny, Scheduler, SpecCluster
-
-    gpus = _gpus(sweep)
-    memory = psutil.virtual_memory().available
-    count = workers or sweep.workers
-    count = count or local_workers(cores=CPU_COUNT, gpus=len(gpus), memory=memory)
-    environments = worker_environments(count, cores=CPU_COUNT, gpus=gpus)
-    threads = environments[0]["OMP_NUM_THREADS"]
-    say(f"Workers: {count}, each with {threads} CPU threads" + (" and a GPU" if gpus else "") + ".")
-    settings = {
-        "distributed.scheduler.allowed-failures": sweep.retries,
-        # A stage may hold Python's lock for minutes, and a busy machine answers late: neither is
-        # dead for that.
-        "distributed.scheduler.worker-ttl": None,
-        "distributed.comm.timeouts.connect": "300s",
-    }
-    quiet = {"silence_logs": logging.CRITICAL}
-    nanny = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": None} | quiet
-    address = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:8787"}
-    with dask.config.set(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Port 8787 is already in use")
-        with SpecCluster(
-            scheduler={"cls": Scheduler, "options": address},
-            workers={
-                number: {"cls": Nanny, "options": {**nanny, "env": environment}}
-                for number, environment in enumerate(environments)
-            },
-            **quiet,
-        ) as cluster:
-            yield cluster
-
-
-@contextmanager
-def _slurm_cluster(options: Mapping[str, Any]) -> Iterator[Any]:
-    from distributed.core import Status
-
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise ElfsError("Sweeps on SLURM need dask-jobqueue: pip install 'elfs[slurm]'.") from None
-    options = dict(options)
-    jobs = options.pop("jobs")
-    command = SLURMCluster.job_cls.submit_command
-    if shutil.which(command) is None:
-        raise ElfsError(
-            f"There is no {command!r} here: start a sweep on SLURM on a machine that submits jobs, "
-            "or take 'slurm' out of its file."
-        )
-    try:
-        cluster = SLURMCluster(**options, silence_logs=logging.CRITICAL)
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ElfsError(f"SLURMCluster refuses the sweep's 'slurm' options: {reason}.") from None
-
-    async def submit() -> None:
-        # As cluster.scale does, which tells nobody when sbatch refuses: one would wait for ever.
-        for _ in range(jobs):
-            cluster.worker_spec.update(cluster.new_worker_spec())
-        try:
-            await cluster
-        except BaseException:
-            for job in cluster.workers.values():
-                job.status = Status.failed  # else closing takes them for running
-            raise
-
-    with cluster:
-        try:
-            cluster.sync(submit)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ElfsError(
-                f"SLURM took no job ({reason}): mend the sweep's 'slurm' options."
-            ) from None
-        yield cluster
 
 
 # ---------------------------------------------------------------------- the sweep
@@ -750,8 +589,8 @@ def run_sweep(
         check_notebooks([NOTEBOOK], kernel if on_this_machine else None)
         environment = {"ELFS_ARTIFACTS_DIR": str(store.root.resolve()), "ELFS_PROGRESS": "0"}
         environment["ELFS_REPAIR"] = str(int(store.repair))  # workers may outlive a sweep
-        if data := data_dir():
-            environment["ELFS_DATA_DIR"] = str(data.resolve())
+        if "ELFS_DATA_DIR" in os.environ:
+            environment["ELFS_DATA_DIR"] = str(default_data_dir().resolve())
         place = _Place(
             store.root.resolve(),
             folder.resolve(),
@@ -766,7 +605,9 @@ def run_sweep(
                 if on_this_machine:  # a killed sweep's workers died with it
                     for left in folder.glob(f"{_ASIDE}*"):
                         shutil.rmtree(left, ignore_errors=True)
-                client = stack.enter_context(_client(sweep, scheduler, workers, progress.say))
+                client = stack.enter_context(
+                    open_client(sweep, progress.say, scheduler=scheduler, workers=workers)
+                )
             stack.enter_context(progress)
             for item, outcome in _outcomes(client, todo, place, progress):
                 if isinstance(item, Cell):
@@ -802,7 +643,7 @@ def _alone(sweep: Sweep, folder: Path) -> Iterator[None]:
 
 def _cannot_write(path: Path, error: OSError) -> ElfsError:
     return ElfsError(
-        f"Cannot write {path}: {error.strerror or error}; free some space or name another folder "
+        f"Cannot write {path}: {error.strerror or error}; free disk space, or name another folder "
         "with ELFS_ARTIFACTS_DIR."
     )
 

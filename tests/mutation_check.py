@@ -232,8 +232,8 @@ MUTATIONS = [
         ("Muon: convolutions decay", "\"weight_decay\": 0.0}", "\"weight_decay\": 0.1}"),
     ),
     *_mutations(
-        "labels.py",
-        "test_labels.py",
+        "label_lock.py",
+        "test_label_lock.py",
         ("label lock: label-free stages may look", 'elif stage.policy == "never":', "elif False:"),
         ("label lock: any purpose outside a stage", 'if purpose != "analysis":', "if False:"),
         ("label lock: openings are not recorded", "record.append(entry)", "pass"),

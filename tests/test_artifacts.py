@@ -30,7 +30,7 @@ from elfs_lib.artifacts import (
     write_text_atomic,
 )
 from elfs_lib.errors import ElfsError
-from elfs_lib.labels import LabelOracle
+from elfs_lib.label_lock import LabelOracle
 
 FORK = multiprocessing.get_context("fork")
 
@@ -482,7 +482,7 @@ def test_a_source_that_cannot_be_read_is_not_called_a_full_disk(tmp_path: Path):
     def build(draft: Draft) -> None:
         (tmp_path / "photo.jpg").read_bytes()
 
-    with pytest.raises(ElfsError, match="cannot use .*photo.jpg: No such file.*mend that file"):
+    with pytest.raises(ElfsError, match="cannot use .*photo.jpg: No such file.*repair it"):
         run(Store(tmp_path / "store"), build)
 
 

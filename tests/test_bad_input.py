@@ -156,7 +156,7 @@ FILES = {
         (["run", "ok.yaml", "-p", "classes=5"], "'classes' is 5.*10 classes"),
         (["run", "ok.yaml", "-p", "budgets=[0.1, 144]"], "same number of the 1437.*keep one"),
         (["run", "ok.yaml"], "no 01_embeddings.ipynb.*project"),
-        (["run", "ok.yaml", "-p", "data_path=bilder"], "path is for.*'digits'"),
+        (["run", "ok.yaml", "-p", "data_path=bilder"], "'data_path' is for.*'digits'"),
         (["run", "ok.yaml", "-p", "dataset=image_folder", "-p", "data_path=ok.yaml"], "is a file"),
         (["run", "ok.yaml", "-p", "dataset=parquet", "-p", "data_path=bilder"], "no .parquet file"),
         (["verify"], "no artifact in.*ELFS_ARTIFACTS_DIR"),

@@ -26,7 +26,7 @@ from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import LEFT_OUT
 from elfs_lib.duplicates import find_copies
 from elfs_lib.errors import ElfsError
-from elfs_lib.labeling import LOCAL_FILES, read_labels, tasks
+from elfs_lib.label_files import LOCAL_FILES, read_labels, tasks
 from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.own_images import (
     BUDGETS,
@@ -705,7 +705,7 @@ def test_labels_are_neither_lost_nor_mixed(tmp_path: Path):
     pd.read_csv(files.next.csv).assign(label="a").to_csv(files.next.csv, index=False)
     with pytest.raises(ElfsError, match="next.csv holds labels"):
         evaluate(files, folds=3, batch=4)
-    files.record.write_text("{}")  # damaged: choosing again mends it
+    files.record.write_text("{}")  # damaged: choosing again repairs it
     make_list(tmp_path / "moved", files, request, store)
     assert read_record(files.record).count == 12 and len(stored_labels(files)) == 12
 

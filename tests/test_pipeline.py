@@ -12,7 +12,7 @@ import pytest
 from elfs_lib import datasets
 from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
-from elfs_lib.labels import LabelLockError
+from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
 from elfs_lib.pipeline import steps
 from elfs_lib.results import result_tables, write_results

@@ -26,6 +26,7 @@ from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
 from elfs_lib import sweep as sweeps
+from elfs_lib import sweep_workers
 from elfs_lib.artifacts import Store
 from elfs_lib.cli import app
 from elfs_lib.errors import ElfsError
@@ -345,26 +346,26 @@ def test_results_of_a_sweep_are_no_damaged_artifacts(project: Path):
 
 def test_a_numbered_gpu_is_refused_by_workers_that_see_one(project: Path):
     with pytest.raises(ElfsError, match="none has device 'cuda:1': use 'cuda'"):
-        sweeps._gpus(grid(project, overrides={"device": "cuda:1"}))
-    sweeps._gpus(grid(project, overrides={"device": "cuda:0"}))
+        sweep_workers._gpus(grid(project, overrides={"device": "cuda:1"}))
+    sweep_workers._gpus(grid(project, overrides={"device": "cuda:0"}))
 
 
 def test_workers_divide_cores_and_gpus(monkeypatch):
     gib = 2**30
-    assert sweeps.local_workers(cores=2, gpus=0, memory=16 * gib) == 2
-    assert sweeps.local_workers(cores=64, gpus=0, memory=256 * gib) == 16
-    assert sweeps.local_workers(cores=64, gpus=0, memory=5 * gib) == 2
-    assert sweeps.local_workers(cores=1, gpus=0, memory=gib) == 1
-    assert sweeps.local_workers(cores=64, gpus=8, memory=256 * gib) == 8
+    assert sweep_workers.local_workers(cores=2, gpus=0, memory=16 * gib) == 2
+    assert sweep_workers.local_workers(cores=64, gpus=0, memory=256 * gib) == 16
+    assert sweep_workers.local_workers(cores=64, gpus=0, memory=5 * gib) == 2
+    assert sweep_workers.local_workers(cores=1, gpus=0, memory=gib) == 1
+    assert sweep_workers.local_workers(cores=64, gpus=8, memory=256 * gib) == 8
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    each = sweeps.worker_environments(3, cores=8, gpus=["4", "5"])
+    each = sweep_workers.worker_environments(3, cores=8, gpus=["4", "5"])
     assert [e["OMP_NUM_THREADS"] for e in each] == ["2", "2", "2"]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in each] == ["4", "5", "4"]
-    assert "CUDA_VISIBLE_DEVICES" not in sweeps.worker_environments(1, cores=8, gpus=[])[0]
+    assert "CUDA_VISIBLE_DEVICES" not in sweep_workers.worker_environments(1, cores=8, gpus=[])[0]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's word counts
-    assert sweeps.worker_environments(1, cores=8, gpus=[])[0]["OMP_NUM_THREADS"] == "1"
+    assert sweep_workers.worker_environments(1, cores=8, gpus=[])[0]["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.fixture
@@ -393,7 +394,7 @@ echo "Submitted batch job $!"
 def test_slurm_jobs_run_one_notebook_at_a_time(slurm):
     slurm()
     options = dict(sweeps.load_sweep(ROOT / "params" / "sweeps" / "slurm.yaml").slurm)
-    with sweeps._slurm_cluster(options | {"jobs": 0}) as cluster:
+    with sweep_workers._slurm_cluster(options | {"jobs": 0}) as cluster:
         script = cluster.job_script()
     for line in ("#SBATCH -p gpu", "--gres=gpu:1", "--cpus-per-task=8", "--nthreads 1"):
         assert line in script
@@ -402,16 +403,16 @@ def test_slurm_jobs_run_one_notebook_at_a_time(slurm):
 def test_slurm_that_takes_no_job_is_one_sentence(slurm, monkeypatch):
     options = {"jobs": 1, "cores": 1, "memory": "1GB"}
     slurm("echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
-    with pytest.raises(ElfsError, match=r"took no job \(.*invalid partition.*\): mend") as caught:
-        with sweeps._slurm_cluster(options):
+    with pytest.raises(ElfsError, match=r"rejected the job \(.*partition.*\): fix") as caught:
+        with sweep_workers._slurm_cluster(options):
             pass
     assert "\n" not in str(caught.value)
     with pytest.raises(ElfsError, match="refuses.*quue") as caught:
-        with sweeps._slurm_cluster(options | {"quue": "gpu"}):
+        with sweep_workers._slurm_cluster(options | {"quue": "gpu"}):
             pass
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ElfsError, match="no 'sbatch' here"), sweeps._slurm_cluster(options):
+    with pytest.raises(ElfsError, match="no 'sbatch' here"), sweep_workers._slurm_cluster(options):
         pass
 
 
@@ -598,7 +599,7 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
 
     plan = sweeps.plan(sweep, store)
     monkeypatch.setattr(sweeps, "plan", lambda *args, **kwargs: plan)
-    monkeypatch.setattr(sweeps, "_perform", finish)
+    monkeypatch.setattr(Run, "perform", finish)
     shutil.copytree(project / "done", store.root, dirs_exist_ok=True)
     table = sweeps.run_sweep(sweep, store, client=client, say=lambda line: None)
     assert table["method"].tolist() == ["random"]

@@ -33,10 +33,9 @@ def make_photos(folder: Path) -> dict[str, str]:
     image, an exact copy, and a copy saved again as JPEG.
     """
     from elfs_lib.datasets import load_images, load_labels
-    from elfs_lib.stages import data_dir
 
-    images = load_images("cifar10", data_dir())
-    labels = load_labels("cifar10", "test", data_dir())
+    images = load_images("cifar10")
+    labels = load_labels("cifar10", "test")
     chosen = np.random.default_rng(SEED).permutation(len(images.test))[:PHOTOS]
     truth = {}
     folder.mkdir(parents=True)
@@ -93,7 +92,10 @@ def compare(truth: dict[str, str]) -> None:
         )
         for seed in range(LISTS)
     ]
-    rows = {("ELFS", BUDGET): lists, ("ELFS, and the next list", len(both)): [list(both)]}
+    rows = {
+        ("ELFS balanced", BUDGET): lists,
+        ("ELFS balanced, and the next list", len(both)): [list(both)],
+    }
     for size in (BUDGET, len(both)):
         rows["random", size] = [
             list(np.random.default_rng(draw).permutation(run.paths)[:size]) for draw in range(DRAWS)
@@ -144,7 +146,7 @@ def made() -> None:
     """Say what made the page, and what the stages cost."""
     from elfs_lib.artifacts import package_versions
     from elfs_lib.compute import describe_device, resolve_device
-    from elfs_lib.stages import default_store
+    from elfs_lib.project import default_store
 
     seconds = sum(artifact.manifest["cpu_s"] for artifact in default_store().artifacts())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())

@@ -351,7 +351,7 @@ def _check(
     if low < 0 or high >= classes:
         raise ElfsError(
             f"classes is {classes} but the labels run from {low} to {high}: labels must be "
-            f"0..{classes - 1}, so mend them or set classes to {high + 1}."
+            f"0..{classes - 1}, so correct them or set classes to {high + 1}."
         )
     side = min(images.shape[2:])
     if not 0 <= crop_pad < side:

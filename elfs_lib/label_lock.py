@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from elfs_lib import datasets
 from elfs_lib.errors import ElfsError, choose
 
 PURPOSES = ("analysis", "evaluation", "ceiling")
@@ -164,33 +162,11 @@ class LabelOracle:
             )
 
 
-def label_oracle(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-    left_out: dict[str, list[int]] | None = None,
-) -> LabelOracle:
-    """The oracle of a dataset; no label is read until it is opened.
-
-    Args:
-        left_out: :attr:`elfs_lib.datasets.Images.left_out`, which saves a second decoding.
-
-    The other arguments are those of :func:`elfs_lib.datasets.load_images`.
-    """
-    source = {"data_dir": data_dir, "image_size": image_size, "path": path}
-    return LabelOracle(
-        lambda split: datasets.load_labels(name, split, **source, left_out=left_out),
-        datasets.labelled_splits(name, **source),
-    )
-
-
 def _checked(labels: np.ndarray, split: str) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
         raise ElfsError(
             f"The {split} labels must be one class number 0..C-1 for each image, not "
-            f"{labels.dtype} of shape {labels.shape}: mend the dataset's labels."
+            f"{labels.dtype} of shape {labels.shape}: correct the dataset's labels."
         )
     return labels.astype(np.int64)

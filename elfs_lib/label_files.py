@@ -94,7 +94,7 @@ def read_labels(
         if path is None and strict:
             raise ElfsError(
                 f"{file}, {where}: {name!r} is not a usable image of the folder that the list was "
-                "made from; mend its path, or leave it out."
+                "made from; correct its path, or leave it out."
             )
         path = name if path is None else path
         if not label:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import elfs_lib
-from elfs_lib.datasets import load_labels
+from elfs_lib.datasets import label_oracle, load_labels
 from elfs_lib.decoding import read_ahead
 from elfs_lib.errors import ElfsError
-from elfs_lib.labels import LabelLockError, LabelOracle, label_oracle, stage_lock
+from elfs_lib.label_lock import LabelLockError, LabelOracle, stage_lock
 
 LABELS = {"train": np.array([3, 1, 4, 1], np.int32), "test": np.array([1, 5], np.uint8)}
 
@@ -167,4 +167,4 @@ def test_only_the_oracle_loads_labels():
         for file in Path(elfs_lib.__file__).parent.rglob("*.py")
         if re.search(r"(?<!def )load_labels\(", file.read_text())
     ]
-    assert callers == ["labels.py"]
+    assert callers == ["datasets.py"]
