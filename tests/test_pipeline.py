@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from elfs_lib import datasets
+from elfs_lib import datasets, pipeline
 from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
-from elfs_lib.pipeline import steps
+from elfs_lib.pipeline import LABELLED, NOTEBOOKS, notebooks_of, steps
 from elfs_lib.results import result_tables, write_results
 from elfs_lib.selection import METHODS, easiness
 from elfs_lib.stages import Run
@@ -270,3 +270,50 @@ def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ElfsError, match="elfs run params/digits.yaml"):
         result_tables()
+
+
+def searches(run: Run) -> list[str]:
+    return [step.name for step in steps(run) if step.kind == "search"]
+
+
+def test_each_search_that_a_run_needs_is_one_step(tiny_run: Run, monkeypatch):
+    """Else it hides in an evaluation, and the time that is left is guessed wrong."""
+    methods = {"methods": ("random", "elfs", "elfs_true", "elfs_forgetting"), "budgets": (0.3,)}
+    run = Run(tiny_run.params.model_copy(update=methods), tiny_run.store)
+    assert searches(run) == [
+        "beta search, budget 0.1, by aum",  # of the coreset that page 5 shows
+        "beta search, budget 0.3, by aum",
+        "beta true search, budget 0.3, by aum",
+        "beta search, budget 0.3, by forgetting",
+    ]
+    plain = Run(run.params.model_copy(update={"methods": ("random",)}), tiny_run.store)
+    assert searches(plain) == ["beta search, budget 0.1, by aum"]
+    given = Run(run.params.model_copy(update={"hard_prune_ratio": 0.1}), tiny_run.store)
+    assert searches(given) == []
+    monkeypatch.setattr(Run, "can_evaluate", False)
+    assert searches(run) == ["beta search, budget 0.1, by aum"]
+
+
+def test_a_run_without_labels_leaves_out_the_pages_that_need_them(tiny_run: Run, monkeypatch):
+    assert notebooks_of(tiny_run) == list(NOTEBOOKS)
+    monkeypatch.setattr(Run, "can_evaluate", False)
+    assert notebooks_of(tiny_run) == [name for name in NOTEBOOKS if name not in LABELLED]
+
+
+def test_a_page_that_fails_does_not_replace_its_source(tmp_path, monkeypatch):
+    def fails(notebook, output, parameters, *, last, **options):
+        output.write_text("executed up to an error")
+        raise ElfsError(last)
+
+    (tmp_path / "_toc.yml").touch()
+    source = tmp_path / "notebooks" / "01_embeddings.ipynb"
+    source.parent.mkdir()
+    source.write_text("the page")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run_notebook", fails)
+    with pytest.raises(ElfsError, match="01_embeddings.failed.ipynb"):
+        pipeline.execute("01_embeddings", source.parent, {})
+    assert source.read_text() == "the page"
+    assert source.with_suffix(".failed.ipynb").read_text() == "executed up to an error"
+    with pytest.raises(ElfsError, match="out/01_embeddings.ipynb"):
+        pipeline.execute("01_embeddings", tmp_path / "out", {})
