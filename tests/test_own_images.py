@@ -922,3 +922,13 @@ def test_the_example_in_the_documentation_runs():
 def test_importing_the_package_stays_light():
     code = "import sys, elfs_lib; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_beta_is_searched_in_the_order_of_the_list(balanced: bool, tmp_path: Path):
+    run = OwnRun(Params(), Store(tmp_path), None, None, balanced)
+    assert run.beta_search("elfs", 10) == ("search", 10, "aum", balanced)
+    given = Params(hard_prune_ratio=0.1)
+    assert (
+        own_images.OwnRun(given, Store(tmp_path), None, None, balanced).hard_prune_ratio(10) == 0.1
+    )
