@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -26,7 +27,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
+    # float32 means float32, whatever the environment says: exact neighbours count on its rounding
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -62,6 +64,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def resident(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device; on the CPU it shares the array's memory where it can."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -168,9 +168,9 @@ class Embedder:
 
     def _launch(self, images: np.ndarray) -> Tensor:
         """float32 [B, D] on the device, which may still be at work on it."""
-        x = torch.tensor(images)  # a copy, so that read-only memory maps work; one batch only
-        if self.device.type == "cuda":
-            x = x.pin_memory()  # else the copy waits for the batch before
+        # A copy of one batch, so that read-only memory maps work; pinned for a GPU, or the upload
+        # would wait for the batch before.
+        x = torch.tensor(images, pin_memory=self.device.type == "cuda")
         x = x.to(self.device, non_blocking=True).float().div_(255)
         x = self.prepare(x).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.dtype):

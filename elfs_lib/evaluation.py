@@ -2,9 +2,9 @@
 
 A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
 since a seed fixes the initial weights (but for a whitening layer that is fitted on the coreset) and
-the order of training for every method. It also draws the
-coresets of methods that draw, as random does; that of ELFS is the same for all seeds, so an
-interval is over trainings of that coreset; only in tables of whole pipelines is it over these.
+the order of training for every method. It also draws the coresets of methods that draw, as random
+does; that of ELFS is the same for all seeds, so an interval is over trainings of that coreset; only
+in tables of whole pipelines is it over these.
 """
 
 from __future__ import annotations

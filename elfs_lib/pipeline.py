@@ -62,7 +62,8 @@ def steps(run: Run) -> Iterator[Step]:
         yield Step("proxy on true labels (analysis)", lambda: run.true_proxy)
     pairs = [("elfs", p.budget)]
     if run.can_evaluate:
-        pairs += [(method, budget) for budget in p.budgets for method in p.methods]
+        methods = dict.fromkeys((*p.methods, *["elfs"] * bool(p.hindsight_seeds)))
+        pairs += [(method, budget) for budget in p.budgets for method in methods]
     for call in dict.fromkeys(filter(None, (run.beta_search(*pair) for pair in pairs))):
         stage, budget, score = call
         name = f"beta {stage.replace('_', ' ')}, budget {budget:g}, by {score}"

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elfs_lib.compute import autocast, resolve_device, resolve_precision
+from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
 from elfs_lib.training.models import NETWORKS, build_network
@@ -150,12 +150,12 @@ def train_encoder(
     per_epoch = len(images) // batch
     steps = config.epochs * per_epoch
     losses = torch.zeros(config.epochs, device=where)
-    resident = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(where)
+    every = resident(images, where)
     for step in track(range(steps), "training the encoder without labels"):
         epoch, at = divmod(step, per_epoch)
         if at == 0:
             shuffled = torch.from_numpy(order.permutation(len(images))).to(where)
-        chosen = resident[shuffled[at * batch : (at + 1) * batch]]
+        chosen = every[shuffled[at * batch : (at + 1) * batch]]
         both = augment(torch.cat([chosen, chosen]).float().div_(255), config, views)
         both = prepare(both).contiguous(memory_format=torch.channels_last)
         with autocast(where, dtype):

@@ -8,10 +8,11 @@ number their clusters independently, so they are aligned before they are average
 head of lowest loss, then to what the heads agree on, until that is at rest. No label is read
 anywhere: heads are compared by their own loss and by their agreement.
 
-Choices that the papers leave open, as made here: the learning rate stays constant after the
-warm-up; the last layer's weights have length 1 (weight normalisation with a fixed gain), so
-that logits are cosines; weights w carry no gradient; the teacher labels the images; the batch
-that would be incomplete at the end of an epoch is left out, and each epoch shuffles anew.
+Choices as made here: the learning rate stays constant after the warm-up, as in ELFS's released
+command; the last layer's weights have length 1 (weight normalisation with a fixed gain, which that
+code learns), so that logits are cosines; weights w carry no gradient; the teacher labels the
+images; the batch that would be incomplete at the end of an epoch is left out, and each epoch
+shuffles anew.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class TemiConfig:
         marginal_momentum: Share of the old cluster marginal kept at each step, in [0, 1).
         beta: Exponent in the PMI, in (0, 1]; below 1 spreads the clusters evenly.
         weighting: "teacher" weighs a pair by sum_c q_t(c|x) q_t(c|x'), as the released code
-            does; "student_teacher" by sum_c q_s(c|x) q_t(c|x'), as the paper prints. The
-            teacher is the default: the published results come from it, and the average of a
-            slow teacher over heads is the steadier judge of whether two images belong together.
+            does; "student_teacher" by sum_c q_s(c|x) q_t(c|x'). The teacher is the default: the
+            published results come from it, and the average of a slow teacher over heads is the
+            steadier judge of whether two images belong together.
         pca: Project the embeddings on this many principal components first; None keeps all.
         standardize: Scale each input feature to variance 1 first; constant features become 0.
             In any case the inputs are centred, and scaled by one number to mean square 1.

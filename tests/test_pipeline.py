@@ -288,6 +288,9 @@ def test_each_search_that_a_run_needs_is_one_step(tiny_run: Run, monkeypatch):
     ]
     plain = Run(run.params.model_copy(update={"methods": ("random",)}), tiny_run.store)
     assert searches(plain) == ["beta search, budget 0.1, by aum"]
+    page7 = {"methods": ("random",), "hindsight_seeds": (0,)}  # sets ELFS's beta beside the best
+    hindsight = Run(run.params.model_copy(update=page7), tiny_run.store)
+    assert searches(hindsight) == [f"beta search, budget {b}, by aum" for b in (0.1, 0.3)]
     given = Run(run.params.model_copy(update={"hard_prune_ratio": 0.1}), tiny_run.store)
     assert searches(given) == []
     monkeypatch.setattr(Run, "can_evaluate", False)

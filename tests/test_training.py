@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from elfs_lib.compute import resident, resolve_device
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.training.loader import ResidentLoader
@@ -584,3 +585,17 @@ def test_a_recorder_needs_whole_epochs():
     with pytest.raises(ElfsError, match="Dynamics need every image once an epoch"):
         recorder = DynamicsRecorder(torch.as_tensor(labels), CPU)
         fit(images, labels, recipe=recipe, length=Length(steps=3), recorder=recorder)
+
+
+def test_float32_is_float32_whatever_was_set_before():
+    """Exact neighbours on a GPU count on it."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    resolve_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_resident_arrays_share_memory_unless_they_may_not_be_written():
+    own = np.zeros((2, 3), np.uint8)
+    assert resident(own, torch.device("cpu")).data_ptr() == own.ctypes.data
+    own.flags.writeable = False
+    assert resident(own, torch.device("cpu")).data_ptr() != own.ctypes.data

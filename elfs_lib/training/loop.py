@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from elfs_lib.compute import autocast, resolve_device, resolve_precision
+from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
@@ -151,7 +151,7 @@ def train(
     _check_weights(weights, len(targets))
     place = resolve_device(device)
     chosen = images if subset is None else images[subset]
-    pixels = torch.from_numpy(np.require(chosen, requirements=["C", "W"])).to(place)
+    pixels = resident(chosen, place)
     labels = torch.as_tensor(targets, dtype=torch.int64, device=place)
     data = (pixels, labels)
     if weights is not None:
