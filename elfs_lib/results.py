@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from elfs_lib import evaluation, provenance
@@ -21,6 +22,7 @@ def write_results(
     *,
     command: str = "",
     whole_pipelines: bool = False,
+    grow: bool = False,
 ) -> None:
     """Write a results table beside the executed notebooks, where the results page finds it.
 
@@ -30,6 +32,8 @@ def write_results(
         target: The CSV file.
         command: What makes the rows again; by default ``elfs run`` with ``params``.
         whole_pipelines: Whether the seed of a row is that of its whole pipeline.
+        grow: Whether trainings that the file holds and ``rows`` lack stay, if their setting and
+            recipe are those of ``rows``: a sweep may go on over another store than it began with.
     """
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     table = evaluation.results_table(rows).assign(
@@ -37,8 +41,25 @@ def write_results(
         command=command or provenance.command(params),
         versions=versions,
     )
+    if grow and target.exists():
+        table = _grown(table, _read(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(target, table.to_csv(index=False))
+
+
+def _grown(table: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
+    alike = [old[name].isin(table[name]) for name in ("dataset", "setting", "recipe")]
+    both = pd.concat([table, old[np.logical_and.reduce(alike)]])
+    training = [both[name] for name in ("dataset", "method", "seed")] + [both["budget"].round(9)]
+    return evaluation.results_table(both[~pd.concat(training, axis=1).duplicated()])
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """A table; those written before there were settings have the empty one."""
+    table = pd.read_csv(file)
+    if "setting" not in table:
+        table["setting"] = ""
+    return table.assign(setting=table["setting"].astype(object).fillna(""))
 
 
 def result_tables() -> dict[tuple[str, str], pd.DataFrame]:
@@ -56,11 +77,7 @@ def result_tables() -> dict[tuple[str, str], pd.DataFrame]:
         raise ElfsError("The book has no results yet: run elfs run params/digits.yaml first.")
     found: dict[tuple[str, str], list[pd.DataFrame]] = defaultdict(list)
     for file in files:
-        table = pd.read_csv(file)
-        if "setting" not in table:  # written before there were settings
-            table["setting"] = ""
-        table["setting"] = table["setting"].astype(object).fillna("")
-        for setting, part in table.groupby("setting"):
+        for setting, part in _read(file).groupby("setting"):
             found[file.parent.name, str(setting)].append(part)
     same = ["dataset", "method", "budget", "seed", "accuracy"]
     tables = {

@@ -346,7 +346,8 @@ def _table(rows: Sequence[Mapping[str, Any] | None]) -> pd.DataFrame:
 
 
 def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path]:
-    """Write the rows that exist where the book's results page reads them, a file for each dataset.
+    """Write the rows that exist where the book's results page reads them, a file for each dataset;
+    rows that an earlier call wrote, from this store or another, stay.
 
     Args:
         command: What makes the rows again.
@@ -362,7 +363,9 @@ def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path
             folder = project_root() / "book" / "runs" / params.dataset
             written.append(folder / f"results_{sweep.name}.csv")
             whole = sweep.whole_pipelines
-            write_results(own, params, written[-1], command=command, whole_pipelines=whole)
+            write_results(
+                own, params, written[-1], command=command, whole_pipelines=whole, grow=True
+            )
     return written
 
 

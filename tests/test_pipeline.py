@@ -266,6 +266,23 @@ def test_tables_of_one_setting_are_put_together_and_others_kept_apart(tmp_path, 
         result_tables()
 
 
+def test_a_sweep_goes_on_over_another_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = Params.make({"dataset": "digits"})
+    file = tmp_path / "results_grid.csv"
+    write_results(rows([80.0, 81.0], recipe="small"), base, file, grow=True)
+    write_results(rows([82.0], recipe="small", method="random"), base, file, grow=True)
+    write_results(rows([79.0], recipe="small"), base, file, grow=True)
+    assert pd.read_csv(file)["accuracy"].tolist() == [79, 81, 82]  # a training once, the new one
+    longer = base.model_copy(update={"eval_epochs": 5})
+    write_results(rows([70.0], recipe="small"), longer, file, grow=True)
+    assert pd.read_csv(file)["accuracy"].tolist() == [70]  # another setting begins anew
+    write_results(rows([60.0], recipe="small, revision 2", seed=4), longer, file, grow=True)
+    assert pd.read_csv(file)["accuracy"].tolist() == [60]  # and so does another recipe
+    write_results(rows([50.0], method="random"), longer, file)
+    assert pd.read_csv(file)["accuracy"].tolist() == [50]  # a run writes what it holds
+
+
 def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ElfsError, match="elfs run params/digits.yaml"):

@@ -435,6 +435,16 @@ def test_the_control_is_ccs_itself():
     assert METHODS["ccs"].supervised and METHODS["ccs_pseudo"].label_free
 
 
+def test_the_control_of_the_easy_cut_must_be_told_its_hard_cut():
+    inputs = SelectionInputs(60, scores=table(60))
+    assert METHODS["ccs_pseudo_beta"].required == ("hard_prune_ratio",)
+    with pytest.raises(ElfsError, match="hard_prune_ratio"):
+        select("ccs_pseudo_beta", inputs, 20)
+    cut = select("ccs_pseudo_beta", inputs, 20, seed=3, hard_prune_ratio=0.3)
+    assert cut.info["dropped_hard"] == 18
+    assert select("ccs_pseudo", inputs, 20, seed=3).info["dropped_hard"] == 0
+
+
 # ---------------------------------------------------------------- one column, or none
 
 

@@ -15,7 +15,7 @@ def ccs(
     *,
     seed: int,
     score: str,
-    hard_prune_ratio: float = 0.0,
+    hard_prune_ratio: float,
     strata: int = 50,
 ) -> Selection:
     """Drop the hardest, cut the rest into strata of equal score width, sample them evenly.

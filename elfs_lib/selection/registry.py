@@ -7,8 +7,8 @@ A new method is one function ``(inputs, count, *, seed, **options) -> Selection`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Method:
         nested: A smaller budget with the same seed and options is a prefix of a larger one.
         seeded: The seed matters; without it the method is deterministic.
         also_reads: Further columns of scores that it reads.
+        defaults: Options that this method sets where its function asks for a value.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Method:
     nested: bool = True
     seeded: bool = False
     also_reads: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label_free(self) -> bool:
@@ -79,7 +81,7 @@ class Method:
         del options["seed"]
         if "score" in options:
             options["score"] = self.score
-        return options
+        return options | self.defaults
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -100,6 +102,7 @@ def _methods() -> dict[str, Method]:
     double_formula = "ranks beta N + 1 ... beta N + n of the score, hardest first"
     strata = "drops the hardest beta N, samples strata evenly; strata dealt round robin"
     strata_formula = "algorithm 1: 50 strata of equal score width, n / 50 from each"
+    uncut = {"hard_prune_ratio": 0.0}
     d2_polarity = "difficult and far from earlier picks; in greedy order"
     d2_formula = "s_i = x_i + sum_j e_ij(g_f) x_j; s_j -= e_ij(g_r) s_i; e_ij(g) = exp(-g d_ij^2)"
     dual_polarity = "weight DUAL x Beta density of mean p_y; in order of drawing"
@@ -121,7 +124,10 @@ def _methods() -> dict[str, Method]:
                "zheng2025elfs", "ranks of (2 rank + 1) / (2 size) inside the class",
                "double-end pruning inside each pseudo-class, exact total"),
         Method("ccs_pseudo", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
-               strata_formula, "CCS on the AUM of pseudo-labels: the control",
+               strata_formula, "CCS on the AUM of pseudo-labels: the control without a cut",
+               nested=False, seeded=True, defaults=uncut),
+        Method("ccs_pseudo_beta", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
+               strata_formula, "CCS after the hard cut of ELFS: the control of the easy cut",
                nested=False, seeded=True),
         Method("prototypicality", prototypicality, needs("embeddings"), None, False,
                "far from the k-means centroid first", "sorscher2022",
@@ -152,7 +158,7 @@ def _methods() -> dict[str, Method]:
                dual_formula, "DUAL of pseudo-labels with beta-sampling", nested=False,
                seeded=True, also_reads=("dual_mean",)),
         Method("ccs", ccs, needs("scores"), "aum", True, strata, "zheng2023ccs", strata_formula,
-               "CCS on the AUM of true labels", nested=False, seeded=True),
+               "CCS on the AUM of true labels", nested=False, seeded=True, defaults=uncut),
         Method("elfs_true", double_end, needs("scores"), "aum", True, double, "zheng2025elfs",
                double_formula, "double-end pruning on the AUM of true labels: what "
                "pseudo-labels cost"),
