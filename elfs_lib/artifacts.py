@@ -28,6 +28,9 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import stage_lock
 
 MANIFEST = "manifest.json"
+# By bford.info/cachedir: backups leave such a folder out, and so does a search for images.
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 _PACKAGES = ("elfs", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "pandas")
 
 
@@ -210,6 +213,8 @@ class Store:
         about |= {"contents": contents, "seed": seed}
         try:
             (self.root / stage).mkdir(parents=True, exist_ok=True)
+            if not (self.root / CACHE_TAG).exists():
+                write_text_atomic(self.root / CACHE_TAG, f"{CACHE_SIGNATURE}\n# Made by ELFS.\n")
             with filelock.FileLock(self.root / stage / f".{key}.lock"):
                 return self._find_or_build(stage, key, build, about, labels)
         except (OSError, SafetensorError) as error:

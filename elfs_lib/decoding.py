@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from elfs_lib.artifacts import CACHE_SIGNATURE, CACHE_TAG
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 
@@ -51,6 +52,7 @@ LEFT_OUT = {
     "bad_name": "file names that are not valid UTF-8: rename them",
     "hidden": "files and folders whose name begins with a dot",
     "unused": "files outside of the folders that hold the splits",
+    "cache": f"folders of a program's own files, by the {CACHE_TAG} in them",
 }
 KEPT = {
     "rotated": "turned upright, as their EXIF orientation says",
@@ -250,7 +252,8 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
     Links to files and folders are followed. A linked folder that is already read under its own
     name, or by an earlier link, is reported and not read again, so loops end. Names that begin
     with a dot are the system's clutter (``.DS_Store``, ``._x.jpg``, ``.git``): they are listed
-    as ``hidden`` and not read.
+    as ``hidden`` and not read. A folder below ``root`` that holds a ``CACHEDIR.TAG``, as that of
+    the artifacts does, is listed as ``cache`` and not read.
 
     Returns:
         Paths relative to ``root``, ``/`` between the parts, sorted; and a report of the rest.
@@ -284,6 +287,9 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
             except OSError:
                 report.setdefault("unreadable", []).append(folder or ".")
                 continue
+            if folder and _is_cache(root / folder):
+                report.setdefault("cache", []).append(_printable(folder))
+                continue
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 try:
@@ -315,6 +321,14 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
             seen.add(identity)
             walk(link)
     return sorted(files), {kind: sorted(names) for kind, names in sorted(report.items())}
+
+
+def _is_cache(folder: Path) -> bool:
+    try:
+        with open(folder / CACHE_TAG, "rb") as tag:
+            return tag.read(len(CACHE_SIGNATURE)) == CACHE_SIGNATURE.encode()
+    except OSError:
+        return False
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

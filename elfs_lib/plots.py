@@ -36,13 +36,14 @@ SHADE = "#E8EFF5"
 
 P = ParamSpec("P")
 
-# ELFS and random are in every comparison and get a look of their own.
-_FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s")}
+# ELFS and random are in every comparison and get a look of their own; the second control is a
+# lighter first one.
+_FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s"), "ccs_pseudo_beta": ("#A3B86C", "d")}
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
-_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B",
-            "#6B8E23", "#2B2D7C")  # fmt: skip
-_MARKERS = ("^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
+_COLOURS = ("#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B", "#6B8E23", "#2B2D7C",
+            "#D55E00", "#009E73")  # fmt: skip
+_MARKERS = ("v", "P", "X", "<", ">", "p", "h", "*", "d", "^", "D")
 _GROUP_COLOURS = {"hard": HARD, "middle": MIDDLE, "easy": EASY}
 
 
@@ -800,7 +801,8 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     Returns:
         name -> {"color": ..., "marker": ...}.
     """
-    places = {name: place for place, name in enumerate([*METHODS, "best_supervised"])}
+    listed = (name for name in [*METHODS, "best_supervised"] if name not in _FIXED)
+    places = {name: place for place, name in enumerate(listed)}
     styles = {}
     for name in methods:
         place = places.get(name, zlib.crc32(name.encode()))
@@ -811,7 +813,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _ordered(methods: Iterable[str]) -> list[str]:
     """ELFS and random first, then the order of the registry, then other names by alphabet."""
-    known = list(dict.fromkeys([*_FIXED, *METHODS]))
+    known = list(dict.fromkeys(["elfs", "random", *METHODS]))
     rank = {name: place for place, name in enumerate(known)}
     return sorted(methods, key=lambda name: (rank.get(name, len(known)), name))
 

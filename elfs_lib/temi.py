@@ -33,7 +33,6 @@ from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
 
 WEIGHTINGS = ("teacher", "student_teacher")
-CONSENSUS = ("lowest_loss", "plain_mean", "aligned_mean")
 # Smallest probability whose logarithm is taken.
 TINY = 1e-12
 # Heads count in the consensus by this power of their agreement with it: enough that poor heads
@@ -144,7 +143,7 @@ class TemiHeads:
         head_losses: float64 [H], mean over the last epochs; lower is better.
         loss_curves: float32 [T, H], mean of each epoch.
         state: The teacher heads that label the images and the inputs' preprocessing, on CPU;
-            :func:`predict_heads` reads it.
+            :func:`consensus` reads it.
     """
 
     head_losses: np.ndarray
@@ -248,28 +247,6 @@ def fit_heads(
     state["temperature"] = torch.tensor(config.teacher_temperature)
     state |= {f"input.{k}": v for k, v in preparation.items()}
     return TemiHeads(head_losses.astype(np.float64), curves, state)
-
-
-def predict_heads(
-    state: dict[str, Tensor],
-    embeddings: np.ndarray,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-) -> np.ndarray:
-    """Cluster of each image by each head.
-
-    Args:
-        state: As in :class:`TemiResult`.
-        embeddings: float32 [M, D], of the encoder that TEMI was fitted on.
-
-    Returns:
-        int16 [H, M], each head's own cluster numbers.
-
-    Raises:
-        ElfsError: if the width D is not the one that TEMI was fitted on.
-    """
-    return _assign(_labeller(state, embeddings, device, precision))
 
 
 def consensus(

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from elfs_lib import datasets, decoding, readers
+from elfs_lib.artifacts import Store
 from elfs_lib.datasets import (
     DATASETS,
     check_dataset,
@@ -586,6 +587,22 @@ def test_linked_folders_are_read_once_under_their_own_name(tmp_path):
     assert reported(images, root) == {
         "repeated_link": ["a link that sorts first", "outside again", "outside/back"]
     }
+
+
+def test_the_artifacts_among_the_photos_are_none_of_them(tmp_path):
+    image_files.class_folders(tmp_path, {"photos": 2})
+    (tmp_path / "photos" / "CACHEDIR.TAG").write_text("not the signature")
+    store = Store(tmp_path / "_artifacts")
+    store.run("stage", lambda draft: draft.json("about", 1), version=1, params={})
+    image_files.class_folders(tmp_path / "_artifacts", {"stage": 1})
+    images = load_images("image_folder", path=tmp_path)
+    assert set(images.paths) == {"photos/000.png", "photos/001.png"}
+    assert reported(images, tmp_path) == {
+        "cache": ["_artifacts"],
+        "not_an_image": ["photos/CACHEDIR.TAG"],
+    }
+    # a folder that is asked for is read, whatever it holds
+    assert load_images("image_folder", path=tmp_path / "_artifacts").paths == ("stage/000.png",)
 
 
 def test_class_folders_are_labels(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -69,12 +68,11 @@ def test_summary_by_hand():
     row = summary.loc[("elfs", 0.3)]
     assert (row["n"], row["count"], row["mean"]) == (3, 300, 81.0)
     assert row["sd"] == pytest.approx(1.0)
-    assert row["standard_error"] == pytest.approx(1 / np.sqrt(3))
 
 
 def test_one_seed_has_no_spread():
     summary = summarise([r for r in rows() if r["seed"] == 0])
-    assert summary["sd"].isna().all() and summary["standard_error"].isna().all()
+    assert summary["sd"].isna().all()
 
 
 def test_paired_difference_agrees_with_scipy():
@@ -84,20 +82,7 @@ def test_paired_difference_agrees_with_scipy():
     row = paired.loc[0.1]
     assert row["difference"] == pytest.approx(7 / 3)
     assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
-    assert row["p_value"] == pytest.approx(test.pvalue)
     assert (row["method_mean"], row["rival_mean"]) == pytest.approx((219.5 / 3, 212.5 / 3))
-    assert 2.0 <= row["boot_low"] <= row["difference"] <= row["boot_high"] <= 2.5
-
-
-def test_bootstrap_approaches_the_t_interval_with_many_seeds():
-    generator = np.random.default_rng(0)
-    table = [
-        {"dataset": "t", "method": m, "budget": 0.1, "count": 1, "seed": s, "accuracy": a}
-        for m, shift in (("elfs", 1.0), ("random", 0.0))
-        for s, a in enumerate(70 + shift + generator.normal(size=200))
-    ]
-    row = paired_difference(table, "elfs", "random").iloc[0]
-    assert (row["boot_low"], row["boot_high"]) == pytest.approx((row["low"], row["high"]), abs=0.03)
 
 
 def test_only_shared_seeds_are_compared():
@@ -116,7 +101,7 @@ def test_swapping_the_methods_changes_the_sign():
 
 def test_equal_differences_give_no_interval():
     paired = paired_difference(rows(), "ccs_true", "aum_hard_true")
-    assert paired["low"].isna().all() and paired["p_value"].isna().all()
+    assert paired[["low", "high"]].isna().all(axis=None)
     assert "cannot be estimated" in verdict(paired.iloc[0])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from elfs_lib import temi
 from elfs_lib.clustering import clustering_accuracy
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.temi import TemiConfig, align_heads, fit_temi, predict_heads, temi_losses
+from elfs_lib.params import Params
+from elfs_lib.temi import TemiConfig, TemiHeads, align_heads, consensus, fit_temi, temi_losses
 
 CPU = torch.device("cpu")
 SMALL = TemiConfig(
@@ -254,7 +256,7 @@ def test_fit_finds_clusters_and_fills_the_result(fitted):
     _points, labels, _, result = fitted
     for name in ("lowest_loss", "aligned_mean"):
         assert clustering_accuracy(result.pseudo[name], labels) > 0.95, name
-    assert set(result.pseudo) == set(temi.CONSENSUS)
+    assert set(result.pseudo) == set(get_args(Params.model_fields["pseudo_labels"].annotation))
     assert result.assignments.shape == (4, 150) and result.assignments.dtype == np.int16
     assert result.loss_curves.shape == (40, 4) and np.isfinite(result.loss_curves).all()
     np.testing.assert_allclose(result.head_losses, result.loss_curves[-1], rtol=1e-6)
@@ -354,14 +356,14 @@ def test_same_seed_same_bits_other_seed_other_heads(fitted):
     assert (other.loss_curves != result.loss_curves).any()
 
 
-def test_state_labels_new_images(fitted):
-    points, _, _, result = fitted
-    assert (predict_heads(result.state, points, precision="float32") == result.assignments).all()
+def test_heads_label_new_images(fitted):
     fresh, labels = ring(seed=9)
-    found = predict_heads(result.state, fresh, precision="float32")[result.reference]
-    assert clustering_accuracy(found, labels) > 0.9
+    result = fitted[3]
+    heads = TemiHeads(result.head_losses, result.loss_curves, result.state)
+    found = consensus(heads, fresh, precision="float32")
+    assert clustering_accuracy(found.pseudo["aligned_mean"], labels) > 0.9
     with pytest.raises(ElfsError, match="fitted on 6"):
-        predict_heads(result.state, fresh[:, :5])
+        consensus(heads, fresh[:, :5])
 
 
 @pytest.mark.parametrize(

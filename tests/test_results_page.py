@@ -1,0 +1,120 @@
+"""The tables and sentences of the results page, on tables whose answers are known."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from elfs_lib import evaluation, results_page
+
+RANDOM = [70.0, 71.0, 72.0]
+ELFS = [72.0, 73.5, 74.0]
+BALANCED = [80.0, 80.1, 79.9]
+RIVAL = [76.0, 76.3, 75.7]
+LABELLED = [90.0, 90.1, 89.9]
+
+
+def table(budget: float = 0.1, **accuracies: list[float]) -> pd.DataFrame:
+    """A row a seed and method."""
+    facts = {"dataset": "digits", "budget": budget, "count": 144, "steps": 200, "recipe": "small"}
+    facts |= {"seconds": 60.0, "device": "cpu", "train_flops": 1e12, "command": "elfs run a.yaml"}
+    rows = [
+        facts | {"method": method, "seed": seed, "accuracy": accuracy, "versions": "elfs 0.1.0"}
+        for method, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+    return evaluation.results_table(rows).assign(
+        hard_prune_ratio=lambda t: t["seed"].where(t["method"].str.startswith("elfs")) / 10
+    )
+
+
+@pytest.fixture
+def every() -> dict[tuple[str, str], pd.DataFrame]:
+    own = table(
+        random=RANDOM, elfs=ELFS, elfs_balanced=BALANCED, d2=RIVAL, ccs=LABELLED, elfs_true=LABELLED
+    )
+    return {
+        ("digits", ""): own,
+        ("digits", "eval_steps=800"): table(random=RANDOM, elfs=LABELLED),
+        ("digits", "relabel_rounds=1"): table(random=RANDOM, elfs=BALANCED),
+        ("digits", "whole pipelines"): table(random=RANDOM, elfs=ELFS),
+        ("digits", "whole pipelines, flip=false"): table(random=RANDOM),  # no ELFS: nothing to say
+    }
+
+
+def one(frame: pd.DataFrame) -> dict[str, object]:
+    assert len(frame) == 1
+    return frame.iloc[0].to_dict()
+
+
+def test_the_first_table_is_of_the_params_files_own_setting(every):
+    row = one(results_page.glance(every))
+    assert (row["budget"], row["random (%)"], row["ELFS (%)"]) == ("10%", "71.0", "73.2")
+    assert row["difference"] == "+2.2" and row["seeds"] == 3
+    low, high = map(float, row["95% interval"].split(" to "))
+    assert 0 < low < 2.2 < high
+
+
+def test_whole_pipelines_count_the_betas_of_their_seeds(every):
+    shown, lines = results_page.whole_pipelines(every)
+    assert one(shown)["beta (pipelines)"] == "0 (1), 0.1 (1), 0.2 (1)"
+    assert one(shown)["rival"] == "Random" and lines[0] == "**Digits.**" and len(lines) == 3
+
+
+def test_one_seed_has_no_interval():
+    once = {("digits", ""): table(random=RANDOM[:1], elfs=ELFS[:1])}
+    assert one(results_page.glance(once))["95% interval"] == "one seed"
+
+
+def test_rivals_are_neither_variants_nor_see_labels(every):
+    row = one(results_page.against_best_rival(every))
+    assert (row["rival"], row["difference"], row["of rivals"]) == ("D2", "-2.8", 2)
+
+
+def test_words_say_what_each_control_and_ceiling_shows(every):
+    every["digits", ""] = pd.concat(
+        [every["digits", ""], table(ccs_pseudo=BALANCED, ccs_pseudo_beta=RANDOM)]
+    )
+    text = "\n".join(results_page.in_words(every))
+    assert "ELFS is below CCS pseudo by 6.8 points" in text
+    assert "ELFS is above CCS pseudo beta by 2.2 points" in text
+    assert "of 6 methods, is that of CCS pseudo, before ELFS balanced" in text
+    assert "of 2 methods that select with labels" in text and "90.0% (random: 71.0%)" in text
+
+
+def test_means_are_in_bold_only_where_the_interval_is_above_zero(every):
+    text = results_page.all_means("digits", every["digits", ""])
+    assert "| ELFS balanced | **80.0 ± 0.1** |" in text
+    assert "| CCS (all labels) | 90.0 ± 0.1 |" in text
+    assert text.splitlines()[0] == "| Digits | 10% |"
+    close = table(random=RANDOM, elfs=[70.1, 70.9, 72.2])
+    assert "**" not in results_page.all_means("digits", close)
+
+
+def test_the_cost_of_pseudo_labels_is_that_of_the_true_ones_minus_elfs(every):
+    row = one(results_page.cost_of_pseudo_labels(every))
+    assert (row["cost"], row["true labels (%)"], row["ELFS (%)"]) == ("+16.8", "90.0", "73.2")
+    without = {("digits", ""): table(random=RANDOM, elfs=ELFS)}
+    assert results_page.cost_of_pseudo_labels(without).empty
+
+
+def test_another_training_is_no_lever_on_elfs(every):
+    rows = results_page.levers(every).set_index("changed")
+    assert list(rows.index) == ["eval_steps=800", "relabel_rounds=1"]
+    assert rows.loc["eval_steps=800", "minus unchanged ELFS"] == ""
+    assert rows.loc["eval_steps=800", "minus random"].startswith("+19.0 (")
+    assert rows.loc["relabel_rounds=1", "minus unchanged ELFS"].startswith("+6.8 (")
+
+
+def test_the_last_section_says_what_made_each_table(every):
+    lines = results_page.reproduce(every)
+    assert len(lines) == len(every)
+    assert lines[0].startswith("- Digits: `elfs run a.yaml`, seeds 0, 1, 2; recipe `small`")
+    assert "200 steps each; 18 TFLOP in 18 min of training on cpu; elfs 0.1.0." in lines[0]
+    assert lines[1].startswith("- Digits, eval_steps=800: ")
+
+
+def test_every_method_of_the_registry_is_listed_with_its_source():
+    lines = results_page.methods().splitlines()
+    assert len(lines) == 2 + len(results_page.METHODS)
+    assert "{cite:t}`zheng2025elfs`" in next(line for line in lines if "| elfs |" in line)
