@@ -38,9 +38,26 @@ Overrides = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from elfs_lib.artifacts import package_versions
+
+        print(", ".join(f"{name} {version}" for name, version in package_versions().items()))
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Show the versions of ELFS and of the packages that decide its numbers",
+        ),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["ELFS_DEBUG"] = "1"

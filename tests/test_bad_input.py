@@ -106,6 +106,11 @@ def command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int,
     return stop.value.code, stderr.getvalue()
 
 
+def test_the_version_names_what_decides_the_numbers(capsys, monkeypatch):
+    code, _ = command(["--version"], monkeypatch)
+    assert code == 0 and re.match(r"elfs \S+, torch \S+, timm ", capsys.readouterr().out)
+
+
 FILES = {
     "tabs.yaml": "dataset: digits\n\tseed: 1\n",
     "list.yaml": "- digits\n",
