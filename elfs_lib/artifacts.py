@@ -109,12 +109,15 @@ class Artifact:
         return hashlib.sha256(files.encode()).hexdigest()[:16]
 
     def array(self, name: str) -> np.ndarray:
+        """An array of the stage, memory-mapped read-only."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
     def table(self, name: str) -> pd.DataFrame:
+        """A table of the stage."""
         return pd.read_parquet(self.folder / f"{name}.parquet")
 
     def json(self, name: str) -> Any:
+        """Plain values of the stage: numbers, texts, lists and mappings."""
         return json.loads((self.folder / f"{name}.json").read_text())
 
 
@@ -126,12 +129,15 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def array(self, name: str, value: np.ndarray) -> None:
+        """Write an array as ``<name>.npy``."""
         np.save(self.folder / f"{name}.npy", np.ascontiguousarray(value), allow_pickle=False)
 
     def table(self, name: str, value: pd.DataFrame) -> None:
+        """Write a table as ``<name>.parquet``."""
         value.to_parquet(self.folder / f"{name}.parquet", index=False)
 
     def json(self, name: str, value: Any) -> None:
+        """Write plain values as ``<name>.json``; NaN and infinity are refused."""
         (self.folder / f"{name}.json").write_text(json.dumps(value, indent=1, allow_nan=False))
 
     def fact(self, **facts: Any) -> None:

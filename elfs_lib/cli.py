@@ -198,8 +198,8 @@ def sweep(
 ) -> None:
     """Run datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
 
-    What is done is not run again, so a sweep that was killed goes on where it was. The results
-    table grows row by row in `results/<name>.parquet` of the artifacts. Exit code 1: some failed.
+    Finished notebooks are not run again, so an interrupted sweep resumes. The results table grows
+    row by row in `results/<name>.parquet` of the artifacts folder. Exit code 1: some failed.
 
     Examples:
 
@@ -266,7 +266,7 @@ def select(
         typer.Option(help="Cosine similarity from which two images are near copies"),
     ] = None,
     balanced: Annotated[
-        bool, typer.Option(help="Prune each pseudo-class at its own two ends")
+        bool, typer.Option(help="Apply double-end pruning within each pseudo-class")
     ] = True,
     report: Annotated[bool, typer.Option(help="Write the HTML page")] = True,
     p: Overrides = None,
@@ -275,8 +275,8 @@ def select(
 ) -> None:
     """Choose which images of a folder to label: a list, tasks for Label Studio, an HTML page.
 
-    Nothing is known of the images but their pixels. Copies are found, and at most one of each is
-    listed; damaged files and everything else that is not listed stand in `<out>.rest.csv`.
+    Only the pixels are used. Of each group of copies at most one image is listed; damaged files
+    and everything else that is not listed are in `<out>.rest.csv`, with the reason.
 
     Examples:
 
@@ -360,7 +360,7 @@ def labels_import(
 @app.command()
 def evaluate(
     list_file: ListFile = Path("to_label.csv"),
-    folds: Annotated[int, typer.Option(help="Parts that are held out in turn")] = 5,
+    folds: Annotated[int, typer.Option(help="Number of cross-validation folds")] = 5,
     batch: Annotated[
         int | None, typer.Option("--next", min=0, help="Images of the next batch; 0: none")
     ] = None,
@@ -503,8 +503,8 @@ def compare_encoders(
     """Compare encoders on a labelled dataset: neighbours, clusters, the coreset's accuracy, cost.
 
     Writes a row for each into `book/runs/<dataset>/encoders.csv` as it is done, beside those of
-    other encoders, input sizes and seeds; `elfs book` shows them. A comparison that was stopped
-    goes on where it was.
+    other encoders, input sizes and seeds; `elfs book` shows them. An interrupted comparison
+    resumes.
 
     Examples:
 

@@ -1,7 +1,7 @@
 """Encoders side by side on one dataset: neighbours, clusters, and the coreset that they lead to.
 
 All stages but the embeddings take the same parameters for every encoder, and all of them are
-artifacts: a comparison that was stopped goes on where it was, and shares the work of other runs.
+artifacts: an interrupted comparison resumes, and shares the work of other runs.
 """
 
 from __future__ import annotations
@@ -231,9 +231,9 @@ def sentences(table: pd.DataFrame) -> list[str]:
             for row in past.itertuples()
         )
         lines.append(
-            "TEMI's clusters share more with those of their neighbours than the classes do "
-            f"for {len(past)} of {len(measured)} that were measured: {which}. As far as its "
-            "objective follows this, training it better need not come nearer to the classes."
+            "Neighbouring images share more mutual information through TEMI's clusters than "
+            f"through the classes for {len(past)} of {len(measured)} encoders: {which}. So a "
+            "better optimum of its objective need not be closer to the classes."
         )
     older = sum(not is_current(recipe) for recipe in table["recipe"])
     if older:

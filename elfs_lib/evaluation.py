@@ -160,7 +160,8 @@ def paired_difference(
 def best_supervised(results: pd.DataFrame, supervised: Collection[str]) -> pd.DataFrame:
     """The best mean among methods that see labels, per dataset and budget.
 
-    A maximum over several noisy means is optimistic, which suits its use as a ceiling.
+    A maximum over several noisy means is optimistic, and it is no upper bound: it can lie below
+    the mean of a label-free method.
 
     Args:
         results: A results table.

@@ -43,7 +43,7 @@ def stage_lock(policy: str, *, stage: str = "this stage") -> Iterator[list[str]]
     Args:
         policy: ``never`` (labels stay shut), ``analysis`` (figures and measurements about a
             choice already made), ``evaluation`` (training on the labelled coreset, testing),
-            or ``ceiling`` (supervised methods that serve as an upper reference).
+            or ``ceiling`` (supervised methods, shown as a reference; not an upper bound).
         stage: The stage's name, for messages.
 
     Yields:

@@ -67,30 +67,34 @@ class Params(BaseModel):
     )
     # TEMI clustering
     temi_heads: int = Field(50, ge=1, description="H, clustering heads")
-    temi_epochs: int = Field(200, ge=1)
-    temi_batch: int = Field(1024, ge=2)
+    temi_epochs: int = Field(200, ge=1, description="passes over the images")
+    temi_batch: int = Field(1024, ge=2, description="images a step, each with one neighbour")
     temi_learning_rate: float = Field(
         1e-4, gt=0, description="for a batch of 256, scaled with the batch"
     )
-    temi_warmup_epochs: int = Field(20, ge=0)
-    temi_weight_decay: float = Field(1e-4, ge=0)
+    temi_warmup_epochs: int = Field(20, ge=0, description="in which the rate rises linearly")
+    temi_weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
     temi_teacher_momentum: float = Field(
         0.996, ge=0, lt=1, description="EMA of the teacher's weights"
     )
     temi_beta: float = Field(0.6, gt=0, le=1, description="exponent of the PMI")
-    temi_weighting: Literal["teacher", "student_teacher"] = Field("teacher")
-    temi_hidden: int = Field(512, ge=8)
-    temi_bottleneck: int = Field(256, ge=8)
+    temi_weighting: Literal["teacher", "student_teacher"] = Field(
+        "teacher", description="whose probabilities weigh the pairs"
+    )
+    temi_hidden: int = Field(512, ge=8, description="width of the hidden layer")
+    temi_bottleneck: int = Field(256, ge=8, description="width of the layer before the clusters")
     temi_pca: int | None = Field(None, ge=2, description="reduce embeddings to this many numbers")
     temi_standardize: bool = Field(False, description="scale features to variance 1 first")
     temi_loss_epochs: int = Field(1, ge=1, description="epochs a head's loss is averaged over")
     temi_keep_heads: float = Field(1.0, gt=0, le=1, description="share of heads in the mean")
-    pseudo_labels: Literal["aligned_mean", "lowest_loss", "plain_mean"] = Field("aligned_mean")
+    pseudo_labels: Literal["aligned_mean", "lowest_loss", "plain_mean"] = Field(
+        "aligned_mean", description="how the heads agree on a label"
+    )
     relabel_rounds: int = Field(0, ge=0, le=10, description="self-labelling rounds after TEMI")
     relabel_keep: float = Field(0.5, gt=0, le=1, description="confident share a round trains on")
     # proxy training
-    proxy_recipe: str = Field("resnet18")
-    proxy_epochs: int = Field(200, ge=1)
+    proxy_recipe: str = Field("resnet18", description="how the proxy is trained")
+    proxy_epochs: int = Field(200, ge=1, description="T, epochs that the dynamics cover")
     proxy_seeds: int = Field(1, ge=1, le=20, description="proxies whose scores are averaged")
     proxy_weights: Literal["equal", "confidence"] = Field(
         "equal", description="of the images in the proxy's loss; confidence: of their pseudo-labels"
@@ -105,12 +109,18 @@ class Params(BaseModel):
     search_steps: int = Field(40_000, ge=1, description="steps of each model of the search")
     search_seeds: int = Field(1, ge=1, le=20, description="splits that the search averages")
     # evaluation
-    methods: ListOf[str] = ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest")
-    budgets: ListOf[Share] = (0.1, 0.2, 0.3, 0.5, 0.7)
-    eval_recipe: str = Field("resnet18")
+    methods: ListOf[str] = Field(
+        ("random", "elfs", "ccs_pseudo", "ccs", "aum_hardest"), description="as elfs methods lists"
+    )
+    budgets: ListOf[Share] = Field(
+        (0.1, 0.2, 0.3, 0.5, 0.7), description="shares of the images, or counts, to evaluate at"
+    )
+    eval_recipe: str = Field("resnet18", description="how search and coreset models are trained")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
-    eval_seeds: ListOf[Seed] = (0, 1, 2, 3, 4)
+    eval_seeds: ListOf[Seed] = Field(
+        (0, 1, 2, 3, 4), description="of random selection and of training on the coreset"
+    )
     hindsight_seeds: ListOf[Seed] = Field((), description="seeds that try every beta on test")
     # what the closing cells of the notebooks insist on; null: nothing
     floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")

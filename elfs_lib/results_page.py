@@ -20,7 +20,8 @@ from elfs_lib.training.recipes import is_current
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 SUPERVISED = [name for name, method in METHODS.items() if method.supervised]
-CONTROLS = ("ccs_pseudo", "ccs_pseudo_beta")  # the same scores without the easy cut
+# Stratified on the same scores: without a hard cut, and with that of ELFS.
+CONTROLS = ("ccs_pseudo", "ccs_pseudo_beta")
 
 
 def own_settings(every: Tables) -> dict[str, pd.DataFrame]:
@@ -78,10 +79,9 @@ def in_words(every: Tables) -> list[str]:
         for row in evaluation.best_label_free(table, SUPERVISED).itertuples():
             backed = "supports it" if row.supported else "does not support it"
             lines.append(
-                f"- The best label-free mean at {_share(row.budget)}, of "
-                f"{_methods_at(table, row.budget, supervised=False)} methods, is that of "
-                f"{display_name(row.method)}, before {display_name(row.rival)}; the interval "
-                f"{backed}."
+                f"- At {_share(row.budget)}, {display_name(row.method)} has the highest mean of "
+                f"{_methods_at(table, row.budget, supervised=False)} label-free methods, followed "
+                f"by {display_name(row.rival)}; the interval of their difference {backed}."
             )
         for row in evaluation.best_supervised(table, SUPERVISED).itertuples():
             at = table[table["budget"] == row.budget]
@@ -153,7 +153,7 @@ def cost_of_pseudo_labels(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def levers(every: Tables) -> pd.DataFrame:
+def ablations(every: Tables) -> pd.DataFrame:
     """ELFS under other settings, against its own and against random under the same one.
 
     Where the training of the coreset is another, or of another revision of the recipe, it is not

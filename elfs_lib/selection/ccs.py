@@ -29,6 +29,12 @@ def ccs(
         hard_prune_ratio: beta in [0, 1), the share of the hardest images left out. The CCS paper
             tunes it with labels for each dataset and budget.
         strata: Number of strata, at least 1 (50 in the paper).
+
+    Returns:
+        Scores are those of the column, with its own polarity; in the order of the deal.
+
+    Raises:
+        ElfsError: if strata is below 1, or beta and the budget add up to more than all images.
     """
     if strata < 1:
         raise ElfsError(f"strata must be at least 1, not {strata!r}.")

@@ -27,6 +27,13 @@ def prototypicality(
 
     Args:
         clusters: k of k-means; None: the number of classes.
+
+    Returns:
+        Scores are distances to the centroid in [0, 2], descending; high is atypical, so hard.
+
+    Raises:
+        ElfsError: if the number of clusters is not known or out of range, or a row of the
+            embeddings is zero or not finite.
     """
     distances = prototype_distances(inputs, seed=seed, clusters=clusters)
     indices = np.argsort(-distances, kind="stable")[:count]
@@ -50,6 +57,12 @@ def moderate(inputs: SelectionInputs, count: int, *, seed: int) -> Selection:
     All images are ranked by the distance of their embedding (as given, not normalised) to the mean
     of their pseudo-class (as in the paper; its code takes the median in each dimension instead);
     the middle of that ranking is taken, from the middle outwards. The seed plays no part.
+
+    Returns:
+        Scores are differences to the median distance, at least 0; low first.
+
+    Raises:
+        ElfsError: if a row of the embeddings is not finite.
     """
     check_finite(inputs.embeddings)
     distances = distances_to_own_mean(inputs.embeddings, inputs.pseudo_labels)
@@ -125,6 +138,12 @@ def herding(inputs: SelectionInputs, count: int, *, seed: int, per_class: bool =
     Args:
         per_class: Herd inside each pseudo-class, the budget dealt in proportion to class sizes
             (as iCaRL and DeepCore do); False: one herd over all images.
+
+    Returns:
+        Scores are <w, x> when the image was picked; high first inside a class.
+
+    Raises:
+        ElfsError: if a row of the embeddings is zero or not finite.
     """
     rows = unit_rows(inputs.embeddings)
     labels = inputs.pseudo_labels if per_class else np.zeros(inputs.n, dtype=np.int64)

@@ -36,6 +36,12 @@ def d2(
         k: Neighbours of each image in the graph, at most K of ``inputs.neighbors``.
         gamma_f: Width of the forward message, >= 0.
         gamma_r: Width of the reverse message, >= 0; small values push picks farther apart.
+
+    Returns:
+        Scores are the values s_i when the image was picked; high (hard, in a dense part) first.
+
+    Raises:
+        ElfsError: if an option is out of range.
     """
     choose("difficulty", difficulty, DIFFICULTIES)
     if difficulty == "uniform":

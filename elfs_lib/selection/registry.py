@@ -43,8 +43,8 @@ class Method:
         needs: Fields of ``SelectionInputs`` it reads, out of ``NEEDS``.
         score: The column of scores that ranks the images; option ``score``, where the function has
             one, overrides it.
-        supervised: True: the caller computes scores and labels with TRUE labels, and the result is
-            a ceiling and no label-free selection. False: pseudo-labels only.
+        supervised: True: the caller passes scores and labels made from TRUE labels; the result is a
+            supervised reference, not an upper bound. False: pseudo-labels only.
         polarity: Which end is picked, and what comes first in the list.
         citation: Key in the book's bibliography.
         equation: The rule in one line, in the paper's terms.
@@ -127,7 +127,7 @@ def _methods() -> dict[str, Method]:
                strata_formula, "CCS on the AUM of pseudo-labels: the control without a cut",
                nested=False, seeded=True, defaults=uncut),
         Method("ccs_pseudo_beta", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
-               strata_formula, "CCS after the hard cut of ELFS: the control of the easy cut",
+               strata_formula, "CCS with the beta of ELFS: the control after the hard cut",
                nested=False, seeded=True),
         Method("prototypicality", prototypicality, needs("embeddings"), None, False,
                "far from the k-means centroid first", "sorscher2022",
