@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -79,9 +80,9 @@ def _fsync(path: Path) -> None:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old text or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", newline="")
         _fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -272,7 +273,8 @@ class Store:
         except BaseException:
             shutil.rmtree(draft_folder, ignore_errors=True)
             raise
-        return Artifact(stage, key, folder, manifest)
+        self._verified[key] = Artifact(stage, key, folder, manifest)
+        return self._verified[key]
 
     def _sentence(self, stage: str, error: Exception) -> str:
         reason = getattr(error, "strerror", None) or str(error)

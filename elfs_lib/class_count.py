@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
-from elfs_lib.clustering import unit_rows
+from elfs_lib.clustering import two_threads, unit_rows
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 
@@ -91,7 +91,8 @@ def estimate_classes(
         for row, k in enumerate(grid):
             if len(np.unique(chosen, axis=0)) <= k:
                 continue  # copies: these clusters do not exist
-            found = KMeans(int(k), n_init=2, random_state=seed + column).fit_predict(chosen)
+            with two_threads():
+                found = KMeans(int(k), n_init=2, random_state=seed + column).fit_predict(chosen)
             silhouettes[row, column] = silhouette_score(chosen, found)
     means = silhouettes.mean(1)
     good = set(grid[means >= means.max() - (1 - AS_GOOD) * abs(means.max())].tolist())

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import yaml
@@ -250,7 +250,10 @@ def sweep(
         raise typer.Exit(1)
 
 
-ListFile = Annotated[Path, typer.Option("--list", help="The list that elfs select wrote")]
+ListFile = Annotated[
+    Path | None,
+    typer.Option("--list", help="The list that elfs select wrote", show_default="to_label.csv"),
+]
 
 
 @app.command()
@@ -269,7 +272,9 @@ def select(
         bool, typer.Option(help="Apply double-end pruning within each pseudo-class")
     ] = True,
     report: Annotated[bool, typer.Option(help="Write the HTML page")] = True,
-    p: Overrides = None,
+    p: Annotated[
+        list[str] | None, typer.Option("-p", help="Set a parameter: -p seed=1 (repeatable)")
+    ] = None,
     kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
@@ -296,7 +301,7 @@ def select(
         pipeline.check_kernel(kernel)
     request = Request(
         "auto" if classes == "auto" else _number("classes", classes, hint=", or auto"),
-        _number("budget", budget),
+        _number("budget", budget, hint=", or a share such as 0.1"),
         overrides.pop("seed", 0),
         copies,
         balanced,
@@ -330,7 +335,7 @@ app.add_typer(labels_app, name="labels")
 @labels_app.command("import")
 def labels_import(
     file: Annotated[Path, typer.Argument(help="CSV (path, label), or Label Studio's JSON export")],
-    list_file: ListFile = Path("to_label.csv"),
+    list_file: ListFile = None,
     names: Annotated[
         str | None, typer.Option(help="All classes there are, with commas between them")
     ] = None,
@@ -340,6 +345,9 @@ def labels_import(
 ) -> None:
     """Check labels (unknown images, contradictions, misspelt classes) and keep them by the list.
 
+    A list into which the labels were typed, or its next batch, is found by its own name; labels in
+    other files are for `to_label.csv` unless `--list` says otherwise.
+
     Examples:
 
         elfs labels import labels.csv
@@ -348,7 +356,7 @@ def labels_import(
     """
     from elfs_lib import own_labels
 
-    files = own_labels.ListFiles(list_file)
+    files = own_labels.find_list(list_file, file)
     known = [name.strip() for name in (names or "").split(",") if name.strip()]
     labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
     images = "image" if len(labels.open) == 1 else "images"
@@ -359,7 +367,7 @@ def labels_import(
 
 @app.command()
 def evaluate(
-    list_file: ListFile = Path("to_label.csv"),
+    list_file: ListFile = None,
     folds: Annotated[int, typer.Option(help="Number of cross-validation folds")] = 5,
     batch: Annotated[
         int | None, typer.Option("--next", min=0, help="Images of the next batch; 0: none")
@@ -379,7 +387,7 @@ def evaluate(
     """
     from elfs_lib import own_labels
 
-    files = own_labels.ListFiles(list_file)
+    files = own_labels.find_list(list_file)
     _, choice = own_labels.evaluate(
         files, folds=folds, batch=batch, repair=repair, say=lambda t: print(t, flush=True)
     )
@@ -444,7 +452,7 @@ def methods(
     n: Annotated[
         int | None, typer.Option("--n", max=10**15, help="Number of images, for the cost")
     ] = None,
-    dim: Annotated[int, typer.Option(help="Numbers in an embedding")] = 768,
+    dim: Annotated[int, typer.Option(help="Dimension of the embeddings, D")] = 768,
     budget: Annotated[
         str, typer.Option(help="Images to label: a count, or a share as 0.1")
     ] = "0.1",
@@ -472,6 +480,26 @@ def methods(
             cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s  "
         needs = ", ".join(sorted(entry.needs)) or "nothing"
         print(f"{entry.name:{width}}  {kind:10}  {cost}{entry.summary} (needs {needs})")
+
+
+@app.command()
+def params() -> None:
+    """List the parameters of a run: default and meaning.
+
+    Defaults are the paper's protocol where it states one; the files in `params/` set others.
+
+    Example:
+
+        elfs params
+    """
+    from elfs_lib.params import Params
+    from elfs_lib.provenance import as_yaml
+
+    width = max(map(len, Params.model_fields))
+    for name, field in Params.model_fields.items():
+        known = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        meaning = f"{field.description}; {', '.join(known)}" if known else field.description
+        print(f"{name:{width}}  {meaning} (default: {as_yaml(field.get_default())})")
 
 
 @app.command()
@@ -535,7 +563,8 @@ def main() -> None:
 
     Started several times by torchrun, one process runs the command and the others train with it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    started = {"RANK", "LOCAL_RANK"} <= os.environ.keys()  # by torchrun: others set the size too
+    if started and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from elfs_lib.training.loop import together
 
         together(_command)

@@ -5,8 +5,12 @@ Agreement with true labels is analysis only: nothing here feeds the choice of a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from threadpoolctl import ThreadpoolController
 
 from elfs_lib.errors import ElfsError
 
@@ -138,6 +142,15 @@ def collapse_notes(labels: np.ndarray, classes: int, *, name: str) -> list[str]:
     return notes
 
 
+@contextmanager
+def two_threads() -> Iterator[None]:
+    """At most two OpenMP threads, for k-means: its threads add up what they found as they come, and
+    only a sum of two does not depend on the order. Import scikit-learn before."""
+    openmp = ThreadpoolController().select(user_api="openmp")
+    with openmp.limit(limits=min([2, *(pool["num_threads"] for pool in openmp.info())])):
+        yield
+
+
 def kmeans_labels(
     embeddings: np.ndarray, classes: int, *, seed: int = 0, restarts: int = 4
 ) -> np.ndarray:
@@ -163,7 +176,8 @@ def kmeans_labels(
             f"classes is {classes}: it must be from 2 to the number of images, {len(rows)}."
         )
     model = KMeans(classes, n_init=restarts, random_state=seed, copy_x=False)
-    return model.fit_predict(rows).astype(np.int64)
+    with two_threads():
+        return model.fit_predict(rows).astype(np.int64)
 
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:

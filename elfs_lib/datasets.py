@@ -48,7 +48,6 @@ class DatasetSpec:
         num_classes: None for people's own data.
         image_size: Side of the stored images unless another is asked for; None where it
             depends on the data.
-        has_test: Whether there is a test split; None where it depends on the data.
         needs_path: True if ``path`` says where the data is.
         download: Fetches the dataset into a folder, where that is possible.
     """
@@ -59,7 +58,6 @@ class DatasetSpec:
     get: str
     num_classes: int | None = None
     image_size: int | None = None
-    has_test: bool | None = True
     needs_path: bool = False
     download: Callable[[Path], None] | None = None
 
@@ -395,7 +393,6 @@ DATASETS: dict[str, DatasetSpec] = {
             Parquet(),
             "anyone's images in Parquet files of the Hugging Face layout, labelled or not",
             ".parquet file or folder of .parquet files",
-            has_test=None,
             needs_path=True,
         ),
         DatasetSpec(
@@ -403,7 +400,6 @@ DATASETS: dict[str, DatasetSpec] = {
             Folder(),
             "anyone's directory of JPEG, PNG, WebP... files, labelled (class folders) or not",
             "directory of images",
-            has_test=None,
             needs_path=True,
         ),
     )

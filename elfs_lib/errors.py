@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import pydantic
 
 
+MANY = 30  # names that are not all listed where one of them is near
+
+
 class ElfsError(Exception):
     """A mistake the user can fix. The message is one sentence: what is wrong, and what to do."""
 
@@ -26,12 +29,14 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
         options: The names that exist.
 
     Raises:
-        ElfsError: if the name is unknown; says the nearest known name and lists all of them.
+        ElfsError: if the name is unknown; says the nearest known name, or lists all of them.
     """
     names = sorted(options)
     if name in names:
         return name
     near = difflib.get_close_matches(str(name), names, n=1)
+    if near and len(names) > MANY:
+        raise ElfsError(f"Unknown {kind} {name!r}: did you mean {near[0]!r}?")
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ElfsError(f"Unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}.")
 

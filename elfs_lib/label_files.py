@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def read_labels(
     known: Collection[str] | None,
     *,
     folder: str = "",
+    root: Path | None = None,
     strict: bool = True,
 ) -> Labels:
     """Read labels and check their images.
@@ -72,6 +74,7 @@ def read_labels(
         file: CSV, or JSON as Label Studio exports it.
         known: The paths that may be labelled; None: any.
         folder: Name of the directory of images, which Label Studio's URLs begin with.
+        root: Where that directory is: absolute paths into it are known, too.
         strict: Whether every path has to be a known one, and a label there at all.
 
     Raises:
@@ -82,15 +85,21 @@ def read_labels(
     try:
         text = file.read_bytes().decode("utf-8-sig")  # a name may hold any line end
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ElfsError(f"Cannot read {file}: {reason}; give a CSV or JSON of labels.") from None
+        reason = getattr(error, "strerror", None)
+        advice = f"{reason}; check the path" if reason else "save it as CSV UTF-8, or as JSON"
+        raise ElfsError(f"Cannot read {file} as labels: {advice}.") from None
     is_json = text.lstrip()[:1] in ("[", "{")
     if known is not None:  # by either way of writing é: file systems and programs change it
         known = {unicodedata.normalize("NFC", path): path for path in known} | {p: p for p in known}
     given: dict[str, str] = {}
     unlabelled: dict[str, None] = {}
     for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
-        path = name if known is None else _known_path(name, known, folder)
+        if "\n" in label or "\r" in label:
+            raise ElfsError(
+                f"{file}, {where}: a label goes over several lines, so a quotation mark before it "
+                "is not closed: add the other one, or take it out."
+            )
+        path = name if known is None else _known_path(name, known, folder, root)
         if path is None and strict:
             raise ElfsError(
                 f"{file}, {where}: {name!r} is not a usable image of the folder that the list was "
@@ -180,11 +189,13 @@ def _texts(value: Any) -> list[str]:
     return [text for item in values if (text := str(item).strip())]
 
 
-def _known_path(name: str, known: Mapping[str, str], folder: str) -> str | None:
+def _known_path(name: str, known: Mapping[str, str], folder: str, root: Path | None) -> str | None:
     """The known path that a file calls ``name``: itself, or a Label Studio URL that ends in it."""
     bare = name.strip()
     candidates = [name, bare, bare.removeprefix("./"), bare.replace("\\", "/")]
     candidates += parse_qs(urlsplit(bare).query).get("d", []) if "?d=" in bare else []
+    if root is not None and Path(bare).is_absolute():
+        candidates.append(os.path.relpath(bare, os.path.abspath(root)).replace(os.sep, "/"))
     for candidate in candidates:
         for path in (candidate, candidate.removeprefix(f"{folder}/")):
             for form in (path, unicodedata.normalize("NFC", path)):

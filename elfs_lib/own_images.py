@@ -184,11 +184,6 @@ class OwnRun(Run):
         sides = [part._view or self.train_images.shape[-1] for part in self.encoder_runs]
         return " and ".join(f"{side} pixels" for side in sides)
 
-    @property
-    def training(self) -> dict[str, Any]:
-        """How this run trains: flips, crops, device and precision."""
-        return self._training
-
     @cached_property
     def copies(self) -> Copies:
         """Groups of copies among the images."""
@@ -218,12 +213,11 @@ class OwnRun(Run):
         ascending = easiness(self.scores, self.params.score)
         return class_quantile(ascending, self.pseudo_labels) if self.balanced else ascending
 
-    def beta_search(
-        self, method: str, budget: float | int, score: str | None = None
-    ) -> tuple[Any, ...] | None:
-        """As for any run, but the search prunes in the order of the list."""
-        call = super().beta_search(method, budget, score)
-        return call and (*call, self.balanced)
+    def search(
+        self, budget: float | int, score: str | None = None, balanced: bool | None = None
+    ) -> Artifact:
+        """As for any run, but by default the search prunes in the order of the list."""
+        return super().search(budget, score, self.balanced if balanced is None else balanced)
 
     @cached_property
     def class_estimate(self) -> ClassEstimate:
@@ -309,7 +303,7 @@ class Choice:
         kinds = {
             "too_hard": "too hard",
             "too_easy": "too easy",
-            "copy": "copies of some listed or labelled",
+            "copy": "left out as a copy",
             "labelled": "labelled already",
         }
         others = [f"{tally[kind]:,} {title}" for kind, title in kinds.items() if kind in tally]
@@ -323,7 +317,7 @@ class Choice:
         if copies.exact or copies.near:
             lines.append(
                 f"Copies among all images: {copies.exact:,} with the pixels of another one, "
-                f"{copies.near:,} more near copies."
+                f"{copies.near:,} more near {'copy' if copies.near == 1 else 'copies'}."
             )
         unused = self.files[~self.files["used"].astype(bool)]["kind"].value_counts()
         if len(unused):
@@ -466,6 +460,7 @@ def choose_images(
     if request.classes == "auto":
         say("[4/7] counting classes")
         estimate = run.class_estimate
+        say(f"Number of classes: {estimate.sentence()}.")
     classes = estimate.classes if estimate else int(request.classes)
     count = _check_counts(n, different, replace(request, classes=classes), estimate)
     done = _rows_of(request.done, run.paths)
@@ -510,7 +505,7 @@ def open_run(
     n = run.n
     say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
     dimensions = run.embeddings.array("embeddings").shape[1]
-    crop = {"crop_pad": min(4, run.train_images.shape[-1] // 8)}
+    crop = {"crop_pad": min(4, min(run.train_images.shape[-2:]) // 8)}
     given = run.params.model_dump(include=run.params.model_fields_set)
     return replace(run, params=Params.make(profile(n, dimensions) | crop | given))
 
@@ -524,15 +519,25 @@ def read_images(
 ) -> OwnRun:
     """The run whose images are read, and nothing else done."""
     _check_request(request)
-    pixels, path = _source(source)
+    pixels, path = _source(source, request)
     # Budgets are set when the images are known; their defaults must not stand in the way of a beta
     # that was given.
     given = {"encoder": "efficientnet_lite0", "budgets": (1,), **request.overrides}
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
+    run.check_device()
     say("[1/7] reading images")
     n = run.n
-    _check_counts(n, n, request)
+    count = _check_counts(n, n, request)
+    if "neighbors" in request.overrides:
+        run.check_neighbors()
+    if run.params.hard_prune_ratio is not None:
+        hard_prune_count(n, run.params.hard_prune_ratio, count + len(request.done))
+    if run.params.temi_pca is not None and run.params.temi_pca > n:
+        raise ElfsError(
+            f"Parameter 'temi_pca' is {run.params.temi_pca} but there are only {n} images: choose "
+            "fewer, or null."
+        )
     return run
 
 
@@ -624,6 +629,8 @@ def _check_request(request: Request) -> None:
     classes = request.classes
     if classes != "auto" and not is_whole(classes, 2):
         raise ElfsError(f"classes is {classes!r}: give a whole number of at least 2, or auto.")
+    if not isinstance(request.balanced, bool):
+        raise ElfsError(f"balanced is {request.balanced!r}: give True or False.")
     budget, cosine = request.budget, request.cosine
     for name, value in {"budget": budget, "cosine": 1 if cosine is None else cosine}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
@@ -636,7 +643,9 @@ def _check_request(request: Request) -> None:
         raise ElfsError(f"The cosine of near copies is {cosine}: give a number above 0, up to 1.")
 
 
-def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | None]:
+def _source(
+    source: np.ndarray | str | Path, request: Request
+) -> tuple[np.ndarray | None, str | None]:
     if not isinstance(source, (np.ndarray, str, Path)):
         raise ElfsError(
             f"images are a {type(source).__name__}: give uint8 [N, C, H, W] as a NumPy array, or a "
@@ -647,6 +656,8 @@ def _source(source: np.ndarray | str | Path) -> tuple[np.ndarray | None, str | N
         datasets.check_dataset("image_folder", path=source)
         return None, str(source)
     check_images(source, instead=", or a directory")
+    if "image_size" in request.overrides:
+        raise ElfsError("Parameter 'image_size' is for files: resize the array yourself.")
     return np.ascontiguousarray(source), None
 
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -103,6 +104,28 @@ class ListFiles:
     def next(self) -> ListFiles:
         """The files of the next batch."""
         return ListFiles(self.beside("next.csv"))
+
+
+DEFAULT_LIST = Path("to_label.csv")
+
+
+def find_list(named: Path | None, source: Path | None = None) -> ListFiles:
+    """The list that is meant: the one named, else that which ``source`` is or continues, else
+    ``to_label.csv``. The next batch of a list is not one of its own: its labels go to the first.
+    """
+    meant = named or source
+    for stem in (meant.stem, meant.stem.removesuffix(".next")) if meant else ():
+        if meant.with_name(f"{stem}.run.json").exists():
+            return ListFiles(meant.with_name(f"{stem}.csv"))
+    return ListFiles(named or DEFAULT_LIST)
+
+
+def _import(file: Path | str, files: ListFiles) -> str:
+    """The command that imports a file of labels for a list."""
+    words = ["elfs", "labels", "import", str(file)]
+    if files.csv != DEFAULT_LIST:
+        words += ["--list", str(files.csv)]
+    return shlex.join(words)
 
 
 # --- writing a list ------------------------------------------------------------------------------
@@ -200,6 +223,11 @@ def open_choice(file: str | Path) -> Choice:
 
 def _opened(record: Record) -> OwnRun:
     """The run over the folder of a record, if the images in it are those of the record."""
+    if not record.folder.is_dir():
+        raise ElfsError(
+            f"The folder of this list, {record.folder}, is gone: run elfs select on it where it is "
+            "now, with the same --out; labels already imported are kept."
+        )
     asked = record.folder, record.request, record.store
     # Files that were copied or touched look different but may hold the same.
     looks_alike = _fingerprint(record.folder, record.request) == record.source
@@ -241,7 +269,8 @@ def make_list(
     """
     folder = folder.expanduser()
     labels = stored_labels(files)
-    _check_typed(files, labels)
+    _check_typed(files.csv, files, labels)
+    _check_own(files)
     try:
         before = read_record(files.record) if labels else None
     except ElfsError:  # this list makes the record anew
@@ -258,8 +287,9 @@ def make_list(
             )
     request = replace(request, done=tuple(labels))
     choice = choose_images(folder, request, store, say=say)
-    write_choice(files, choice, folder)
+    files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
     write_record(files, choice, folder)
+    write_choice(files, choice, folder)
     return choice
 
 
@@ -277,24 +307,35 @@ def stored_labels(files: ListFiles) -> dict[str, str]:
     return read_labels(files.labels, None).given
 
 
-def _check_typed(files: ListFiles, stored: Mapping[str, str]) -> None:
-    """Refuse to write over a list into which somebody typed labels that were not imported."""
-    if not files.csv.exists() or _as_written(files.csv):
+def _check_typed(file: Path, files: ListFiles, stored: Mapping[str, str]) -> None:
+    """Refuse to write over a list, or a next batch, into which somebody typed labels that were not
+    imported."""
+    if not file.exists() or _as_written(file):
         return
     try:
         # Under the names that the stored labels have, however the list spells them.
-        typed = read_labels(files.csv, stored, strict=False).given
+        typed = read_labels(file, stored, strict=False).given
     except ElfsError as error:
         raise ElfsError(
-            f"{files.csv} is not as it was written and may hold labels, which would be lost "
+            f"{file} is not as it was written and may hold labels, which would be lost "
             f"({str(error).rstrip('.')}): fix it, move it away, or name another list."
         ) from None
     if any(stored.get(path) != label for path, label in typed.items()):
         raise ElfsError(
-            f"{files.csv} holds labels that were not imported and would be lost: run elfs labels "
-            f"import {files.csv} first (with --replace if they correct earlier ones), or name "
+            f"{file} holds labels that were not imported and would be lost: run "
+            f"{_import(file, files)} first (with --replace if they correct earlier ones), or name "
             "another list."
         )
+
+
+def _check_own(files: ListFiles) -> None:
+    """Refuse to write over files that no list left there."""
+    for file in (files.html, files.rest, files.tasks) if not files.record.exists() else ():
+        if file.exists():
+            raise ElfsError(
+                f"{file} is there already and belongs to no list: move it away, or name another "
+                "list with --out."
+            )
 
 
 def _as_written(file: Path) -> bool:
@@ -329,7 +370,7 @@ def import_labels(
             that differ in capitals alone.
     """
     record = read_record(files.record)
-    labels = read_labels(source, record.paths, folder=record.named)
+    labels = read_labels(source, record.paths, folder=record.named, root=record.folder)
     for path, label in labels.given.items():
         if names and label not in names:
             try:
@@ -353,9 +394,12 @@ def import_labels(
             "correct the misspelt one, or name all classes with --names."
         )
     if not names and classes != "auto" and len(found) > classes:
+        tally = Counter(every.values())
+        odd = min(labels.given, key=lambda path: tally[labels.given[path]])
         raise ElfsError(
             f"{source}: there are {len(found)} classes ({', '.join(found)}) but the list was made "
-            f"for {classes}: correct the misspelt one, or name all classes with --names."
+            f"for {classes}: correct a misspelt one (the rarest in this file is "
+            f"{labels.given[odd]!r}, of image {odd!r}), or name all classes with --names."
         )
     _write_csv(files.labels, pd.DataFrame(every.items(), columns=["path", "label"]))
     return labels, every
@@ -563,10 +607,12 @@ def evaluate(
     record = read_record(files.record, repair=repair)
     stored = stored_labels(files)
     if not stored:
-        raise ElfsError(f"There are no labels for {files.csv} yet: run elfs labels import first.")
+        raise ElfsError(
+            f"There are no labels for {files.csv} yet: run {_import('LABELS', files)} first."
+        )
     batch = record.count if batch is None else batch
     if batch:
-        _check_typed(files.next, stored)
+        _check_typed(files.next.csv, files, stored)
     run = _opened(record)
     there = set(run.paths)
     labels = {path: label for path, label in stored.items() if path in there}

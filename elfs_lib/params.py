@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,7 +20,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder
 from elfs_lib.errors import ElfsError, choose, first_fault
+from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
+from elfs_lib.selection.double_end import RATIOS
 from elfs_lib.training.recipes import find_recipe
 
 Share = float | int
@@ -41,7 +44,9 @@ class Params(BaseModel):
     # data
     dataset: str = Field("digits", description="name of the dataset")
     data_path: str | None = Field(None, description="file or folder of parquet and image_folder")
-    image_size: int | None = Field(None, ge=4, le=1024, description="stored side in pixels")
+    image_size: int | None = Field(
+        None, ge=SIZE_RANGE[0], le=SIZE_RANGE[1], description="stored side in pixels"
+    )
     classes: int | None = Field(
         None, ge=2, le=32767, description="number of classes; null: the dataset's"
     )
@@ -103,9 +108,7 @@ class Params(BaseModel):
     score: str = Field("aum", description="training-dynamics score that ELFS sorts by")
     budget: Share = Field(0.1, description="share of the images, or a count, to be labelled")
     hard_prune_ratio: float | None = Field(None, ge=0, lt=1, description="beta; null: search")
-    hard_prune_ratios: ListOf[float] = Field(
-        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="betas that are tried"
-    )
+    hard_prune_ratios: ListOf[float] = Field(RATIOS, description="betas that are tried")
     search_steps: int = Field(40_000, ge=1, description="steps of each model of the search")
     search_seeds: int = Field(1, ge=1, le=20, description="splits that the search averages")
     # evaluation
@@ -169,7 +172,8 @@ class Params(BaseModel):
                     f"Parameter {name!r} is {budget}: give a share above 0 and at most 1, "
                     "or a whole number of images."
                 )
-            if isinstance(budget, float):  # a count waits until the number of images is known
+            # A count waits until the number of images is known.
+            if isinstance(budget, float) and (name == "budget" or self.searches_beta):
                 self._check_sum(name, budget)
         side = self.image_size or spec.image_size
         if side is not None and self.crop_pad >= side:
@@ -178,6 +182,11 @@ class Params(BaseModel):
                 f"choose at most {side - 1}."
             )
         return self
+
+    @property
+    def searches_beta(self) -> bool:
+        """Whether a beta is needed at each of the budgets, and not only at ``budget``."""
+        return bool(self.hindsight_seeds) or any(METHODS[m].takes_beta for m in self.methods)
 
     def _check_device(self) -> None:
         kind, colon, number = self.device.partition(":")
@@ -204,6 +213,8 @@ class Params(BaseModel):
         """
         for name in values:
             choose("parameter", name, cls.model_fields)
+        # NumPy's numbers are numbers here, as in every other argument
+        values = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
@@ -220,7 +231,10 @@ class Params(BaseModel):
         Raises:
             ElfsError: if the file is missing, is not YAML, or a parameter is wrong.
         """
-        return cls.make({**read_yaml(path), **(overrides or {})})
+        values = read_yaml(path)
+        if {"params", "seeds"} <= values.keys():
+            raise ElfsError(f"{path} is a sweep, not parameters of a run: try elfs sweep {path}.")
+        return cls.make({**values, **(overrides or {})})
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Params:

@@ -141,7 +141,7 @@ def run_notebooks(
         target: Folder of the executed copies.
         overrides: Parameters that win over the file, as ``papermill -p``.
         kernel: Name of a Jupyter kernel; None for the one the notebooks name.
-        workers: Notebooks at a time. They only show what the stages left, one thread each.
+        workers: Notebooks at a time; they share the cores.
 
     Raises:
         ElfsError: naming the notebook, its cell and the message, if one fails. The failed copy is
@@ -185,7 +185,7 @@ def execute(
     # a failed copy never takes the place of the page itself
     failed = output if output != notebook else target / f"{name}.failed.ipynb"
     try:
-        run_notebook(notebook, draft, parameters, kernel=kernel, cwd=root, last=f"kept as {failed}")
+        run_notebook(notebook, draft, parameters, kernel=kernel, last=f"kept as {failed}")
     except ElfsError:
         os.replace(draft, failed)
         raise
@@ -200,17 +200,16 @@ def run_notebook(
     parameters: Mapping[str, Any],
     *,
     kernel: str | None = None,
-    cwd: Path | None = None,
     last: str,
 ) -> None:
-    """Execute a notebook through papermill.
+    """Execute a notebook through papermill, in the current folder: relative paths in parameters
+    and in the environment mean there what they mean here.
 
     Args:
         notebook: The notebook to read.
         output: Where it is written as it was executed, also when it fails.
         parameters: Of papermill, which puts them into a cell of their own.
         kernel: Name of a Jupyter kernel; None for the one that the notebook names.
-        cwd: The kernel's folder; None for the current one.
         last: What a message ends with, in brackets.
 
     Raises:
@@ -224,7 +223,6 @@ def run_notebook(
             str(output),
             parameters=dict(parameters),
             kernel_name=kernel,
-            cwd=None if cwd is None else str(cwd),
             progress_bar=False,
             log_output=False,
             # a kernel that is told to end logs that as an error; a cell's comes back as its own

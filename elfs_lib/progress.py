@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 
-def track(iterable: Iterable, desc: str, total: int | None = None) -> Iterable:
+def track(iterable: Iterable | None, desc: str, total: int | None = None) -> tqdm:
     """A progress bar with an estimate of what is left, on a terminal or in a notebook.
 
     It appears after a second, vanishes when done, and is silent in log files and when

@@ -6,8 +6,10 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 
+import yaml
+
 from elfs_lib.artifacts import Artifact, package_versions
-from elfs_lib.params import Params, read_yaml
+from elfs_lib.params import Params, parse_yaml, read_yaml
 from elfs_lib.project import project_root
 from elfs_lib.stages import Run
 
@@ -31,13 +33,13 @@ def setting(params: Params, *, whole_pipelines: bool = False) -> str:
     """
     grid = (*_GRID, "seed") if whole_pipelines else _GRID
     changes = _changes(params).items()
-    parts = [f"{name}={_as_yaml(value)}" for name, value in changes if name not in grid]
+    parts = [f"{name}={as_yaml(value)}" for name, value in changes if name not in grid]
     return ", ".join([WHOLE_PIPELINES, *parts] if whole_pipelines else parts)
 
 
 def as_options(values: Mapping[str, object]) -> list[str]:
     """Parameters as ``-p name=value`` of a command line, quoted for a shell."""
-    return [f"-p {shlex.quote(f'{name}={_as_yaml(value)}')}" for name, value in values.items()]
+    return [f"-p {shlex.quote(f'{name}={as_yaml(value)}')}" for name, value in values.items()]
 
 
 def _changes(params: Params) -> dict[str, object]:
@@ -51,9 +53,13 @@ def _changes(params: Params) -> dict[str, object]:
     }
 
 
-def _as_yaml(value: object) -> str:
-    """A value as it is written on one line of YAML."""
-    return value if isinstance(value, str) else json.dumps(value)  # every JSON value is YAML
+def as_yaml(value: object) -> str:
+    """A value as it is written on one line of YAML; every JSON value is YAML."""
+    try:
+        plain = isinstance(value, str) and parse_yaml(value) == value
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else json.dumps(value)
 
 
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:

@@ -555,6 +555,10 @@ class ImageNet(Folder):
             *(_stat(_below(root, folder), folder) for folder in folders),
         ]
 
+    def labelled(self, request: Request) -> tuple[str, ...]:
+        self.root(request)
+        return SPLITS  # by its layout: no need to visit a million
+
     def images(self, request: Request) -> Images:
         return replace(
             super().images(request), source="ImageNet-1K from its files, resized and cropped."

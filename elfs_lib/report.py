@@ -11,6 +11,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.pipeline import run_notebook
 from elfs_lib.project import project_root
@@ -98,4 +99,4 @@ def render_report(record: Path, html: Path, *, title: str, kernel: str | None = 
         exclude_output_prompt=True,
     )
     body, _ = exporter.from_notebook_node(executed)
-    html.write_text(_PAGE.format(title=escape(title), body=body), encoding="utf-8")
+    write_text_atomic(html, _PAGE.format(title=escape(title), body=body))

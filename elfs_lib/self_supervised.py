@@ -289,7 +289,7 @@ def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
     side = max(height, width)
     sigma = _uniform(count, 0.1, 2, generator) * side / 224
     sigma = sigma * _happens(count, 0.5, generator)
-    reach = max(1, round(4 * side / 224))
+    reach = max(1, min(round(4 * side / 224), height - 1, width - 1))  # as far as padding mirrors
     offsets = torch.arange(-reach, reach + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3).unsqueeze(1)) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)

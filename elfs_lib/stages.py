@@ -82,16 +82,9 @@ class Run:
         """
         p = self.params
         datasets.check_dataset(**self._source)
-        if p.device not in ("auto", "cpu"):  # which every machine has
-            from elfs_lib.compute import resolve_device
-
-            resolve_device(p.device)
+        self.check_device()
+        self.check_neighbors()
         n = self.n
-        if p.neighbors >= n:
-            raise ElfsError(
-                f"Parameter 'neighbors' is {p.neighbors} but there are only {n} images: "
-                f"choose at most {n - 1}."
-            )
         classes = self.classes
         if classes > n:
             raise ElfsError(f"Parameter 'classes' is {classes} but there are only {n} images.")
@@ -108,9 +101,33 @@ class Run:
                 f"Two of the budgets {list(p.budgets)} are the same number of the {n} images of "
                 f"{p.dataset!r}: keep one."
             )
-        pruned = any("hard_prune_ratio" in METHODS[method].required for method in p.methods)
-        for count in {budget_count(p.budget, n), *(counts if labels and pruned else ())}:
+        at_each = labels and p.searches_beta
+        for count in {budget_count(p.budget, n), *(counts if at_each else ())}:
             self._ratios(count)
+
+    def check_device(self) -> None:
+        """Check that the device is there.
+
+        Raises:
+            ElfsError: if it is not.
+        """
+        if self.params.device not in ("auto", "cpu"):  # which every machine has
+            from elfs_lib.compute import resolve_device
+
+            resolve_device(self.params.device)
+
+    def check_neighbors(self) -> None:
+        """Check that there are as many other images as neighbours are asked for.
+
+        Raises:
+            ElfsError: if there are fewer.
+        """
+        asked, n = self.params.neighbors, self.n
+        if asked >= n:
+            raise ElfsError(
+                f"Parameter 'neighbors' is {asked} but there are only {n} images: choose at most "
+                f"{n - 1}."
+            )
 
     # ------------------------------------------------------------------ images and labels
 
@@ -406,7 +423,7 @@ class Run:
                     Length(epochs=p.proxy_epochs),
                     keep=p.relabel_keep,
                     seed=p.seed + number,
-                    **self._training,
+                    **self.training,
                 )
                 labels, confidence = found.labels, found.confidence
                 changed.append(found.changed)
@@ -435,7 +452,8 @@ class Run:
     # ------------------------------------------------------------------ proxy and dynamics
 
     @property
-    def _training(self) -> dict[str, Any]:
+    def training(self) -> dict[str, Any]:
+        """How networks are trained on the images: flips, crops, device and precision."""
         return self._some("flip", "crop_pad", "device", "precision")
 
     @property
@@ -464,7 +482,7 @@ class Run:
             weights=weights,
             recorder=recorder,
             desc="proxy",
-            **self._training,
+            **self.training,
         )
         draft.table("scores", recorder.table())
         draft.array("curves", recorder.curves())
@@ -587,7 +605,7 @@ class Run:
                 seeds=Seeds.all(p.seed),
                 subset=kept,
                 desc="search",
-                **self._training,
+                **self.training,
             )
             return 100 * trained.accuracy(self.train_images[held_out], targets[held_out])
 
@@ -626,9 +644,9 @@ class Run:
         """The stage that finds a method's beta at a budget, as :meth:`perform` takes it; None if
         the method has no beta, or the parameter gives it."""
         entry = METHODS[method]
-        if "hard_prune_ratio" not in entry.required or self.params.hard_prune_ratio is not None:
+        if not entry.takes_beta or self.params.hard_prune_ratio is not None:
             return None
-        score = score or (self.params.score if method == "elfs" else entry.score)
+        score = score or (self.params.score if entry.follows_score else entry.score)
         return "true_search" if entry.supervised else "search", budget, score
 
     def hard_prune_ratio(self, budget: float | int) -> float:
@@ -689,27 +707,32 @@ class Run:
     def _options(
         self, method: str, budget: float | int, given: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The given options, and those that the run decides: plain ELFS's score, searched betas."""
+        """The given options, and those that the run decides: its score, searched betas."""
         entry = METHODS[method]
-        options: dict[str, Any] = {"score": self.params.score} if method == "elfs" else {}
+        options: dict[str, Any] = {"score": self.params.score} if entry.follows_score else {}
         options |= given
-        if "hard_prune_ratio" in entry.required and "hard_prune_ratio" not in options:
+        if entry.takes_beta and "hard_prune_ratio" not in options:
             options["hard_prune_ratio"] = self._beta(method, budget, options.get("score"))
         return options
 
-    def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:
-        """The artifacts that a method reads, by what it needs."""
-        inputs = {"images": self.images}
-        if "embeddings" in entry.needs:
-            inputs["embeddings"] = self.embeddings
-        if "neighbors" in entry.needs:
-            inputs["neighbors"] = self.neighbors
+    @staticmethod
+    def reads(entry: Method) -> tuple[str, ...]:
+        """The stages, by their names as attributes, that a method reads besides the images."""
+        own = [name for name in ("embeddings", "neighbors") if name in entry.needs]
         if entry.supervised:
-            inputs["proxy_0"] = self.true_proxy
-        elif entry.needs & {"scores", "probabilities"}:
-            inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
-        if "pseudo_labels" in entry.needs and not entry.supervised:
-            inputs["pseudo"] = self.pseudo
+            return (*own, "true_proxy")
+        own += ["proxies"] if entry.needs & {"scores", "probabilities"} else []
+        return (*own, "pseudo") if "pseudo_labels" in entry.needs else tuple(own)
+
+    def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:
+        inputs = {"images": self.images}
+        for stage in self.reads(entry):
+            found = getattr(self, stage)
+            if stage in ("proxies", "true_proxy"):
+                each = found if stage == "proxies" else [found]
+                inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(each)}
+            else:
+                inputs[stage] = found
         return inputs
 
     def _selection_inputs(self, entry: Method) -> SelectionInputs:
@@ -728,10 +751,10 @@ class Run:
                 else self.pseudo_labels
             )
         if "scores" in entry.needs:
-            table = _mean_tables([proxy.table("scores") for proxy in proxies])
+            table = self.true_scores if entry.supervised else self.scores
             fields["scores"] = {c: table[c].to_numpy() for c in table if c != "index"}
         if "probabilities" in entry.needs:
-            fields["probabilities"] = np.mean([x.array("probabilities") for x in proxies], axis=0)
+            fields["probabilities"] = _mean([x.array("probabilities") for x in proxies])
         return SelectionInputs(n=self.n, classes=self.classes, **fields)
 
     def _coreset_table(self, chosen: Selection) -> pd.DataFrame:
@@ -765,7 +788,7 @@ class Run:
                 seeds=Seeds.all(seed),
                 subset=subset,
                 desc=f"{method}, {len(subset)} images, seed {seed}",
-                **self._training,
+                **self.training,
             )
             predictions = trained.logits(self.test_images).argmax(1).numpy()
             right = predictions == self.labels.open("test", purpose="evaluation")
@@ -857,6 +880,15 @@ class Run:
         from elfs_lib.compute import describe_device, resolve_device
 
         return describe_device(resolve_device(self.params.device))
+
+
+def _mean(arrays: list[np.ndarray]) -> np.ndarray:
+    """Their mean, without a copy of each."""
+    total = np.array(arrays[0])
+    for array in arrays[1:]:
+        total += array
+    total /= total.dtype.type(len(arrays))
+    return total
 
 
 def _mean_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -130,6 +130,8 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     path = _locate(path)
     values = read_yaml(path)
+    if "dataset" in values and "params" not in values:
+        raise ElfsError(f"{path} holds parameters of a run, not a sweep: try elfs run {path}.")
     for key in values:
         choose("sweep key", str(key), _SweepFile.model_fields)
     try:
@@ -369,7 +371,7 @@ def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path
     return written
 
 
-_BEFORE = {
+_BEFORE = {  # the stage that each waits for; what comes before that one follows
     "embeddings": None,
     "neighbors": "embeddings",
     "temi": "neighbors",
@@ -377,13 +379,6 @@ _BEFORE = {
     "pseudo": "consensus",
     "proxies": "pseudo",
     "true_proxy": None,
-}
-_STAGE_OF = {
-    "embeddings": "embeddings",
-    "neighbors": "neighbors",
-    "pseudo_labels": "pseudo",
-    "scores": "proxies",
-    "probabilities": "proxies",
 }
 
 
@@ -415,10 +410,7 @@ def _shared_stages(
 
     def inputs(run: Run, method: str, budget: float | int) -> Iterator[str]:
         entry = METHODS[method]
-        wanted = {_STAGE_OF[need] for need in entry.needs}
-        if entry.supervised:
-            wanted = (wanted - {"proxies", "pseudo"}) | {"true_proxy"}
-        for stage in sorted(wanted):
+        for stage in run.reads(entry):
             yield from chain(run, stage)
         if search := run.beta_search(method, budget):
             before = chain(run, "true_proxy" if entry.supervised else "proxies")
@@ -481,6 +473,11 @@ def _task(work: Callable[..., _Outcome]) -> Callable[..., _Outcome]:
             if isinstance(item, Stage):
                 message = f"its stage '{item.title}' failed: {message}"
             outcome = _Outcome("failed", message)
+        if isinstance(item, Stage):
+            from elfs_lib.compute import release_gpu
+
+            # Notebooks train in processes of their own. An error holds tensors until it is gone.
+            release_gpu()
         return dataclasses.replace(outcome, seconds=time.perf_counter() - start)
 
     return run
@@ -492,12 +489,7 @@ def _name(error: Exception) -> str:
 
 @_task
 def _run_stage(stage: Stage, place: _Place) -> _Outcome:
-    from elfs_lib.compute import release_gpu
-
-    try:
-        Run(stage.params, default_store()).perform(stage.call)
-    finally:
-        release_gpu()  # the notebooks train in processes of their own, on the same GPU
+    Run(stage.params, default_store()).perform(stage.call)
     return _Outcome("done")
 
 

@@ -159,7 +159,6 @@ class TemiResult(TemiHeads):
         assignments: int16 [H, N], each head's own cluster numbers (not aligned).
         reference: The head of lowest loss among those with the fewest empty clusters, 0..H-1.
         weights: float64 [H], share of each head in the aligned mean; they sum to 1.
-        mapping: int64 [H, C], what cluster c of head h is called in the aligned mean.
         pseudo: "lowest_loss", "plain_mean" and "aligned_mean", each int64 [N] in 0..C-1, the last
             numbered after the first.
         probabilities: float32 [N, C], aligned mean over the heads; rows sum to 1.
@@ -170,7 +169,6 @@ class TemiResult(TemiHeads):
     assignments: np.ndarray
     reference: int
     weights: np.ndarray
-    mapping: np.ndarray
     pseudo: dict[str, np.ndarray]
     probabilities: np.ndarray
     confidence: np.ndarray
@@ -317,7 +315,6 @@ def consensus(
         assignments=assignments,
         reference=best,
         weights=weights,
-        mapping=mapping,
         pseudo=pseudo,
         probabilities=aligned,
         confidence=aligned.max(axis=1),
@@ -675,8 +672,7 @@ def _train(
             raise ElfsError(
                 f"TEMI's loss is not finite in epoch {epoch + 1}: lower the learning_rate."
             )
-        if hasattr(progress, "set_postfix_str"):
-            progress.set_postfix_str(f"loss {curves[epoch].mean():.4f}", refresh=False)
+        progress.set_postfix_str(f"loss {curves[epoch].mean():.4f}", refresh=False)
     return trainer.teacher, curves
 
 

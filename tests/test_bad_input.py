@@ -111,6 +111,24 @@ def test_the_version_names_what_decides_the_numbers(capsys, monkeypatch):
     assert code == 0 and re.match(r"elfs \S+, torch \S+, timm ", capsys.readouterr().out)
 
 
+def test_every_parameter_is_listed_with_its_default_and_meaning(capsys, monkeypatch):
+    command(["params"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(Params.model_fields)
+    assert not [line for line in lines if "None (default" in line]
+    assert any("(default: [0.1, 0.2, 0.3, 0.5, 0.7])" in line for line in lines)
+
+
+@pytest.mark.parametrize("size", ["4", "1"])
+def test_a_number_of_processes_alone_is_no_torchrun(size: str, capsys, monkeypatch):
+    """Some clusters set it for every job."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    code, said = command(["methods"], monkeypatch)
+    assert (code, said) == (0, "") and "random" in capsys.readouterr().out
+
+
 FILES = {
     "tabs.yaml": "dataset: digits\n\tseed: 1\n",
     "list.yaml": "- digits\n",
@@ -168,7 +186,8 @@ FILES = {
         (["methods", "--n", "10", "--budget", "inf"], "budget must be a number, not inf"),
         (["methods", "--n", "9" * 30], "'--n'.*less than"),
         (["sweep", "bilder"], "Cannot read bilder: Is a directory"),
-        (["sweep", "ok.yaml"], "sweep key 'dataset'"),
+        (["sweep", "ok.yaml"], "not a sweep: try elfs run ok.yaml"),
+        (["run", "sweep.yaml"], "is a sweep.*try elfs sweep sweep.yaml"),
         (["sweep", "sweep.yaml"], "'neighbors' is 2000"),
         (["sweep", "sweep.yaml", "--scheduler", ""], "--scheduler is empty"),
         (["sweep", "sweep.yaml", "--scheduler", "tcp://x:1", "-w", "2"], "--workers.*leave it out"),

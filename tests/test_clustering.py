@@ -103,3 +103,26 @@ def test_mistakes_are_one_sentence():
         clustering.clustering_accuracy(labels - 1, labels)
     with pytest.raises(ElfsError, match="go up to"):
         clustering.matched_confusion(labels, labels, 2)
+
+
+def test_kmeans_adds_up_with_two_threads_at_most(monkeypatch):
+    """More of them add up what they found in any order, and the same seed gives other clusters."""
+    import sklearn.cluster
+    from threadpoolctl import ThreadpoolController, threadpool_limits
+
+    openmp = ThreadpoolController().select(user_api="openmp")
+    seen = []
+
+    class Watched(sklearn.cluster.KMeans):
+        def fit_predict(self, *args, **kwargs):
+            seen.extend(pool["num_threads"] for pool in openmp.info())
+            return super().fit_predict(*args, **kwargs)
+
+    monkeypatch.setattr(sklearn.cluster, "KMeans", Watched)
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    for threads, most in ((8, 2), (1, 1)):
+        seen.clear()
+        with threadpool_limits(threads, "openmp"):
+            clustering.kmeans_labels(rows, 3)
+            assert all(pool["num_threads"] == threads for pool in openmp.info())  # given back
+        assert seen and max(seen) == most

@@ -35,7 +35,7 @@ def whole(elfs: Warm) -> Path:
     store = elfs.folder / "whole"
     ended = elfs(store)
     assert ended.code == 0, ended.err
-    assert {path.name for path in store.iterdir()} == set(STAGES)
+    assert {path.name for path in store.iterdir()} == {*STAGES, "CACHEDIR.TAG"}
     return store
 
 

@@ -52,6 +52,7 @@ from elfs_lib.own_labels import (
 )
 from elfs_lib.params import Params
 from elfs_lib.selection.double_end import double_end_prune
+from elfs_lib.stages import Run
 
 TINY = {
     "encoder": "pixels",
@@ -713,7 +714,7 @@ def test_labels_are_neither_lost_nor_mixed(tmp_path: Path):
 @pytest.mark.parametrize(
     "column, label, encoding, message",
     [
-        ("label", "M\u00f6hre", "cp1252", "not UTF-8"),  # as Excel saves plain CSV
+        ("label", "M\u00f6hre", "cp1252", "CSV UTF-8"),  # as Excel saves plain CSV
         ("animal", "cat", "utf-8", "column 'label'"),
     ],
 )
@@ -749,6 +750,82 @@ def test_imported_labels_do_not_stand_in_the_way_however_a_path_is_spelt(tmp_pat
     import_labels(files, files.csv)
     make_list(tmp_path / "photos", files, request, store)
     assert len(stored_labels(files)) == 12
+
+
+def test_labels_go_to_the_list_in_which_they_stand(tmp_path: Path, monkeypatch):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    pd.read_csv(files.csv).assign(label=[*"ab" * 6]).to_csv(files.csv, index=False)
+    with pytest.raises(ElfsError, match=r"labels import \S*list.csv --list \S*list.csv first"):
+        make_list(tmp_path / "photos", files, request, store)
+    following = files.csv.with_name("list.next.csv")
+    for named, source in ((None, files.csv), (None, following), (following, None)):
+        assert own_labels.find_list(named, source).csv == files.csv
+    other = tmp_path / "given.csv"
+    assert own_labels.find_list(files.csv, other).csv == files.csv
+    assert own_labels.find_list(other, files.csv).csv == other  # what is named wins
+    monkeypatch.chdir(tmp_path)
+    assert own_labels.find_list(None, other).csv == Path("to_label.csv")
+
+
+def test_an_older_report_and_the_files_of_others_do_not_stand_beside_a_list(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    files.html.write_text("of an older list")
+    make_list(tmp_path / "photos", files, request, store)
+    assert not files.html.exists()
+    own = ListFiles(tmp_path / "mine.csv")
+    own.html.write_text("my own page")
+    with pytest.raises(ElfsError, match=r"mine.html is there already"):
+        make_list(tmp_path / "photos", own, request, store)
+    assert own.html.read_text() == "my own page"
+
+
+def test_a_quotation_that_does_not_end_swallows_no_labels(tmp_path: Path):
+    (tmp_path / "given.csv").write_text('path,label\n1.png,frog\n2.png,"frog\n3.png,cat\n')
+    with pytest.raises(ElfsError, match="line 4: a label goes over several lines"):
+        read_labels(tmp_path / "given.csv", None)
+
+
+def test_absolute_paths_into_the_folder_are_known(tmp_path: Path):
+    (tmp_path / "given.csv").write_text(f"path,label\n{tmp_path}/photos/a b/1.png,cat\n")
+    options = {"folder": "photos", "root": tmp_path / "photos"}
+    assert read_labels(tmp_path / "given.csv", ["a b/1.png"], **options).given == {
+        "a b/1.png": "cat"
+    }
+    with pytest.raises(ElfsError, match="not a usable image"):
+        read_labels(tmp_path / "given.csv", ["a b/1.png"], root=tmp_path / "others")
+
+
+def test_a_class_too_many_is_named_with_its_image(tmp_path: Path):
+    files = small_list(tmp_path)
+    paths = pd.read_csv(files.csv)["path"]
+    labels = dict(zip(paths, ["cat", "dog"] * 6, strict=True)) | {paths[7]: "catt"}
+    with pytest.raises(ElfsError, match=f"3 classes .*'catt', of image {paths[7]!r}"):
+        give(files, labels)
+
+
+def test_what_cannot_work_is_said_before_the_work(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(OwnRun, "embeddings", property(lambda self: pytest.fail("it worked")))
+    digits = np.zeros((40, 1, 8, 8), np.uint8)
+    for wrong, words in (
+        ({"neighbors": 40}, "'neighbors' is 40 but there are only 40 images"),
+        ({"temi_pca": 50}, "'temi_pca' is 50 but there are only 40"),
+        ({"hard_prune_ratio": 0.9}, "hard_prune_ratio 0.9 and a budget of 12"),
+        ({"device": "cuda:7"}, "cuda"),
+        ({"image_size": 16}, "'image_size' is for files"),
+        ({"balanced": "no"}, "balanced is 'no'"),
+    ):
+        with pytest.raises(ElfsError, match=words):
+            own_images.select(digits, classes=2, budget=12, encoder="pixels", **wrong)
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (40, 6)])
+def test_images_need_not_be_square(shape: tuple[int, int]):
+    images = np.random.default_rng(0).integers(0, 255, (40, 1, *shape), dtype=np.uint8)
+    options = {"encoder": "pixels", "temi_heads": 2, "temi_epochs": 2, "search_steps": 2}
+    chosen = own_images.select(images, classes=2, budget=10, seed=np.int64(3), **options)
+    assert len(chosen) == 10
 
 
 def test_a_label_that_was_mended_in_the_list_is_not_lost(tmp_path: Path):
@@ -925,9 +1002,12 @@ def test_importing_the_package_stays_light():
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-def test_beta_is_searched_in_the_order_of_the_list(balanced: bool, tmp_path: Path):
+def test_beta_is_searched_in_the_order_of_the_list(balanced: bool, tmp_path: Path, monkeypatch):
+    searched = []
+    monkeypatch.setattr(Run, "search", lambda self, *args: searched.append(args))
     run = OwnRun(Params(), Store(tmp_path), None, None, balanced)
-    assert run.beta_search("elfs", 10) == ("search", 10, "aum", balanced)
+    run.perform(run.beta_search("elfs", 10))
+    assert searched == [(10, "aum", balanced)]
     given = Params(hard_prune_ratio=0.1)
     assert (
         own_images.OwnRun(given, Store(tmp_path), None, None, balanced).hard_prune_ratio(10) == 0.1

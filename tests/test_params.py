@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pydantic
 import pytest
 import yaml
@@ -143,3 +144,21 @@ def test_floors():
         check_floor("accuracy", 0.4, 0.5)
     with pytest.raises(ElfsError, match="nan"):
         check_floor("accuracy", float("nan"), 0.5)
+
+
+def test_a_beta_is_needed_only_where_something_prunes():
+    loose = {"methods": ["random"], "budgets": [0.95], "hard_prune_ratio": 0.1}
+    assert not Params.make(loose).searches_beta
+    with pytest.raises(ElfsError, match="'budgets' .0.95. add up to more than 1"):
+        Params.make(loose | {"hindsight_seeds": [0]})
+    with pytest.raises(ElfsError, match="'budgets' .0.95. add up to more than 1"):
+        Params.make(loose | {"methods": ["random", "elfs_true"]})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Params.make({"seed": np.int64(3), "budget": np.float64(0.2)}).seed == 3
+
+
+def test_of_many_names_the_nearest_is_said_alone():
+    with pytest.raises(ElfsError, match=r"^Unknown parameter 'budgte': did you mean 'budget'\?$"):
+        Params.make({"budgte": 0.1})

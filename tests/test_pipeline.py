@@ -19,7 +19,7 @@ from elfs_lib.results import result_tables, write_results
 from elfs_lib.selection import METHODS, easiness
 from elfs_lib.stages import Run
 
-LABEL_FREE = [name for name, entry in METHODS.items() if entry.label_free]
+LABEL_FREE = [name for name, entry in METHODS.items() if not entry.supervised]
 
 
 def coreset(run: Run, method: str, budget: float = 0.1) -> np.ndarray:

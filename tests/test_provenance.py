@@ -11,7 +11,7 @@ from conftest import ROOT, TINY
 from elfs_lib.artifacts import package_versions
 from elfs_lib.cli import _parse
 from elfs_lib.params import Params
-from elfs_lib.provenance import command, provenance
+from elfs_lib.provenance import as_options, command, provenance
 from elfs_lib.stages import Run
 
 
@@ -74,3 +74,9 @@ def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny
     assert [row[-1] for row in rows] == ["none |", "train:ceiling |"]
     assert rows[0][1] == f"`{tiny_run.pseudo.key}`"
     assert all(re.fullmatch(r"\d+\.\d", row[3]) and "cpu" in row[2] for row in rows)
+
+
+@pytest.mark.parametrize("text", ["my #photos", "a: b", "1e5", "null", "plain", "aligned_mean"])
+def test_a_printed_option_reads_back_as_it_was(text: str):
+    option = as_options({"data_path": text})[0].removeprefix("-p ")
+    assert _parse([shlex.split(option)[0]]) == {"data_path": text}

@@ -23,7 +23,7 @@ def test_same_scores_do_not_differ():
     shift = compare_scores(scores, scores)
     assert shift.n == 200
     assert shift.ks_statistic == 0 and shift.wasserstein == 0
-    assert shift.ks_p_value == pytest.approx(1) and shift.spearman == pytest.approx(1)
+    assert shift.spearman == pytest.approx(1)
 
 
 def test_constant_offset_is_the_wasserstein_distance():
@@ -36,7 +36,7 @@ def test_constant_offset_is_the_wasserstein_distance():
 def test_disjoint_and_reversed_scores():
     true = np.linspace(0, 1, 100)
     shift = compare_scores(5 - true, true)
-    assert shift.ks_statistic == 1 and shift.ks_p_value < 1e-20
+    assert shift.ks_statistic == 1
     assert shift.spearman == pytest.approx(-1)
 
 

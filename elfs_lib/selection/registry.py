@@ -53,6 +53,7 @@ class Method:
         seeded: The seed matters; without it the method is deterministic.
         also_reads: Further columns of scores that it reads.
         defaults: Options that this method sets where its function asks for a value.
+        follows_score: A run's parameter ``score`` takes the place of ``score``.
     """
 
     name: str
@@ -68,10 +69,7 @@ class Method:
     seeded: bool = False
     also_reads: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label_free(self) -> bool:
-        return not self.supervised
+    follows_score: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -93,6 +91,11 @@ class Method:
         """Options that have no default."""
         return tuple(k for k, v in self.options.items() if v is inspect.Parameter.empty)
 
+    @property
+    def takes_beta(self) -> bool:
+        """Whether it must be given a hard-prune ratio."""
+        return "hard_prune_ratio" in self.required
+
 
 def _methods() -> dict[str, Method]:
     def needs(*fields: str) -> frozenset[str]:
@@ -111,7 +114,8 @@ def _methods() -> dict[str, Method]:
         Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
                "u_i ~ U(0, 1)", "uniform sample", seeded=True),
         Method("elfs", double_end, needs("scores"), "aum", False, double, "zheng2025elfs",
-               double_formula, "double-end pruning on the AUM of pseudo-labels"),
+               double_formula, "double-end pruning on the AUM of pseudo-labels",
+               follows_score=True),
     ]  # fmt: skip
     lines += [
         Method(f"elfs_{score}", double_end, needs("scores"), score, False, double,

@@ -90,8 +90,7 @@ class Trained:
         Returns:
             float32 [M, classes], on the CPU.
         """
-        device = self.loader.device
-        parts = []
+        device, found = self.loader.device, None
         for start in range(0, len(images), batch):
             block = np.array(images[start : start + batch].transpose(0, 2, 3, 1))
             block = self.loader.normalise(torch.from_numpy(block).to(device))
@@ -99,8 +98,10 @@ class Trained:
                 logits = self.model(block).float()
                 if self.mirror_test:
                     logits = (logits + self.model(block.flip(3)).float()) / 2
-            parts.append(logits.cpu())
-        return torch.cat(parts)
+            if found is None:
+                found = torch.empty(len(images), logits.shape[1])
+            found[start : start + batch] = logits
+        return found
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Share of images classified right, in [0, 1]."""
@@ -280,8 +281,7 @@ def _fit(
 
     start = time.perf_counter()
     step, epoch, epoch_losses = 0, 0, []
-    bar = track(range(steps), desc)
-    ticks = iter(bar)
+    bar = track(None, desc, total=steps)
     while step < steps:
         losses = []
         for positions, batch in loader.epoch(epoch):
@@ -301,7 +301,7 @@ def _fit(
                 recorder.update(positions, ranks.join(positions, logits))
             losses.append(loss)
             step += 1
-            next(ticks)
+            bar.update()
             if average and step % recipe.average_every == 0:
                 average.update(step)
         epoch_losses.append(float(ranks.mean(torch.stack(losses).mean())))
@@ -313,7 +313,7 @@ def _fit(
         if recorder is not None:
             recorder.end_epoch()
         epoch += 1
-    next(ticks, None)  # lets the bar close itself
+    bar.close()
     if average:
         average.load()
     return Trained(

@@ -53,18 +53,19 @@ class ConvNet(nn.Module):
     Three blocks of (conv, max-pool, norm, GELU, conv, norm, GELU), a global max-pool and a linear
     layer whose output is scaled down. A block pools only while its input is at least 4 px wide,
     so that 8 x 8 images work too; images above 40 px are first average-pooled to 20-40 px.
+    The short side counts where they are not square.
 
     Args:
-        images: float [B, C, S, S], normalised sample that the whitening layer is fitted on.
+        images: float [B, C, H, W], normalised sample that the whitening layer is fitted on.
         classes: Number of outputs.
         widths: Channels of the three blocks.
     """
 
     def __init__(self, images: torch.Tensor, classes: int, widths: tuple[int, int, int]):
         super().__init__()
-        self.shrink = max(1, -(-images.shape[-1] // 40))
+        self.shrink = max(1, -(-min(images.shape[-2:]) // 40))
         images = self._shrunk(images)
-        channels, size = images.shape[1], images.shape[-1] - 1
+        channels, size = images.shape[1], min(images.shape[-2:]) - 1
         self.whiten = WhiteningConv(channels, images)
         layers: list[nn.Module] = []
         inputs = self.whiten.out_channels
