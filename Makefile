@@ -1,4 +1,4 @@
-# make book   the whole pipeline on the embedded digits, then the book: _build/html/index.html
+# make book   the whole pipeline on the bundled digits, then the book: _build/html/index.html
 # make test   style, every test, the notebooks, and a strict build of the book, looked at in a browser
 # make test-fast  the tests that take seconds; make mutation  whether tests notice broken formulas
 # make format style as `make test` wants it

@@ -92,7 +92,10 @@ def file_kinds(files: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for kind, part in files.groupby("kind", sort=True):
         more = len(part) - MOST_PATHS
-        paths = ", ".join(part["path"].head(MOST_PATHS))
+        paths = ", ".join(
+            f"{row.path} (as {row.same_as})" if row.same_as else row.path
+            for row in part.head(MOST_PATHS).itertuples()
+        )
         rows.append(
             {
                 "kind": kind.replace("_", " "),

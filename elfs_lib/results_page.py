@@ -42,7 +42,7 @@ def glance(every: Tables) -> pd.DataFrame:
 
 
 def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
-    """ELFS against each rival over whole pipelines, as a table and in Markdown lines."""
+    """ELFS against each other method over whole pipelines, as a table and in Markdown lines."""
     rows, lines = [], []
     for (dataset, setting), table in every.items():
         rivals = [method for method in METHODS if method in {*table["method"]} - {"elfs"}]
@@ -60,7 +60,7 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
             ].value_counts()
             rows.append(
                 {"dataset": name, "budget": _share(row.budget)}
-                | _rival(row)
+                | _baseline(row)
                 | _difference(row)
                 | {"pipelines": row.n}
                 | {"beta (pipelines)": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
@@ -96,23 +96,26 @@ def in_words(every: Tables) -> list[str]:
     return lines
 
 
-def against_best_rival(every: Tables) -> pd.DataFrame:
+def against_best_baseline(every: Tables) -> pd.DataFrame:
     """ELFS against the label-free method with the best mean at each budget, its variants left
     out."""
     rows = []
     for dataset, table in own_settings(every).items():
-        no_rival = table["method"].isin(SUPERVISED) | table["method"].str.startswith("elfs")
-        rivals = table[~no_rival]
-        for best in evaluation.best_label_free(rivals, SUPERVISED).itertuples():
+        left_out = table["method"].isin(SUPERVISED) | table["method"].str.startswith("elfs")
+        others = table[~left_out]
+        for best in evaluation.best_label_free(others, SUPERVISED).itertuples():
             at = table[table["budget"] == best.budget]
             if "elfs" not in {*at["method"]}:
                 continue
             row = paired_difference(at, "elfs", best.method).iloc[0]
             rows.append(
                 {"dataset": display_name(dataset), "budget": _share(row.budget)}
-                | _rival(row)
+                | _baseline(row)
                 | _difference(row)
-                | {"of rivals": _methods_at(rivals, row.budget, supervised=False), "seeds": row.n}
+                | {
+                    "of baselines": _methods_at(others, row.budget, supervised=False),
+                    "seeds": row.n,
+                }
             )
     return pd.DataFrame(rows)
 
@@ -217,10 +220,10 @@ def _share(budget: float) -> str:
     return f"{100 * budget:.3g}%"
 
 
-def _rival(row: Any) -> dict[str, str]:
+def _baseline(row: Any) -> dict[str, str]:
     return {
-        "rival": display_name(row.rival),
-        "rival (%)": f"{row.rival_mean:.1f}",
+        "baseline": display_name(row.rival),
+        "baseline (%)": f"{row.rival_mean:.1f}",
         "ELFS (%)": f"{row.method_mean:.1f}",
     }
 

@@ -947,6 +947,7 @@ def test_tables_and_captions_keep_text_and_break_paths_between_their_parts():
             "path": [f"a/IMG_{i:02}.png" for i in range(22)] + [NASTY, "b.png"],
             "meaning": ["links to nothing"] * 23 + ["the same bytes as another file"],
             "used": [False] * 23 + [True],
+            "same_as": [""] * 23 + ["a.png"],
         }
     )
     kinds = gallery.file_kinds(files)
@@ -954,6 +955,7 @@ def test_tables_and_captions_keep_text_and_break_paths_between_their_parts():
     assert kinds["files"].tolist() == [23, 1] and kinds["used"].tolist() == ["no", "yes"]
     assert kinds["paths"][0].endswith("a/IMG_19.png and 3 more")
     assert kinds["what"][1] == "the same bytes as another file"
+    assert kinds["paths"][1] == "b.png (as a.png)"
     html = gallery.table(gallery.file_kinds(files.tail(2)))
     assert "<script" not in html and "&lt;script&gt;alert(&#x27;x&#x27;)&lt;&amp;.png" in html
     grid = gallery.pictures(np.zeros((1, 3, 8, 8), np.uint8), [("1 of 2", "a/<b>_1.png")])

@@ -58,7 +58,7 @@ def test_the_first_table_is_of_the_params_files_own_setting(every):
 def test_whole_pipelines_count_the_betas_of_their_seeds(every):
     shown, lines = results_page.whole_pipelines(every)
     assert one(shown)["beta (pipelines)"] == "0 (1), 0.1 (1), 0.2 (1)"
-    assert one(shown)["rival"] == "Random" and lines[0] == "**Digits.**" and len(lines) == 3
+    assert one(shown)["baseline"] == "Random" and lines[0] == "**Digits.**" and len(lines) == 3
 
 
 def test_one_seed_has_no_interval():
@@ -66,9 +66,9 @@ def test_one_seed_has_no_interval():
     assert one(results_page.glance(once))["95% interval"] == "one seed"
 
 
-def test_rivals_are_neither_variants_nor_see_labels(every):
-    row = one(results_page.against_best_rival(every))
-    assert (row["rival"], row["difference"], row["of rivals"]) == ("D2", "-2.8", 2)
+def test_baselines_are_neither_variants_nor_see_labels(every):
+    row = one(results_page.against_best_baseline(every))
+    assert (row["baseline"], row["difference"], row["of baselines"]) == ("D2", "-2.8", 2)
 
 
 def test_words_say_what_each_control_and_ceiling_shows(every):
