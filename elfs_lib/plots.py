@@ -38,6 +38,7 @@ P = ParamSpec("P")
 
 # ELFS and random are in every comparison and get a look of their own; the second control is a
 # lighter first one.
+_EVERYWHERE = ("elfs", "random")
 _FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s"), "ccs_pseudo_beta": ("#A3B86C", "d")}
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
@@ -564,7 +565,7 @@ def accuracy_vs_pruning(
     ceiling = [name for name in methods if name in supervised]
     panels = [(title or "", summary, free)]
     if ceiling:  # with ELFS and random again, to hold it against
-        fixed = [name for name in methods if name in _FIXED]
+        fixed = [name for name in methods if name in _EVERYWHERE]
         panels.append(("Selecting with labels", summary, fixed + ceiling))
     if published is not None and len(published):
         curves = published.assign(budget=1 - published["pruning_rate"], mean=published["accuracy"])
@@ -592,13 +593,13 @@ def accuracy_vs_pruning(
 
 def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -> None:
     styles = method_styles(methods)
-    fixed_means = summary.loc[summary["method"].isin(_FIXED), "mean"]
+    fixed_means = summary.loc[summary["method"].isin(_EVERYWHERE), "mean"]
     floor = fixed_means.min() - _BELOW  # NaN, which nothing is below, where neither is there
     for method in methods:
         rows = summary[summary["method"] == method].sort_values("budget", ascending=False)
         pruned = 100 * (1 - rows["budget"].to_numpy())
         mean, sd = rows["mean"].to_numpy(), rows["sd"].to_numpy(dtype=float)
-        colour, fixed = styles[method]["color"], method in _FIXED
+        colour, fixed = styles[method]["color"], method in _EVERYWHERE
         axes.plot(
             pruned,
             mean,
@@ -813,7 +814,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _ordered(methods: Iterable[str]) -> list[str]:
     """ELFS and random first, then the order of the registry, then other names by alphabet."""
-    known = list(dict.fromkeys(["elfs", "random", *METHODS]))
+    known = list(dict.fromkeys([*_EVERYWHERE, *METHODS]))
     rank = {name: place for place, name in enumerate(known)}
     return sorted(methods, key=lambda name: (rank.get(name, len(known)), name))
 

@@ -130,6 +130,14 @@ def test_a_method_looks_the_same_alone_and_in_company():
     assert line.get_color() == together["elfs"]["color"]
 
 
+def test_of_the_label_free_methods_only_elfs_and_random_stand_beside_the_supervised():
+    methods = ["elfs", "random", "ccs_pseudo", "ccs_pseudo_beta", "ccs"]
+    means = summarise(results(methods=methods))
+    free, seen = plots.accuracy_vs_pruning(means, supervised=["ccs"]).axes
+    assert [line.get_label() for line in seen.lines] == ["ELFS", "Random", "CCS"]
+    assert len(free.lines) == 4
+
+
 def test_accuracy_draws_means_bands_the_ceiling_and_published_lines():
     free, ceiling, published = FIGURES["accuracy"].axes
     assert [line.get_label() for line in ceiling.lines] == ["ELFS", "Random", "CCS"]
