@@ -469,8 +469,11 @@ def methods(
         elfs methods --n 1300000 --dim 768 --classes 1000
     """
     from elfs_lib.selection import METHODS, expected_cost
+    from elfs_lib.selection.cost import growth_note
 
     count = _number("budget", budget)
+    if n is not None:
+        print(f"Costs are carried on from measurements on {growth_note()}.")
     width = max(map(len, METHODS))
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import re
@@ -331,9 +332,15 @@ def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
 
 def check(spec: Encoder, checkpoint: Path | None, input_size: int | None) -> None:
     """Refuse an input size that the model does not take, and a checkpoint that does not fit it."""
-    model = _build(spec, input_size)
-    if checkpoint is not None:
-        _match(model, read_checkpoint(checkpoint), checkpoint, spec)
+    if checkpoint is None:
+        _try_size(spec, input_size)
+    else:
+        _match(_build(spec, input_size), read_checkpoint(checkpoint), checkpoint, spec)
+
+
+@functools.cache  # parameters are made several times a run, and a model takes seconds to build
+def _try_size(spec: Encoder, side: int | None) -> None:
+    _build(spec, side)
 
 
 def _build(spec: Encoder, side: int | None) -> nn.Module:

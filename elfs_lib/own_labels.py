@@ -563,24 +563,6 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
     )
 
 
-def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
-    """What the linear model of :func:`assess`, trained on all labels, says of every image.
-
-    Args:
-        run: The run the list came from.
-        labels: path -> label.
-
-    Returns:
-        One row an image: path, label, probability, given (the label that people gave, or empty).
-
-    Raises:
-        ElfsError: as :func:`assess`.
-    """
-    names, given = _targets(run, labels)
-    rows = np.flatnonzero(given >= 0)
-    return _as_frame(run, names, given, *_predict(_points(run), rows, given[rows]))
-
-
 def evaluate(
     files: ListFiles,
     *,
