@@ -138,6 +138,33 @@ def all_means(dataset: str, table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def cuts(every: Tables) -> pd.DataFrame:
+    """What each cut of double-end pruning does to CCS on the same scores; empty where no table
+    holds both controls."""
+    rows = []
+    plain, cut = CONTROLS
+    for (dataset, setting), table in every.items():
+        if setting.startswith(WHOLE_PIPELINES) or not {"elfs", *CONTROLS} <= {*table["method"]}:
+            continue
+        hard = paired_difference(table, cut, plain).set_index("budget")
+        easy = paired_difference(table, "elfs", cut).set_index("budget")
+        for budget in hard.index.intersection(easy.index):
+            one, two = hard.loc[budget], easy.loc[budget]
+            rows.append(
+                {
+                    "dataset": display_name(dataset) + (f", {setting}" if setting else ""),
+                    "budget": _share(budget),
+                    "CCS (%)": f"{one.rival_mean:.1f}",
+                    "after the hard cut (%)": f"{one.method_mean:.1f}",
+                    "ELFS (%)": f"{two.method_mean:.1f}",
+                    "hard cut": _signed(one),
+                    "then the easy cut": _signed(two),
+                    "seeds": min(one.n, two.n),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def cost_of_pseudo_labels(every: Tables) -> pd.DataFrame:
     """Double-end pruning by true labels minus ELFS; empty where no table holds it."""
     rows = []

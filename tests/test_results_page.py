@@ -82,6 +82,21 @@ def test_words_say_what_each_control_and_ceiling_shows(every):
     assert "of 2 methods that select with labels" in text and "90.0% (random: 71.0%)" in text
 
 
+def test_each_cut_is_held_against_what_was_before_it(every):
+    assert results_page.cuts(every).empty
+    steps = table(elfs=[75.0, 75.1, 75.4], ccs_pseudo=BALANCED, ccs_pseudo_beta=RANDOM)
+    row = one(results_page.cuts({("digits", ""): steps, ("digits", "whole pipelines"): steps}))
+    assert (row["CCS (%)"], row["after the hard cut (%)"], row["ELFS (%)"]) == (
+        "80.0",
+        "71.0",
+        "75.2",
+    )
+    assert (
+        one(results_page.cuts({("digits", "flip=false"): steps}))["dataset"] == "Digits, flip=false"
+    )
+    assert row["hard cut"].startswith("-9.0 (") and row["then the easy cut"].startswith("+4.2 (")
+
+
 def test_means_are_in_bold_only_where_the_interval_is_above_zero(every):
     text = results_page.all_means("digits", every["digits", ""])
     assert "| ELFS balanced | **80.0 ± 0.1** |" in text
