@@ -111,18 +111,25 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     readme = (ROOT / "README.md").read_text().splitlines()
     shown = [line for line in readme if line.startswith(("| CIFAR-10 |", "| Fashion-MNIST |"))]
     assert [line for line in shown if line.count("(") == 1] == expected
+    numbers = "none one two three four five six seven eight nine ten".split()
     cuts = [
         f"| {row.dataset} | {row.budget} | {row._3} | {row._4} | {row._5} | {row._6} | {row._7} |"
         for row in results_page.cuts(result_tables()).itertuples()
     ]
     assert cuts and not [line for line in cuts if line not in readme]
+    found = results_page.cuts(result_tables())
+    lost = sum(" to -" in text for text in found["hard cut"])
+    won = sum("(+" in text for text in found["then the easy cut"])
+    assert (
+        f"beyond its interval in {numbers[lost]} of {numbers[len(found)]} rows, and the easy cut wins "
+        f"about as much back, beyond its interval in {numbers[won]}." in " ".join(readme)
+    )
     control = [
         row.difference < 0
         for (dataset, setting), table in result_tables().items()
         if not setting and dataset != "digits"
         for row in evaluation.paired_difference(table, "elfs", "ccs_pseudo").itertuples()
     ]
-    numbers = "none one two three four five six seven eight nine ten".split()
     assert (
         f"In {numbers[sum(control)]} of these {numbers[len(control)]} rows the control"
         in " ".join(readme)
