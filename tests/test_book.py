@@ -121,8 +121,8 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     lost = sum(" to -" in text for text in found["hard cut"])
     won = sum("(+" in text for text in found["then the easy cut"])
     assert (
-        f"beyond its interval in {numbers[lost]} of {numbers[len(found)]} rows, and the easy cut wins "
-        f"about as much back, beyond its interval in {numbers[won]}." in " ".join(readme)
+        f"beyond its interval in {numbers[lost]} of {numbers[len(found)]} rows, and the easy cut "
+        f"wins about as much back, beyond its interval in {numbers[won]}." in " ".join(readme)
     )
     control = [
         row.difference < 0
