@@ -270,7 +270,7 @@ def test_the_page_says_no_more_than_the_numbers_do():
     informed["temi_information"] = [1.0, 0.5, np.nan]
     informed["class_information"] = [0.9, 0.6, np.nan]
     said = sentences(informed)[1]
-    assert "for 1 of 2 that were measured: a (1.00 against 0.90 nats)." in said
+    assert "for 1 of 2 encoders: a (1.00 against 0.90 nats)." in said
     assert not any("nats" in line for line in sentences(informed.iloc[1:]))
     shown = as_shown(made_up("70", "80").assign(hard_prune_ratio=[0.0, np.nan]))
     assert shown["\u03b2"].tolist() == ["0", ""]
