@@ -818,7 +818,7 @@ def test_what_cannot_work_is_said_before_the_work(tmp_path: Path, monkeypatch):
             own_images.select(digits, classes=2, budget=12, encoder="pixels", **wrong)
 
 
-@pytest.mark.parametrize("shape", [(3, 40), (40, 6)])
+@pytest.mark.parametrize("shape", [(3, 40), (40, 6), (8, 96)])
 def test_images_need_not_be_square(shape: tuple[int, int]):
     images = np.random.default_rng(0).integers(0, 255, (40, 1, *shape), dtype=np.uint8)
     options = {"encoder": "pixels", "temi_heads": 2, "temi_epochs": 2, "search_steps": 2}

@@ -283,6 +283,31 @@ def test_a_sweep_goes_on_over_another_store(tmp_path, monkeypatch):
     assert pd.read_csv(file)["accuracy"].tolist() == [50]  # a run writes what it holds
 
 
+@pytest.mark.parametrize(
+    "method, stages",
+    [
+        ("random", ()),
+        ("elfs", ("proxies",)),
+        ("elfs_balanced", ("proxies", "pseudo")),
+        ("badge", ("embeddings", "proxies")),
+        ("herding", ("embeddings", "pseudo")),
+        ("d2", ("embeddings", "neighbors")),
+        ("ccs", ("true_proxy",)),
+        ("d2_supervised", ("neighbors", "true_proxy")),
+    ],
+)
+def test_a_coreset_is_keyed_by_the_stages_that_its_method_reads(
+    method: str, stages: tuple[str, ...], tiny_run: Run
+):
+    assert Run.reads(METHODS[method]) == stages
+    read = tiny_run._selection_artifacts(METHODS[method])
+    own = {"proxies": "proxy", "true_proxy": "true_proxy"}
+    assert [artifact.stage for artifact in read.values()] == [
+        "images",
+        *(own.get(stage, stage) for stage in stages),
+    ]
+
+
 def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ElfsError, match="elfs run params/digits.yaml"):
