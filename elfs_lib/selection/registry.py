@@ -128,7 +128,7 @@ def _methods() -> dict[str, Method]:
                "zheng2025elfs", "ranks of (2 rank + 1) / (2 size) inside the class",
                "double-end pruning inside each pseudo-class, exact total"),
         Method("ccs_pseudo", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
-               strata_formula, "CCS on the AUM of pseudo-labels: the control without a cut",
+               strata_formula, "CCS on the AUM of pseudo-labels: the control",
                nested=False, seeded=True, defaults=uncut),
         Method("ccs_pseudo_beta", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
                strata_formula, "CCS with the beta of ELFS: the control after the hard cut",
