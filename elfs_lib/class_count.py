@@ -88,12 +88,13 @@ def estimate_classes(
     rng = np.random.default_rng(seed)
     for column in track(range(subsets), "Counting classes"):
         chosen = points[rng.permutation(len(points))[:size]]
-        for row, k in enumerate(grid):
-            if len(np.unique(chosen, axis=0)) <= k:
-                continue  # copies: these clusters do not exist
-            with two_threads():
-                found = KMeans(int(k), n_init=2, random_state=seed + column).fit_predict(chosen)
-            silhouettes[row, column] = silhouette_score(chosen, found)
+        different = len(np.unique(chosen, axis=0))
+        ks = [int(k) for k in grid if k < different]  # of copies there are no more clusters
+        with two_threads():
+            found = [
+                KMeans(k, n_init=2, random_state=seed + column).fit_predict(chosen) for k in ks
+            ]
+        silhouettes[: len(ks), column] = [silhouette_score(chosen, labels) for labels in found]
     means = silhouettes.mean(1)
     good = set(grid[means >= means.max() - (1 - AS_GOOD) * abs(means.max())].tolist())
     good |= set(grid[silhouettes.argmax(0)].tolist())

@@ -50,8 +50,8 @@ def write_results(
 def _grown(table: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
     alike = [old[name].isin(table[name]) for name in ("dataset", "setting", "recipe")]
     both = pd.concat([table, old[np.logical_and.reduce(alike)]])
-    training = [both[name] for name in ("dataset", "method", "seed")] + [both["budget"].round(9)]
-    return evaluation.results_table(both[~pd.concat(training, axis=1).duplicated()])
+    training = ["dataset", "method", "budget", "seed"]
+    return evaluation.results_table(both.drop_duplicates(training))
 
 
 def _read(file: Path) -> pd.DataFrame:

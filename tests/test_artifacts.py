@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -500,3 +502,13 @@ def test_a_key_that_does_not_fit_json_is_refused():
         stage_key("stage", 1, {"a": float("nan")}, {})
     with pytest.raises(TypeError):
         stage_key("stage", 1, {"a": np.float32(1)}, {})
+
+
+def test_text_is_written_as_utf8_whatever_the_locale(tmp_path):
+    code = "import sys, pathlib; from elfs_lib.artifacts import write_text_atomic as write; "
+    code += "write(pathlib.Path(sys.argv[1]), 'caf\\xe9.jpg\\r\\nb\\n')"
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-c", code, str(tmp_path / "list.csv")]
+    subprocess.run(command, check=True, env=os.environ | plain)
+    assert (tmp_path / "list.csv").read_bytes() == "café.jpg\r\nb\n".encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["list.csv"]

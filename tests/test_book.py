@@ -99,25 +99,26 @@ LONGER = "search_steps=400, eval_steps=800"  # params/sweeps/cifar10_long.yaml
 
 def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     monkeypatch.chdir(ROOT)
+    tables = result_tables()
     expected = [
         f"| {evaluation.display_name(dataset)} | {100 * row.budget:.3g}% | {row.rival_mean:.1f} "
         f"| {row.method_mean:.1f} | {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) "
         f"| {row.n} |"
         for shown in ("", WHOLE_PIPELINES, LONGER)
-        for (dataset, setting), table in result_tables().items()
+        for (dataset, setting), table in tables.items()
         if setting == shown and dataset != "digits"  # those are made anew by every run
         for row in evaluation.paired_difference(table, "elfs", "random").itertuples()
     ]
     readme = (ROOT / "README.md").read_text().splitlines()
-    shown = [line for line in readme if line.startswith(("| CIFAR-10 |", "| Fashion-MNIST |"))]
+    shown = [line for line in readme if line.startswith(("| CIFAR-10", "| Fashion-MNIST"))]
     assert [line for line in shown if line.count("(") == 1] == expected
     numbers = "none one two three four five six seven eight nine ten".split()
+    found = results_page.cuts(tables)
     cuts = [
         f"| {row.dataset} | {row.budget} | {row._3} | {row._4} | {row._5} | {row._6} | {row._7} |"
-        for row in results_page.cuts(result_tables()).itertuples()
+        for row in found.itertuples()
     ]
-    assert cuts and not [line for line in cuts if line not in readme]
-    found = results_page.cuts(result_tables())
+    assert cuts and [line for line in shown if line.count("(") != 1] == cuts
     lost = sum(" to -" in text for text in found["hard cut"])
     won = sum("(+" in text for text in found["then the easy cut"])
     assert (
@@ -126,7 +127,7 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     )
     control = [
         row.difference < 0
-        for (dataset, setting), table in result_tables().items()
+        for (dataset, setting), table in tables.items()
         if not setting and dataset != "digits"
         for row in evaluation.paired_difference(table, "elfs", "ccs_pseudo").itertuples()
     ]
@@ -134,7 +135,7 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
         f"In {numbers[sum(control)]} of these {numbers[len(control)]} rows the control"
         in " ".join(readme)
     )
-    pipelines = result_tables()["fashion_mnist", WHOLE_PIPELINES]
+    pipelines = tables["fashion_mnist", WHOLE_PIPELINES]
     ahead = evaluation.paired_difference(pipelines, "ccs_pseudo", "elfs")["difference"]
     assert "`ccs_pseudo` is further above random than ELFS at both budgets" in " ".join(readme)
     assert len(ahead) == 2 and (ahead > 0).all()

@@ -308,6 +308,25 @@ def test_a_coreset_is_keyed_by_the_stages_that_its_method_reads(
     ]
 
 
+def test_betas_of_hindsight_are_checked_before_work(tiny_run: Run):
+    changes = {"methods": ("random",), "budgets": (1400,), "hard_prune_ratios": (0.1, 0.2)}
+    loose = tiny_run.params.model_copy(update=changes)
+    Run(loose, tiny_run.store).check()
+    with pytest.raises(ElfsError, match="No hard-prune ratio"):
+        page7 = loose.model_copy(update={"hindsight_seeds": (0,)})
+        Run(page7, tiny_run.store).check()
+
+
+def test_a_notebook_is_executed_where_the_command_was_started(tmp_path, monkeypatch):
+    """A relative path in a parameter or in the environment means one thing for both."""
+    given = {}
+    monkeypatch.setattr(
+        pipeline.papermill, "execute_notebook", lambda *paths, **options: given.update(options)
+    )
+    pipeline.run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, last="kept")
+    assert given.get("cwd") is None  # papermill's own default is the current folder
+
+
 def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ElfsError, match="elfs run params/digits.yaml"):

@@ -202,3 +202,13 @@ def test_errors_are_one_sentence():
         train_encoder(noise(20), replace(TINY, min_crop=2))
     with pytest.raises(ElfsError, match="did you mean 'convnet'"):
         train_encoder(noise(20), replace(TINY, network="convnett"))
+
+
+@pytest.mark.parametrize("shape", [(4, 640), (640, 4)])
+def test_a_narrow_image_is_blurred_no_farther_than_its_edges_mirror(shape: tuple[int, int]):
+    images = torch.rand((8, 1, *shape), generator=generator())
+    blurred = self_supervised._blur(images, generator())
+    assert blurred.shape == images.shape
+    assert blurred.min() >= images.min() and blurred.max() <= images.max()
+    changed = (blurred - images).abs().amax((1, 2, 3)) > 1e-3
+    assert changed.any() and not changed.all()  # half of them
