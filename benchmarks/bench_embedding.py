@@ -16,13 +16,13 @@ import torch
 
 from benchmarks.timing import Row, compare
 from elfs_lib import embedding
-from elfs_lib.compute import autocast, resolve_precision
+from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.decoding import decode_images
 from elfs_lib.self_supervised import PreparedNetwork
 
 
 def run(quick: bool) -> Iterator[Row]:
-    device = torch.device("cpu")
+    device = resolve_device("cpu")
     dtype = resolve_precision("auto", device)
     repeats = 3 if quick else 5
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)

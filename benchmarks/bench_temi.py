@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.timing import Row, compare
 from elfs_lib import temi
-from elfs_lib.compute import resolve_precision
+from elfs_lib.compute import resolve_device, resolve_precision
 
 
 class PlainHead(nn.Module):
@@ -68,7 +68,7 @@ def step_flops(width: int, config: temi.TemiConfig) -> float:
 
 
 def run(quick: bool) -> Iterator[Row]:
-    device = torch.device("cpu")
+    device = resolve_device("cpu")
     dtype = resolve_precision("auto", device)
     heads = 10 if quick else 50
     for width, taken in ((768, 768), (1280, 1280), (1280, 128)):

@@ -474,10 +474,10 @@ def _task(work: Callable[..., _Outcome]) -> Callable[..., _Outcome]:
                 message = f"its stage '{item.title}' failed: {message}"
             outcome = _Outcome("failed", message)
         if isinstance(item, Stage):
-            from elfs_lib.compute import release_gpu
+            from elfs_lib.compute import release_memory
 
             # Notebooks train in processes of their own. An error holds tensors until it is gone.
-            release_gpu()
+            release_memory()
         return dataclasses.replace(outcome, seconds=time.perf_counter() - start)
 
     return run

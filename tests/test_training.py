@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from elfs_lib.compute import resident, resolve_device
+from elfs_lib.compute import release_memory, resident, resolve_device
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.training.loader import ResidentLoader
@@ -592,6 +593,25 @@ def test_float32_is_float32_whatever_was_set_before():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     resolve_device("cpu")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc alone")
+def test_freed_memory_is_used_again_until_it_is_released():
+    resource = pytest.importorskip("resource")
+    resolve_device("cpu")
+    block = 2**26  # glibc by itself never keeps so much
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(block, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    release_memory()
+    pages = block // resource.getpagesize()
+    times = [faults() for _ in range(32)]  # the first few may not yet find one that fits
+    assert times[0] > pages / 2 and times[-1] < pages / 20
+    release_memory()
+    assert faults() > pages / 2
 
 
 def test_resident_arrays_share_memory_unless_they_may_not_be_written():
