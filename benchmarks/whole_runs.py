@@ -4,7 +4,8 @@
 
 Runs no stage, and stops where one is not in the store (``ELFS_ARTIFACTS_DIR``). With ``--build``
 and an empty store it times a whole run. What it found is printed, and written for the page on
-performance (``book/data/whole_runs.json`` and the table); runs that are not named here stay.
+performance (``book/data/whole_runs.json`` and the table) beside the peak of the machine that
+``book/data/bench.json`` is of; runs that are not named here stay.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def stages(run: Run) -> list[dict]:
 
 def whole_table(facts: dict) -> pd.DataFrame:
     """One row a stage and a sum; shares of the peak where a manifest counts FLOPs."""
-    peak = facts["matmul_flops"]["bfloat16"]
     rows = []
-    for run, found in facts["runs"].items():
+    for run, about in facts.items():
+        found, peak = about["stages"], about["matmul_flops"]["bfloat16"]
         name = ", ".join([run, *sorted({s["device"] for s in found if s["device"]})])
         for s in found:
             spent = s["cpu_s"] or s["wall_s"]
@@ -86,11 +87,13 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="run the stages that are missing")
     args = parser.parse_args()
     store = default_store(look=not args.build)
-    runs = {f.stem: stages(Run(Params.load(f), store)) for f in args.params}
     peak = json.loads((DATA / "bench.json").read_text())["matmul_flops"]
+    runs = {
+        f.stem: {"matmul_flops": peak, "stages": stages(Run(Params.load(f), store))}
+        for f in args.params
+    }
     file = DATA / "whole_runs.json"
-    known = json.loads(file.read_text())["runs"] if file.exists() else {}
-    facts = {"matmul_flops": peak, "runs": known | runs}
+    facts = (json.loads(file.read_text()) if file.exists() else {}) | runs
     file.write_text(json.dumps(facts, indent=1) + "\n")
     for table in write_tables(TABLES, facts).values():
         print(table.to_string(index=False))

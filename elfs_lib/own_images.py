@@ -533,11 +533,7 @@ def read_images(
         run.check_neighbors()
     if run.params.hard_prune_ratio is not None:
         hard_prune_count(n, run.params.hard_prune_ratio, count + len(request.done))
-    if run.params.temi_pca is not None and run.params.temi_pca > n:
-        raise ElfsError(
-            f"Parameter 'temi_pca' is {run.params.temi_pca} but there are only {n} images: choose "
-            "fewer, or null."
-        )
+    run.check_pca()
     return run
 
 

@@ -84,6 +84,7 @@ class Run:
         datasets.check_dataset(**self._source)
         self.check_device()
         self.check_neighbors()
+        self.check_pca()
         n = self.n
         classes = self.classes
         if classes > n:
@@ -127,6 +128,19 @@ class Run:
             raise ElfsError(
                 f"Parameter 'neighbors' is {asked} but there are only {n} images: choose at most "
                 f"{n - 1}."
+            )
+
+    def check_pca(self) -> None:
+        """Check that there are as many images as principal components are asked for.
+
+        Raises:
+            ElfsError: if there are fewer.
+        """
+        asked, n = self.params.temi_pca, self.n
+        if asked is not None and asked > n:
+            raise ElfsError(
+                f"Parameter 'temi_pca' is {asked} but there are only {n} images: choose at most "
+                f"{n}, or null."
             )
 
     # ------------------------------------------------------------------ images and labels

@@ -173,6 +173,7 @@ FILES = {
         (["run", "huge.yaml"], "budget 1000.*1437"),
         (["run", "two.yaml"], "two.yaml is not valid YAML.*another document"),
         (["run", "ok.yaml", "-p", "=3"], "name=value, not '=3'"),
+        (["run", "ok.yaml", "-p", "temi_pca=2000"], "'temi_pca' is 2000.*at most 1437"),
         (["run", "ok.yaml", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
         (["run", "ok.yaml", "-p", "seed="], "'seed' is None"),
         (["run", "ok.yaml", "-p", "budget='0.1'"], "'budget' is '0.1'"),

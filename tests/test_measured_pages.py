@@ -121,13 +121,16 @@ def test_a_whole_run_is_the_sum_of_its_stages(load):
              "finished": "2026-01-02T03:04:05Z"}  # fmt: skip
     older = {**stage, "stage": "temi", "wall_s": 30.0, "cpu_s": None, "train_flops": None}
     older["device"] = None
-    facts = {"matmul_flops": {"bfloat16": 1e11}, "runs": {"a": [older, stage]}}
+    facts = {"a": {"matmul_flops": {"bfloat16": 1e11}, "stages": [older, stage]}}
     table = load("whole_runs").whole_table(facts).set_index("Stage")
     assert table.loc["sum", "Wall, s"] == "120 (2.0 min)"
     assert table["CPU, s"].tolist() == ["not recorded", "50.0", ""]
     assert table["Share of peak"].tolist() == ["", "40%", ""]
     assert set(table["Run"]) == {"a, cpu"}
-    on_gpu = {"matmul_flops": {"bfloat16": 1e11}, "runs": {"a": [stage | {"device": "cuda"}]}}
+    faster = {"b": facts["a"] | {"matmul_flops": {"bfloat16": 2e11}}}
+    both = load("whole_runs").whole_table(facts | faster).set_index(["Run", "Stage"])
+    assert both.loc[("b, cpu", "proxy"), "Share of peak"] == "20%"
+    on_gpu = {"a": facts["a"] | {"stages": [stage | {"device": "cuda"}]}}
     assert set(load("whole_runs").whole_table(on_gpu)["Share of peak"]) == {""}
 
 
