@@ -21,8 +21,9 @@ import torch
 
 from benchmarks import bench_dynamics, bench_embedding, bench_neighbors, bench_temi
 from benchmarks.machine import cpu_model
-from benchmarks.timing import Row, clock_name, matmul_peak
+from benchmarks.timing import CPU, Row, clock, clock_name
 from elfs_lib.artifacts import package_versions
+from elfs_lib.compute import matmul_peak
 
 MODULES = (bench_embedding, bench_neighbors, bench_temi, bench_dynamics)
 COLUMNS = "{:34} {:26} {:>9} {:>9} {:>20} {:>7}"
@@ -45,7 +46,8 @@ def main() -> None:
         "--only", choices=[m.__name__.partition("bench_")[2] for m in MODULES], help="one part"
     )
     arguments = parser.parse_args()
-    peaks = {name: matmul_peak(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    names = ("float32", "bfloat16")
+    peaks = {name: matmul_peak(getattr(torch, name), CPU, clock) for name in names}
     facts = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),

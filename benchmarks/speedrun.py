@@ -19,9 +19,9 @@ import torch
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.cifar10 import labelled
 from benchmarks.machine import machine_name
-from benchmarks.timing import clock, clock_name, matmul_peak
+from benchmarks.timing import clock, clock_name
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.compute import resolve_device, resolve_precision
+from elfs_lib.compute import matmul_peak, resolve_device, resolve_precision
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe, length = find_recipe(arguments.recipe), Length(epochs=arguments.epochs)
     device = resolve_device(arguments.device)
-    peak = matmul_peak(resolve_precision("auto", device), device.type)
+    peak = matmul_peak(resolve_precision("auto", device), device, clock)
     data = labelled()
     for seed in arguments.seeds:
         start = clock()

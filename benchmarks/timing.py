@@ -6,13 +6,16 @@ disturb little. On several threads, or with a GPU, it is the wall clock.
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from elfs_lib.compute import matmul_peak
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,6 @@ def compare(
         ratio_min=min(ratios),
         ratio_max=max(ratios),
         repeats=repeats,
-        share_of_peak=flops / ours_s / matmul_peak(dtype) if flops else None,
+        share_of_peak=flops / ours_s / matmul_peak(dtype, CPU, clock) if flops else None,
         note=note,
     )
-
-
-@functools.cache
-def matmul_peak(dtype: torch.dtype, device: str = "cpu", repeats: int = 5) -> float:
-    """FLOP/s of a square product: what the stages are held against."""
-    size = 2048 if device == "cpu" else 8192  # a GPU does the smaller one before it can be timed
-    a = torch.randn(size, size).to(device, dtype)
-    a @ a
-    return 2 * size**3 / min(seconds(lambda: a @ a) for _ in range(repeats))

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -94,6 +95,32 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def matmul_peak(
+    dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """FLOP/s of a square matrix product, the best of five: what training is held against.
+
+    Measured once for each process, in about a second.
+
+    Args:
+        dtype: Of the factors.
+        device: Where.
+        clock: Seconds since any moment.
+    """
+    size = 2048 if device.type == "cpu" else 8192  # what is small for a GPU ends too soon
+    a = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+    def product() -> float:
+        start = clock()
+        a @ a
+        getattr(torch, device.type).synchronize()
+        return clock() - start
+
+    product()
+    return 2 * size**3 / min(product() for _ in range(5))
 
 
 def resident(array: np.ndarray, device: torch.device) -> torch.Tensor:

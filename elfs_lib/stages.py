@@ -508,6 +508,7 @@ class Run:
             device=self._device,
             train_flops=trained.flops,
             train_s=round(trained.seconds, 3),
+            share_of_peak=round(trained.share_of_peak, 3),
             bytes_per_image=recorder.bytes_per_image,
         )
 
@@ -817,7 +818,12 @@ class Run:
                     "device": self._device,
                 },
             )
-            draft.fact(device=self._device, train_flops=trained.flops)
+            draft.fact(
+                device=self._device,
+                train_flops=trained.flops,
+                train_s=round(trained.seconds, 3),
+                share_of_peak=round(trained.share_of_peak, 3),
+            )
 
         names = ("eval_recipe", "eval_epochs", "flip", "crop_pad", "precision")
         params = self._some(*names) | {"seed": seed, "classes": self.classes} | self.label_params

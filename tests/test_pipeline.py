@@ -126,6 +126,13 @@ def test_manifests_say_which_labels_were_opened(tiny_run: Run):
     assert evaluated["opened"] == ["train:evaluation", "test:evaluation"]
 
 
+def test_manifests_say_how_much_of_the_peak_a_training_reached(tiny_run: Run):
+    for made in (*tiny_run.proxies, tiny_run.evaluate("random", 0.1, 0)):
+        facts = made.manifest
+        assert facts["train_flops"] > 0 and facts["train_s"] > 0
+        assert 0 < facts["share_of_peak"] < 1
+
+
 def test_a_label_free_stage_that_opens_labels_is_stopped(tiny_run: Run, tmp_path):
     with pytest.raises(LabelLockError, match="label-free"):
         Store(tmp_path).run(

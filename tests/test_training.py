@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
 
@@ -12,9 +13,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from elfs_lib.compute import release_memory, resident, resolve_device
+from elfs_lib.compute import matmul_peak, release_memory, resident, resolve_device
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
+from elfs_lib.training import loop
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.models import ConvNet, WhiteningConv, build_network
@@ -612,6 +614,25 @@ def test_freed_memory_is_used_again_until_it_is_released():
     assert times[0] > pages / 2 and times[-1] < pages / 20
     release_memory()
     assert faults() > pages / 2
+
+
+def test_the_peak_is_that_of_the_fastest_product():
+    state = torch.get_rng_state()
+    ends = iter([7.0, 2.0, 4.0, 0.5, 3.0, 1.0])  # the first is the warm-up's
+    times = itertools.chain.from_iterable((0.0, end) for end in ends)
+    assert matmul_peak(torch.float32, CPU, times.__next__) == 2 * 2048**3 / 0.5
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_share_of_the_peak_counts_every_process(monkeypatch):
+    images, targets = np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2
+    images += np.arange(8, dtype=np.uint8)[:, None, None, None]
+    trained = train(images, targets, 2, TINY, Length(steps=1), seeds=Seeds.all(0), device="cpu")
+    monkeypatch.setattr(loop, "matmul_peak", lambda dtype, device: {torch.float32: 1e9}[dtype])
+    trained = dataclasses.replace(trained, flops=6e9, seconds=4.0, dtype=torch.float32)
+    assert trained.share_of_peak == 1.5
+    trained.loader.ranks = dataclasses.replace(trained.loader.ranks, size=3)
+    assert trained.share_of_peak == 0.5
 
 
 def test_resident_arrays_share_memory_unless_they_may_not_be_written():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.compute import autocast, matmul_peak, resident, resolve_device, resolve_precision
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
@@ -78,6 +78,15 @@ class Trained:
     loader: ResidentLoader
     mirror_test: bool
     dtype: torch.dtype
+
+    @property
+    def share_of_peak(self) -> float:
+        """FLOP/s of the training over those of a square product in its precision, in [0, 1].
+
+        The product is timed now, on one process, and counted once for each that trained.
+        """
+        peak = matmul_peak(self.dtype, self.loader.device) * self.loader.ranks.size
+        return self.flops / self.seconds / peak
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray, batch: int = 1000) -> torch.Tensor:
