@@ -4,7 +4,7 @@
 # make format style as `make test` wants it
 # make lab    JupyterLab on the notebooks
 # make sweep  a grid of runs: make sweep SWEEP=params/sweeps/digits.yaml
-# make bench  speed of each stage against a plain baseline
+# make bench  speed of each stage against a plain baseline, for the page on performance
 # Each target first installs what it needs into .venv, from requirements.lock.
 
 PYTHON ?= python3
@@ -48,7 +48,8 @@ sweep: .venv/installed
 	$(BIN)/elfs sweep $(SWEEP)
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --out book/data/bench.json
+	$(BIN)/python -m benchmarks.page
 
 clean:
 	rm -rf _build _artifacts book/runs/digits .ruff_cache
