@@ -534,8 +534,8 @@ def compare_encoders(
     """Compare encoders on a labelled dataset: neighbours, clusters, the coreset's accuracy, cost.
 
     Writes a row for each into `book/runs/<dataset>/encoders.csv` as it is done, beside those of
-    other encoders, input sizes and seeds; `elfs book` shows them. An interrupted comparison
-    resumes.
+    other encoders, input sizes, seeds and settings (what else `-p` changes); `elfs book` shows
+    them. An interrupted comparison resumes.
 
     Examples:
 

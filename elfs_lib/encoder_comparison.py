@@ -22,20 +22,23 @@ from elfs_lib.evaluation import display_name, paired_difference, summarise
 from elfs_lib.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.project import project_root
-from elfs_lib.provenance import as_options
+from elfs_lib.provenance import as_options, as_setting, differences
 from elfs_lib.stages import Run
 from elfs_lib.training.recipes import is_current
 
 TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
 VOTERS = 20  # of the nearest-neighbour vote
+# Parameters with columns of their own; the last two make a row again and no other row.
+COLUMNS_OF = ("encoder_size", "seed", "device", "eval_seeds")
 
-#: The columns of a comparison, one row an encoder, input size and seed.
+#: The columns of a comparison, one row an encoder, input size, seed and setting.
 COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "encoder": "name, or names joined by +",
     "input_size": "side that images are resized to, in pixels; empty for the encoder's own rule",
     "seed": "of the whole pipeline; empty for that of the parameters file",
+    "setting": "other parameters that differ from the parameters file; empty if none does",
     "saw_labels": "whether its pretraining read labels; empty where that is not known",
     "pretraining": "data and method that made its weights",
     "license": "of its weights",
@@ -83,8 +86,8 @@ def compare_encoders(
     Args:
         params_file: YAML of parameters; its encoder is called the default.
         names: Encoders; names joined by "+" are concatenated.
-        table: CSV to write. Rows of other encoders, input sizes and seeds that it holds are kept,
-            so that a comparison can grow row by row.
+        table: CSV to write. Rows of other encoders, input sizes, seeds and settings that it holds
+            are kept, so that a comparison can grow row by row.
         store: Where the artifacts are.
         overrides: Parameters that win over the file.
         say: Called with a line before each stage.
@@ -111,11 +114,14 @@ def compare_encoders(
     changed = "".join(f" {option}" for option in as_options(overrides))
     for run in runs:
         p, name = run.params, run.params.encoder
-        usual = _params(file, {}, name)
+        changes = differences(p, _params(file, {}, name))
+        others = {key: value for key, value in changes.items() if key not in COLUMNS_OF}
         row = compare(run, say=say) | {
-            "seed": p.seed if p.seed != usual.seed else None,
+            "seed": changes.get("seed"),
+            "setting": as_setting(others) or None,
             "is_default": name == file.get("encoder")
-            and (p.encoder_size, p.seed) == (usual.encoder_size, usual.seed),
+            and not others
+            and not changes.keys() & set(COLUMNS_OF[:2]),
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
         _write(table, row)
@@ -178,10 +184,11 @@ def comparison_tables() -> dict[str, pd.DataFrame]:
 
 
 def named(row: Any) -> str:
-    """What a row compares: the encoder, with the input size and the seed if it was given one."""
+    """What a row compares: the encoder, with its input size, seed and setting if it has them."""
     size = "" if pd.isna(row.input_size) else f" at {row.input_size:.0f} px"
     seed = "" if pd.isna(row.seed) else f", seed {row.seed:.0f}"
-    return row.encoder + size + seed
+    setting = "" if pd.isna(row.setting) else f", {row.setting}"
+    return row.encoder + size + seed + setting
 
 
 def as_shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -349,7 +356,7 @@ def _measure(run: Run, draft: Draft) -> None:
 
 def _read(table: Path) -> pd.DataFrame:
     """A table; columns that it was written without are empty."""
-    texts = dict.fromkeys(("eval_seeds", "elfs_by_seed"), str)
+    texts = dict.fromkeys(("setting", "eval_seeds", "elfs_by_seed"), str)
     return pd.read_csv(table, dtype=texts).reindex(columns=list(COLUMNS))
 
 

@@ -33,8 +33,13 @@ def setting(params: Params, *, whole_pipelines: bool = False) -> str:
     """
     grid = (*_GRID, "seed") if whole_pipelines else _GRID
     changes = _changes(params).items()
-    parts = [f"{name}={as_yaml(value)}" for name, value in changes if name not in grid]
-    return ", ".join([WHOLE_PIPELINES, *parts] if whole_pipelines else parts)
+    parts = as_setting({name: value for name, value in changes if name not in grid})
+    return ", ".join(filter(None, [WHOLE_PIPELINES * whole_pipelines, parts]))
+
+
+def as_setting(values: Mapping[str, object]) -> str:
+    """Parameters as they stand in a table: ``name=value, name=value``."""
+    return ", ".join(f"{name}={as_yaml(value)}" for name, value in values.items())
 
 
 def as_options(values: Mapping[str, object]) -> list[str]:
@@ -45,7 +50,11 @@ def as_options(values: Mapping[str, object]) -> list[str]:
 def _changes(params: Params) -> dict[str, object]:
     """What differs from the dataset's params file, by name."""
     file = project_root() / "params" / f"{params.dataset}.yaml"
-    base = Params.make(read_yaml(file)) if file.exists() else Params()
+    return differences(params, Params.make(read_yaml(file)) if file.exists() else Params())
+
+
+def differences(params: Params, base: Params) -> dict[str, object]:
+    """The values of ``params`` that are not those of ``base``, by name."""
     return {
         name: value
         for name, value in params.model_dump().items()

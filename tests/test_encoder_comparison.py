@@ -21,15 +21,13 @@ from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 
-OVERRIDES = {"eval_steps": 5}
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     (root / "_toc.yml").write_text("")
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}
-    values |= {"encoder_epochs": 1, "encoder_network": "convnet_tiny"}
+    values |= {"encoder_epochs": 1, "encoder_network": "convnet_tiny", "eval_steps": 5}
     (root / "digits.yaml").write_text(yaml.safe_dump(values))
     return root
 
@@ -38,8 +36,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(project: Path) -> pd.DataFrame:
     file, store = project / "digits.yaml", Store(project / "store")
     table = project / "encoders.csv"
-    compare_encoders(file, ["pixels"], table, store, overrides=OVERRIDES)
-    return compare_encoders(file, ["self_supervised"], table, store, overrides=OVERRIDES)
+    compare_encoders(file, ["pixels"], table, store)
+    return compare_encoders(file, ["self_supervised"], table, store)
 
 
 def plain_vote(points: np.ndarray, labels: np.ndarray, k: int) -> tuple[float, float]:
@@ -89,17 +87,17 @@ def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path)
         row["elfs_accuracy"] - row["random_accuracy"], abs=1e-3
     )
     assert (compared["cpu_s"] > 0).all()
-    params = Params.load(project / "digits.yaml", OVERRIDES)
+    params = Params.load(project / "digits.yaml")
     run = Run(params, Store(project / "store", look=True))
     assert row["hard_prune_ratio"] == run.hard_prune_ratio(row["budget"])
-    assert row["command"] == "elfs compare-encoders params/digits.yaml pixels -p eval_steps=5"
+    assert row["command"] == "elfs compare-encoders params/digits.yaml pixels"
 
 
 def test_a_second_time_finds_everything(compared: pd.DataFrame, project: Path, monkeypatch):
     store = Store(project / "store", look=True)  # raises where something would be computed
     names = ["self_supervised", "pixels"]
     file, table = project / "digits.yaml", project / "encoders.csv"
-    again = compare_encoders(file, names, table, store, overrides=OVERRIDES)
+    again = compare_encoders(file, names, table, store)
     pd.testing.assert_frame_equal(again, compared)
 
 
@@ -124,7 +122,7 @@ def test_the_trained_encoders_artifact_depends_on_seed_flip_and_epochs(tiny_para
 
 
 def test_joined_encoders_share_the_work_of_each(tiny_params, tmp_path: Path, monkeypatch):
-    changes = {"encoder_epochs": 1, "encoder_network": "convnet_tiny"}
+    changes = {"encoder_epochs": 1, "encoder_network": "convnet_tiny", "eval_steps": 5}
     store, calls = Store(tmp_path), []
 
     def run(encoder: str) -> Run:
@@ -176,7 +174,7 @@ def test_each_input_size_of_an_encoder_has_a_row_of_its_own(tmp_path: Path):
     assert found["is_default"].sum() == 1 and "a at 32 px" in " ".join(sentences(found))
 
 
-def test_a_row_of_another_seed_stands_beside_the_default(
+def test_a_row_of_another_seed_or_setting_stands_beside_the_default(
     project: Path, tmp_path: Path, monkeypatch
 ):
     def compare(run: Run, **_: object) -> dict:
@@ -184,11 +182,17 @@ def test_a_row_of_another_seed_stands_beside_the_default(
 
     monkeypatch.setattr(encoder_comparison, "compare", compare)
     file, table = project / "digits.yaml", tmp_path / "table.csv"
-    for overrides in ({}, {"seed": 1}, {"seed": 0}):
+    longer = {"seed": 1, "encoder_epochs": 7, "encoder_network": "resnet18"}
+    again = {"seed": 0, "device": "auto", "eval_seeds": [3]}
+    for overrides in ({}, again, {"seed": 1}, longer, longer):
         found = compare_encoders(file, ["pixels"], table, Store(tmp_path), overrides=overrides)
-    rows = found.sort_values("is_default")
-    assert rows["is_default"].tolist() == [False, True]
-    assert list(map(encoder_comparison.named, rows.itertuples())) == ["pixels, seed 1", "pixels"]
+    assert dict(zip(map(encoder_comparison.named, found.itertuples()), found["is_default"])) == {
+        "pixels": True,
+        "pixels, seed 1": False,
+        "pixels, seed 1, encoder_epochs=7, encoder_network=resnet18": False,
+    }
+    options = "-p seed=1 -p encoder_epochs=7 -p encoder_network=resnet18"
+    assert found["command"].str.endswith(options).sum() == 1
 
 
 def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkeypatch, capsys):
@@ -206,7 +210,7 @@ def test_mistakes_are_told_before_any_work(project: Path, tmp_path: Path, monkey
 def test_the_command_writes_where_the_book_looks(project: Path, monkeypatch, capsys, compared):
     monkeypatch.chdir(project)
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(project / "store"))
-    words = ["compare-encoders", "digits.yaml", "pixels", "-p", "eval_steps=5"]
+    words = ["compare-encoders", "digits.yaml", "pixels"]
     monkeypatch.setattr(sys, "argv", ["elfs", *words])
     with pytest.raises(SystemExit) as stop:
         cli.main()
