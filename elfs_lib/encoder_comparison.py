@@ -29,8 +29,8 @@ from elfs_lib.training.recipes import is_current
 TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
 VOTERS = 20  # of the nearest-neighbour vote
-# Parameters with columns of their own; the last two make a row again and no other row.
-COLUMNS_OF = ("encoder_size", "seed", "device", "eval_seeds")
+AGAIN = ("device", "eval_seeds")  # parameters that make a row again, and no other row
+APART = ("encoder_size", "seed")  # that make another row, and have a column of their own
 
 #: The columns of a comparison, one row an encoder, input size, seed and setting.
 COLUMNS: dict[str, str] = {
@@ -114,14 +114,13 @@ def compare_encoders(
     changed = "".join(f" {option}" for option in as_options(overrides))
     for run in runs:
         p, name = run.params, run.params.encoder
-        changes = differences(p, _params(file, {}, name))
-        others = {key: value for key, value in changes.items() if key not in COLUMNS_OF}
+        found = differences(p, _params(file, {}, name)).items()
+        changes = {key: value for key, value in found if key not in AGAIN}
+        others = {key: value for key, value in changes.items() if key not in APART}
         row = compare(run, say=say) | {
             "seed": changes.get("seed"),
             "setting": as_setting(others) or None,
-            "is_default": name == file.get("encoder")
-            and not others
-            and not changes.keys() & set(COLUMNS_OF[:2]),
+            "is_default": name == file.get("encoder") and not changes,
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
         _write(table, row)
