@@ -150,6 +150,7 @@ def cuts(every: Tables) -> pd.DataFrame:
         easy = paired_difference(table, "elfs", cut).set_index("budget")
         for budget in hard.index.intersection(easy.index):
             one, two = hard.loc[budget], easy.loc[budget]
+            elfs = table[(table["method"] == "elfs") & (table["budget"] == budget)]
             rows.append(
                 {
                     "dataset": display_name(dataset) + (f", {setting}" if setting else ""),
@@ -160,6 +161,7 @@ def cuts(every: Tables) -> pd.DataFrame:
                     "hard cut": _signed(one),
                     "then the easy cut": _signed(two),
                     "seeds": min(one.n, two.n),
+                    "beta": f"{elfs['hard_prune_ratio'].iloc[0]:g}",
                 }
             )
     return pd.DataFrame(rows)
@@ -260,7 +262,10 @@ def _difference(row: Any, name: str = "difference") -> dict[str, str]:
 
 
 def _interval(row: Any) -> str:
-    return f"{row.low:+.1f} to {row.high:+.1f}" if row.n > 1 else "one seed"
+    if row.n == 1:
+        return "one seed"
+    # equal differences, for example of two methods that chose the same images
+    return f"{row.low:+.1f} to {row.high:+.1f}" if row.low == row.low else f"in each of {row.n}"
 
 
 def _signed(row: Any) -> str:

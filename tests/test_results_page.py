@@ -95,6 +95,9 @@ def test_each_cut_is_held_against_what_was_before_it(every):
         one(results_page.cuts({("digits", "flip=false"): steps}))["dataset"] == "Digits, flip=false"
     )
     assert row["hard cut"].startswith("-9.0 (") and row["then the easy cut"].startswith("+4.2 (")
+    without = table(elfs=RANDOM, ccs_pseudo=BALANCED, ccs_pseudo_beta=BALANCED)
+    row = one(results_page.cuts({("digits", ""): without.assign(hard_prune_ratio=0.0)}))
+    assert (row["hard cut"], row["beta"]) == ("+0.0 (in each of 3)", "0")
 
 
 def test_means_are_in_bold_only_where_the_interval_is_above_zero(every):
