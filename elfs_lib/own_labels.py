@@ -625,6 +625,24 @@ def evaluate(
     return assessment, choice
 
 
+def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
+    """What the linear model of :func:`assess`, trained on all labels, says of every image.
+
+    Args:
+        run: The run the list came from.
+        labels: path -> label.
+
+    Returns:
+        One row an image: path, label, probability, given (the label that people gave, or empty).
+
+    Raises:
+        ElfsError: as :func:`assess`.
+    """
+    names, given = _targets(run, labels)
+    rows = np.flatnonzero(given >= 0)
+    return _as_frame(run, names, given, *_predict(_points(run), rows, given[rows]))
+
+
 def _targets(run: OwnRun, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
     """Names of the classes, and the class of each image, int64 [N]; -1 where none was given."""
     names = sorted(set(labels.values()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -139,3 +141,18 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     ahead = evaluation.paired_difference(pipelines, "ccs_pseudo", "elfs")["difference"]
     assert "`ccs_pseudo` is further above random than ELFS at both budgets" in " ".join(readme)
     assert len(ahead) == 2 and (ahead > 0).all()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [*ROOT.glob("book/**/*.py"), *ROOT.glob("benchmarks/*.py")],
+    ids=lambda path: path.name,
+)
+def test_what_scripts_of_the_book_import_is_there(script: Path):
+    """Few of them are run by the tests: what made a page must still make it."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("elfs_lib"):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                found = hasattr(module, name.name)
+                assert found or importlib.util.find_spec(f"{node.module}.{name.name}"), name.name
