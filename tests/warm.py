@@ -38,7 +38,7 @@ STAGES = (  # in the order of a run
     "coreset",
     "evaluation",
 )
-CLOCKS = ("wall_s", "cpu_s", "train_s", "seconds", "finished")
+CLOCKS = ("wall_s", "cpu_s", "train_s", "share_of_peak", "seconds", "finished")
 MOMENTS = ("half a file", "half a manifest", "before the rename", "after the rename")
 IMAGES = {"train": 240, "test": 60}
 PARAMS = """
