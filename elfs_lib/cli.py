@@ -6,12 +6,16 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import yaml
 
 from elfs_lib.errors import ElfsError
+
+if TYPE_CHECKING:
+    from elfs_lib.own_images import Choice
+    from elfs_lib.own_labels import ListFiles
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 _UsageError = typer.BadParameter.__bases__[0]  # click's, which newer versions of typer contain
@@ -254,6 +258,8 @@ ListFile = Annotated[
     Path | None,
     typer.Option("--list", help="The list that elfs select wrote", show_default="to_label.csv"),
 ]
+Report = Annotated[bool, typer.Option(help="Write the HTML page")]
+ReportKernel = Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")]
 
 
 @app.command()
@@ -271,11 +277,11 @@ def select(
     balanced: Annotated[
         bool, typer.Option(help="Apply double-end pruning within each pseudo-class")
     ] = True,
-    report: Annotated[bool, typer.Option(help="Write the HTML page")] = True,
+    report: Report = True,
     p: Annotated[
         list[str] | None, typer.Option("-p", help="Set a parameter: -p seed=1 (repeatable)")
     ] = None,
-    kernel: Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")] = None,
+    kernel: ReportKernel = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
     """Choose which images of a folder to label: a list, tasks for Label Studio, an HTML page.
@@ -289,16 +295,14 @@ def select(
 
         elfs select photos --budget 0.05 -p encoder=dino_vits16 -p seed=1
     """
-    from elfs_lib import own_labels, pipeline
+    from elfs_lib import own_labels
     from elfs_lib.own_images import Request
     from elfs_lib.project import default_store
-    from elfs_lib.report import find_notebook, render_report
 
     overrides = _parse(p)
     files = own_labels.ListFiles(out)
     if report:
-        find_notebook()
-        pipeline.check_kernel(kernel)
+        _check_report(kernel)
     request = Request(
         "auto" if classes == "auto" else _number("classes", classes, hint=", or auto"),
         _number("budget", budget, hint=", or a share such as 0.1"),
@@ -310,6 +314,22 @@ def select(
     choice = own_labels.make_list(
         folder, files, request, default_store(repair=repair), say=lambda t: print(t, flush=True)
     )
+    _finish_list(files, choice, report, kernel)
+
+
+def _check_report(kernel: str | None) -> None:
+    """Fail before the work, if the report could not be rendered after it."""
+    from elfs_lib import pipeline
+    from elfs_lib.report import find_notebook
+
+    find_notebook()
+    pipeline.check_kernel(kernel)
+
+
+def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | None) -> None:
+    """Say what was chosen, and render the report of a list that is written."""
+    from elfs_lib.report import render_report
+
     for line in choice.summary():
         print(line)
     written = [files.csv, files.tasks, files.rest]
@@ -372,12 +392,15 @@ def evaluate(
     batch: Annotated[
         int | None, typer.Option("--next", min=0, help="Images of the next batch; 0: none")
     ] = None,
+    report: Report = True,
+    kernel: ReportKernel = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
     """Train on the labels imported so far, and choose the next images to label.
 
     Accuracy is cross-validated. The next batch, as many images as the first list unless `--next`
-    says otherwise, goes to `<list>.next.csv`; images that have a label are not asked for again.
+    says otherwise, goes to `<list>.next.csv`, with an HTML page of its own; images that have a
+    label are not asked for again.
 
     Examples:
 
@@ -388,13 +411,13 @@ def evaluate(
     from elfs_lib import own_labels
 
     files = own_labels.find_list(list_file)
+    if report and batch != 0:
+        _check_report(kernel)
     _, choice = own_labels.evaluate(
         files, folds=folds, batch=batch, repair=repair, say=lambda t: print(t, flush=True)
     )
     if choice is not None:
-        for line in choice.summary():
-            print(line)
-        print(f"Written: {files.next.csv}, {files.next.tasks}, {files.next.rest}")
+        _finish_list(files.next, choice, report, kernel)
 
 
 @app.command()

@@ -261,6 +261,7 @@ class Request:
         balanced: Whether each pseudo-class is pruned at its own two ends, and so has its share.
         overrides: Parameters that win over the profile.
         done: Paths of images that are labelled already.
+        compare: Whether lists of other budgets are made too, to see what they would change.
     """
 
     classes: int | str
@@ -270,6 +271,7 @@ class Request:
     balanced: bool = True
     overrides: Mapping[str, Any] = field(default_factory=dict)
     done: tuple[str, ...] = ()
+    compare: bool = True
 
 
 @dataclass(frozen=True)
@@ -340,11 +342,12 @@ class Choice:
     def budgets(self) -> pd.DataFrame:
         """How the list changes with the budget, one row a budget: budget, hard_prune_ratio,
         overlap (share of the shorter list that is on the longer one), classes (pseudo-classes
-        on the list). Each budget has its own search of beta."""
+        on the list). Each budget has its own search of beta; the list's own is always there."""
         run, mine = self.run, set(self.listed["index"])
         done = _rows_of(self.request.done, run.paths)
+        others = run.params.budgets if self.request.compare else ()
         rows = []
-        for count in sorted({*run.params.budgets, len(mine)}):
+        for count in sorted({*others, len(mine)}):
             total = count + len(done)
             if total > run.room:
                 continue
@@ -419,9 +422,9 @@ def select(
         >>> int(to_label["index"].nunique())
         20
     """
-    request = Request(classes, budget, seed, cosine, balanced, overrides)
+    request = Request(classes, budget, seed, cosine, balanced, overrides, compare=False)
     with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
-        choice = choose_images(images, request, Store(artifacts or temporary), compare=False)
+        choice = choose_images(images, request, Store(artifacts or temporary))
         frame = choice.listed.copy()
     frame.attrs = {
         "hard_prune_ratio": choice.hard_prune_ratio,
@@ -435,13 +438,11 @@ def choose_images(
     request: Request,
     store: Store,
     *,
-    compare: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Run every stage and choose; arguments as in :func:`select`.
 
     Args:
-        compare: Whether to prepare :attr:`Choice.budgets`, a search for each.
         say: Called with a line of progress before each stage.
 
     Raises:
@@ -486,9 +487,9 @@ def choose_images(
     run.proxies  # noqa: B018
     say("[6/7] searching how many of the hardest to leave out")
     beta = run.hard_prune_ratio(total)
-    say("[7/7] comparing budgets" if compare else "[7/7] choosing")
+    say("[7/7] comparing budgets" if request.compare else "[7/7] choosing")
     choice = _choice(run, request, beta, count, done)
-    if compare:
+    if request.compare:
         choice.budgets  # noqa: B018
     return choice
 

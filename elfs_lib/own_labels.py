@@ -114,7 +114,7 @@ def find_list(named: Path | None, source: Path | None = None) -> ListFiles:
     ``to_label.csv``. The next batch of a list is not one of its own: its labels go to the first.
     """
     meant = named or source
-    for stem in (meant.stem, meant.stem.removesuffix(".next")) if meant else ():
+    for stem in (meant.stem.removesuffix(".next"), meant.stem) if meant else ():
         if meant.with_name(f"{stem}.run.json").exists():
             return ListFiles(meant.with_name(f"{stem}.csv"))
     return ListFiles(named or DEFAULT_LIST)
@@ -132,7 +132,9 @@ def _import(file: Path | str, files: ListFiles) -> str:
 
 
 def write_choice(files: ListFiles, choice: Choice, folder: Path) -> None:
-    """Write the list, Label Studio's tasks, and what became of every other file."""
+    """Write the list, Label Studio's tasks, what became of every other file, and the record."""
+    files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
+    _write_record(files, choice, folder)
     listed = choice.listed[COLUMNS]
     _write_csv(files.csv, listed)
     write_text_atomic(files.tasks, json.dumps(tasks(listed, _name(folder)), indent=1))
@@ -143,7 +145,7 @@ def write_choice(files: ListFiles, choice: Choice, folder: Path) -> None:
     _write_csv(files.rest, pd.concat(parts, ignore_index=True)[list(rest.columns)])
 
 
-def write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
+def _write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
     """Write what is needed to open the list again; paths in it are relative to it."""
     start = files.csv.resolve().parent
     record = {
@@ -287,8 +289,6 @@ def make_list(
             )
     request = replace(request, done=tuple(labels))
     choice = choose_images(folder, request, store, say=say)
-    files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
-    write_record(files, choice, folder)
     write_choice(files, choice, folder)
     return choice
 
@@ -619,8 +619,8 @@ def evaluate(
     batch = min(batch, fit)
     if not batch:
         return assessment, None
-    request = replace(record.request, budget=batch, done=tuple(labels))
-    choice = choose_images(record.folder, request, record.store, compare=False, say=say)
+    request = replace(record.request, budget=batch, done=tuple(labels), compare=False)
+    choice = choose_images(record.folder, request, record.store, say=say)
     write_choice(files.next, choice, record.folder)
     return assessment, choice
 

@@ -570,6 +570,13 @@ def test_the_round_trip_keeps_labels_and_never_asks_twice(
     assert "4-fold cross-validation" in out and "standard deviation" in out
     batch = pd.read_csv(files.next.csv)
     assert len(batch) == 15 and not set(batch["path"]) & set(listed["path"])
+    page = files.next.html.read_text()
+    assert "15 of 123 images are on the list" in page and "20 labelled" in page
+    assert "Not compared for the next batch" in page
+    again = open_choice(files.next.record)
+    assert list(again.listed["path"]) == list(batch["path"])
+    assert list(again.budgets["budget"]) == [15]
+    assert own_labels.find_list(None, files.next.csv).csv == files.csv  # labels go to the first
     first = min(folder.glob("sort0/*")).relative_to(folder).as_posix()
     same = {"copy.png", "again.bmp", NASTY, first}
     assert len(same & {*batch["path"], *listed["path"]}) <= 1

@@ -87,7 +87,7 @@ def compare(truth: dict[str, str]) -> None:
     lists = [
         list(
             choose_images(
-                Path("photos"), replace(choice.request, seed=seed), run.store, compare=False
+                Path("photos"), replace(choice.request, seed=seed, compare=False), run.store
             ).listed["path"]
         )
         for seed in range(LISTS)
