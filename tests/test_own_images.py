@@ -571,7 +571,7 @@ def test_the_round_trip_keeps_labels_and_never_asks_twice(
     batch = pd.read_csv(files.next.csv)
     assert len(batch) == 15 and not set(batch["path"]) & set(listed["path"])
     page = files.next.html.read_text()
-    assert "15 of 123 images are on the list" in page and "20 labelled" in page
+    assert "15 of 123 images to label" in page and "20 labelled already" in page
     assert "Not compared for the next batch" in page
     again = open_choice(files.next.record)
     assert list(again.listed["path"]) == list(batch["path"])

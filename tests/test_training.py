@@ -19,7 +19,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.training import loop
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
-from elfs_lib.training.models import ConvNet, WhiteningConv, build_network
+from elfs_lib.training.models import ConvNet, WhiteningConv, _AddInput, build_network
 from elfs_lib.training.optimizer import build_optimizer, orthogonalised, set_learning_rate
 from elfs_lib.training.recipes import RECIPES, find_recipe, recipe_key
 
@@ -174,6 +174,28 @@ def test_no_flip_where_a_mirrored_image_is_another_class():
     loader = ResidentLoader(torch.from_numpy(images), batch=8, flip=False, alternate_flip=True)
     for number in range(2):
         assert all((view == images[i]).all() for i, view in raw_epoch(loader, number).items())
+
+
+@pytest.mark.parametrize("asked, side", [(3, 3), (12, 4)])
+def test_cutout_takes_one_square_at_any_place(asked: int, side: int):
+    """The images are 8 x 9 px, and lose half of that at most."""
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 8, 9), dtype=np.uint8)
+
+    def batch(cutout: int) -> torch.Tensor:
+        options = {"crop_pad": 1, "crop": "reflect", "flip": True, "cutout": cutout}
+        loader = ResidentLoader(torch.from_numpy(images), batch=200, **options)
+        return next(loader.epoch(0))[1]
+
+    whole, cut = batch(0), batch(asked)
+    gone = (cut == 0).all(1)
+    rows, columns = gone.any(2), gone.any(1)
+    assert (rows.sum(1) == side).all() and (columns.sum(1) == side).all()
+    assert (gone == rows[:, :, None] & columns[:, None, :]).all()
+    kept = ~gone[:, None].expand_as(cut)
+    assert (cut[kept] == whole[kept]).all()
+    corners = torch.stack([rows.int().argmax(1), columns.int().argmax(1)], 1)
+    last = torch.tensor([8 - side, 9 - side])
+    assert (corners.amin(0) == 0).all() and (corners.amax(0) == last).all()
 
 
 def test_seeds_of_order_and_augmentation_are_separate():
@@ -331,7 +353,9 @@ def test_unknown_names_are_named():
 
 
 @pytest.mark.parametrize("side, channels", [(8, 1), (8, 3), (28, 1), (32, 3), (96, 1), (96, 3)])
-@pytest.mark.parametrize("name", ["convnet_tiny", "convnet_small", "convnet", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["convnet_tiny", "convnet_small", "convnet", "convnet_large", "resnet18"]
+)
 def test_networks_take_every_size_and_channel_count(name: str, side: int, channels: int):
     images = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
     model = build_network(name, images, 7, seed=0)
@@ -341,6 +365,18 @@ def test_networks_take_every_size_and_channel_count(name: str, side: int, channe
         logits.sum().backward()
         trained = [p for p in model.parameters() if p.requires_grad]
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
+
+
+def test_what_enters_a_residual_block_comes_out_of_it():
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = build_network("convnet_large", images, 10, seed=0)
+    blocks = [m for m in model.modules() if isinstance(m, _AddInput)]
+    assert len(blocks) == 3
+    for block, width in zip(blocks, (128, 384, 512), strict=True):
+        hidden = torch.randn(2, width, 4, 4)
+        assert not torch.equal(block(hidden), hidden)
+        nn.init.zeros_(block[-2].weight)
+        assert torch.equal(block(hidden), hidden)
 
 
 def test_resnets_have_the_published_number_of_parameters():

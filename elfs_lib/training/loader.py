@@ -23,8 +23,10 @@ class ResidentLoader:
         flip: Mirror images left to right.
         alternate_flip: Mirror each image every other epoch (first time by a coin) rather than
             by a coin each epoch.
+        cutout: Side of a square at a random place that each image loses to the mean colour, at
+            most half the image's; 0 for none.
         order_seed: Seed of the order of images.
-        augment_seed: Seed of crops and flips.
+        augment_seed: Seed of crops, flips and cutouts.
         ranks: The processes that share each batch.
     """
 
@@ -37,6 +39,7 @@ class ResidentLoader:
         crop: str = "zero",
         flip: bool = False,
         alternate_flip: bool = False,
+        cutout: int = 0,
         order_seed: int = 0,
         augment_seed: int = 0,
         ranks: Ranks = Ranks(),
@@ -47,6 +50,7 @@ class ResidentLoader:
         self.batches_per_epoch = -(-len(images) // batch)
         self.crop_pad, self.crop = crop_pad, crop
         self.flip, self.alternate_flip = flip, alternate_flip
+        self.cutout = min(cutout, *(side // 2 for side in images.shape[2:]))
         self._order = torch.Generator().manual_seed(order_seed)
         self._augment = torch.Generator().manual_seed(augment_seed)
         self._first_flip = self._coin(len(images))
@@ -87,9 +91,26 @@ class ResidentLoader:
         pad = self.crop_pad
         shifts = torch.randint(-pad, pad + 1, (len(self), 2), generator=self._augment)
         mirrored, shifts = mirrored.to(self.device), shifts.to(self.device)
+        corners = self._corners().to(self.device) if self.cutout else None
         for positions in order.to(self.device).tensor_split(self.batches_per_epoch):
             mine = self.ranks.share(positions)
-            yield positions, self.normalise(self._views(mine, mirrored[mine], shifts[mine]))
+            batch = self.normalise(self._views(mine, mirrored[mine], shifts[mine]))
+            if corners is not None:
+                batch.masked_fill_(self._squares(corners[mine]), 0)  # 0 is the mean colour
+            yield positions, batch
+
+    def _corners(self) -> torch.Tensor:
+        """Where the squares of an epoch begin, anywhere inside the images: int64 [n, 2]."""
+        room = torch.tensor(self.images.shape[1:3]) - self.cutout + 1
+        return (torch.rand(len(self), 2, generator=self._augment) * room).long()
+
+    def _squares(self, corners: torch.Tensor) -> torch.Tensor:
+        """The squares' pixels, bool [B, 1, H, W]."""
+        inside = []
+        for axis, size in enumerate(self.images.shape[1:3]):
+            place = torch.arange(size, device=self.device) - corners[:, axis, None]
+            inside.append((place >= 0) & (place < self.cutout))
+        return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
     def _views(
         self, positions: torch.Tensor, mirrored: torch.Tensor, shifts: torch.Tensor

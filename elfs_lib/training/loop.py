@@ -261,6 +261,7 @@ def _fit(
         crop=recipe.crop,
         flip=job.flip,
         alternate_flip=recipe.alternate_flip,
+        cutout=recipe.cutout,
         order_seed=job.seeds.order,
         augment_seed=job.seeds.augment,
         ranks=ranks,

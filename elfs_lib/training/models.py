@@ -47,21 +47,34 @@ def _frozen_scale_norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
+class _AddInput(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
 class ConvNet(nn.Module):
     """Small GELU convnet behind a frozen whitening layer, the shape of the CIFAR-10 speedruns.
 
     Three blocks of (conv, max-pool, norm, GELU, conv, norm, GELU), a global max-pool and a linear
-    layer whose output is scaled down. A block pools only while its input is at least 4 px wide,
-    so that 8 x 8 images work too; images above 40 px are first average-pooled to 20-40 px.
-    The short side counts where they are not square.
+    layer whose output is scaled down. In a residual block two convolutions follow the first, and
+    what went into them is added to what comes out. A block pools only while its input is at least
+    4 px wide, so that 8 x 8 images work too; images above 40 px are first average-pooled to
+    20-40 px. The short side counts where they are not square.
 
     Args:
         images: float [B, C, H, W], normalised sample that the whitening layer is fitted on.
         classes: Number of outputs.
         widths: Channels of the three blocks.
+        residual: Whether the blocks are residual.
     """
 
-    def __init__(self, images: torch.Tensor, classes: int, widths: tuple[int, int, int]):
+    def __init__(
+        self,
+        images: torch.Tensor,
+        classes: int,
+        widths: tuple[int, int, int],
+        residual: bool = False,
+    ):
         super().__init__()
         self.shrink = max(1, -(-min(images.shape[-2:]) // 40))
         images = self._shrunk(images)
@@ -73,7 +86,11 @@ class ConvNet(nn.Module):
             pool = size >= 4
             layers += [_conv3(inputs, width), *([nn.MaxPool2d(2)] if pool else [])]
             layers += [_frozen_scale_norm(width), nn.GELU()]
-            layers += [_conv3(width, width), _frozen_scale_norm(width), nn.GELU()]
+            rest = [_conv3(width, width), _frozen_scale_norm(width)]
+            if residual:
+                more = [nn.GELU(), _conv3(width, width), _frozen_scale_norm(width)]
+                rest = [_AddInput(*rest, *more)]
+            layers += [*rest, nn.GELU()]
             size, inputs = size // 2 if pool else size, width
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Linear(inputs, classes, bias=False)
@@ -139,6 +156,7 @@ class ResNet(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[torch.Tensor, int], nn.Module]] = {
+    "convnet_large": lambda images, classes: ConvNet(images, classes, (128, 384, 512), True),
     "convnet": lambda images, classes: ConvNet(images, classes, (64, 256, 256)),
     "convnet_small": lambda images, classes: ConvNet(images, classes, (32, 64, 128)),
     "convnet_tiny": lambda images, classes: ConvNet(images, classes, (16, 32, 32)),

@@ -26,6 +26,7 @@ class Recipe:
         lr_end: Final learning rate, as a share of ``lr``.
         crop: How pixels outside the image are filled: "zero" or "reflect".
         alternate_flip: Each image is mirrored every other epoch instead of at random.
+        cutout: Side of the square that each image loses, in pixels; 0 for none.
         mirror_test: Average the logits of the image and its mirror image at test time.
         average_every: Steps between updates of the averaged weights; 0 keeps no average.
         matrix_lr: Peak learning rate of Muon, which then trains the convolutions: the share of
@@ -48,6 +49,7 @@ class Recipe:
     label_smoothing: float = 0.0
     crop: str = "zero"
     alternate_flip: bool = False
+    cutout: int = 0
     mirror_test: bool = False
     average_every: int = 0
     matrix_lr: float | None = None
@@ -80,6 +82,15 @@ _SPEEDRUN = {
     "average_every": 5,
 }
 
+_MUON = {
+    **_SPEEDRUN,
+    "bias_lr_factor": 64.0,
+    "average_every": 0,
+    "lr_end": 0.0,
+    "matrix_lr": 0.08,
+    "matrix_momentum": 0.85,
+}
+
 RECIPES: dict[str, Recipe] = {
     "resnet18": Recipe(
         network="resnet18",
@@ -105,10 +116,15 @@ RECIPES: dict[str, Recipe] = {
         network="convnet",
         source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498, with Muon, Jordan "
         "et al. (2024)",
-        **{**_SPEEDRUN, "bias_lr_factor": 64.0, "average_every": 0, "lr_end": 0.0},
-        matrix_lr=0.08,
-        matrix_momentum=0.85,
+        **_MUON,
         revision=3,
+    ),
+    "speedrun_large": Recipe(
+        network="convnet_large",
+        source="speedrun with residual blocks of four times the multiplications, and cutout "
+        "(DeVries and Taylor, 2017), for long trainings on a GPU",
+        **_MUON,
+        cutout=12,
     ),
     "speedrun_small": Recipe(
         network="convnet_small",
