@@ -475,15 +475,21 @@ def methods(
     n: Annotated[
         int | None, typer.Option("--n", max=10**15, help="Number of images, for the cost")
     ] = None,
-    dim: Annotated[int, typer.Option(help="Dimension of the embeddings, D")] = 768,
+    dim: Annotated[
+        int | None, typer.Option(help="Dimension of the embeddings, D", show_default="768")
+    ] = None,
     budget: Annotated[
-        str, typer.Option(help="Images to label: a count, or a share as 0.1")
-    ] = "0.1",
-    classes: Annotated[int, typer.Option(help="Number of classes")] = 10,
+        str | None,
+        typer.Option(help="Images to label: a count, or a share as 0.1", show_default="0.1"),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes", show_default="10")
+    ] = None,
 ) -> None:
     """List the selection methods: what each needs, whether it sees labels, and what it costs.
 
-    Cost (memory at the peak and time on one core) is extrapolated from measured growth.
+    Cost (memory at the peak and time on one core) is shown for `--n` images, extrapolated from
+    measured growth.
 
     Examples:
 
@@ -494,7 +500,13 @@ def methods(
     from elfs_lib.selection import METHODS, expected_cost
     from elfs_lib.selection.cost import growth_note
 
-    count = _number("budget", budget)
+    of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
+    given = [option for option, value in of_cost.items() if value is not None]
+    if n is None and given:
+        raise ElfsError(f"{given[0]} plays a part in the cost alone: give --n, the images, too.")
+    dim = 768 if dim is None else dim
+    classes = 10 if classes is None else classes
+    count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
         print(f"Costs are carried on from measurements on {growth_note()}.")
     width = max(map(len, METHODS))
