@@ -60,6 +60,18 @@ MUTATIONS = [
         ("sample: from the front of the list", "* len(self) // count", "* (len(self) // count)"),
     ),
     *_mutations(
+        "training/loader.py",
+        "test_training.py",
+        ("cutout: never reaches the last place", "- self.cutout + 1", "- self.cutout"),
+        ("cutout: all of a small image", "min(cutout, *(side // 2", "min(cutout, *(side"),
+        ("cutout: a square's rows alone", "& inside[1][:, None, :])", "& inside[1][:, None, :].any())"),
+    ),
+    *_mutations(
+        "training/models.py",
+        "test_training.py::test_what_enters_a_residual_block_comes_out_of_it",
+        ("residual: the input is not added", "return x + super()", "return super()"),
+    ),
+    *_mutations(
         "training/models.py",
         "test_training.py::test_grey_photos_saved_as_rgb_train_in_bfloat16",
         ("whitening: empty directions kept", "values >= min(eps / 100, float(values[-1]))", "values >= -1"),
@@ -230,6 +242,16 @@ MUTATIONS = [
         ("Muon: weights of any length", "weight.mul_(len(weight) ** 0.5 / weight.norm())", "pass"),
         ("Muon: too few rounds", "ROUNDS = 3", "ROUNDS = 1"),
         ("Muon: convolutions decay", "\"weight_decay\": 0.0}", "\"weight_decay\": 0.1}"),
+    ),
+    *_mutations(
+        "own_labels.py",
+        "test_own_images.py",
+        ("next batch: compares budgets", "compare=False)", "compare=True)"),
+        (
+            "next batch: a list of its own",
+            'meant.stem.removesuffix(".next"), meant.stem)',
+            'meant.stem, meant.stem.removesuffix(".next"))',
+        ),
     ),
     *_mutations(
         "label_lock.py",
