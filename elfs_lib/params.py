@@ -23,7 +23,7 @@ from elfs_lib.errors import ElfsError, choose, first_fault
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
-from elfs_lib.training.recipes import find_recipe
+from elfs_lib.training.recipes import RECIPES, find_recipe
 
 Share = float | int
 
@@ -32,6 +32,7 @@ _Item = TypeVar("_Item")
 ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
+_RECIPES = ", ".join(RECIPES)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -98,7 +99,7 @@ class Params(BaseModel):
     relabel_rounds: int = Field(0, ge=0, le=10, description="self-labelling rounds after TEMI")
     relabel_keep: float = Field(0.5, gt=0, le=1, description="confident share a round trains on")
     # proxy training
-    proxy_recipe: str = Field("resnet18", description="how the proxy is trained")
+    proxy_recipe: str = Field("resnet18", description=f"how the proxy is trained; {_RECIPES}")
     proxy_epochs: int = Field(200, ge=1, description="T, epochs that the dynamics cover")
     proxy_seeds: int = Field(1, ge=1, le=20, description="proxies whose scores are averaged")
     proxy_weights: Literal["equal", "confidence"] = Field(
@@ -118,7 +119,9 @@ class Params(BaseModel):
     budgets: ListOf[Share] = Field(
         (0.1, 0.2, 0.3, 0.5, 0.7), description="shares of the images, or counts, to evaluate at"
     )
-    eval_recipe: str = Field("resnet18", description="how search and coreset models are trained")
+    eval_recipe: str = Field(
+        "resnet18", description=f"how search and coreset models are trained; {_RECIPES}"
+    )
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
     eval_seeds: ListOf[Seed] = Field(
