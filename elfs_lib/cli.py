@@ -379,8 +379,9 @@ def labels_import(
     files = own_labels.find_list(list_file, file)
     known = [name.strip() for name in (names or "").split(",") if name.strip()]
     labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
+    read = "label" if len(labels.given) == 1 else "labels"
     images = "image" if len(labels.open) == 1 else "images"
-    print(f"{len(labels.given):,} labels read, {len(labels.open):,} {images} without one.")
+    print(f"{len(labels.given):,} {read} read, {len(labels.open):,} {images} without one.")
     counts = ", ".join(f"{name} {count:,}" for name, count in own_labels.count(every).items())
     print(f"{len(every):,} labels are in {files.labels}: {counts}")
 

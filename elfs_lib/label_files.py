@@ -114,7 +114,8 @@ def read_labels(
                 "keep one."
             )
     if strict and not given:
-        raise ElfsError(f"{file} holds no label: fill in its column 'label', one name an image.")
+        how = "export it after labelling" if is_json else "fill in its column 'label'"
+        raise ElfsError(f"{file} holds no label: {how}, one name an image.")
     return Labels(given, tuple(path for path in unlabelled if path not in given))
 
 

@@ -449,7 +449,8 @@ def choose_images(
         ElfsError: one sentence, before any long work where that can be known.
     """
     run = open_run(source, request, store, say=say)
-    n = run.n
+    n, known = run.n, set(run.paths)
+    request = replace(request, done=tuple(path for path in request.done if path in known))
     say("[3/7] neighbours and copies")
     different = run.copies.different
     if different == 1:
@@ -528,12 +529,17 @@ def read_images(
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
     run.check_device()
     say("[1/7] reading images")
-    n = run.n
+    n, done = run.n, len(_rows_of(request.done, run.paths))
     count = _check_counts(n, n, request)
+    if count > n - done:
+        raise ElfsError(
+            f"budget {count:,} is above the {n - done:,} images that have no label yet: ask for at "
+            f"most {n - done:,}."
+        )
     if "neighbors" in request.overrides:
         run.check_neighbors()
     if run.params.hard_prune_ratio is not None:
-        hard_prune_count(n, run.params.hard_prune_ratio, count + len(request.done))
+        hard_prune_count(n, run.params.hard_prune_ratio, count + done)
     run.check_pca()
     return run
 
@@ -740,7 +746,7 @@ def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.nda
     ]
     rest = _rest(run, every, chosen, done, place < cut, ranks)
     unread = datasets.unread_files(run.params.data_path) if run.pixels is None else {}
-    files = _files(merge_reports(run.about["report"], unread))
+    files = _files(merge_reports(run.about["report"], _without_lists(unread)))
     return Choice(
         run,
         request,
@@ -796,6 +802,14 @@ def _rest(
     rest.insert(2, "kind", kinds)
     rest.insert(3, "reason", reasons)
     return rest
+
+
+def _without_lists(unread: Mapping[str, list]) -> dict[str, list]:
+    """The files that are not read, but for those of lists that were written among the images."""
+    others = unread.get("not_an_image", [])
+    lists = tuple(name.removesuffix("run.json") for name in others if name.endswith(".run.json"))
+    kept = {**unread, "not_an_image": [name for name in others if not name.startswith(lists)]}
+    return {kind: names for kind, names in kept.items() if names}
 
 
 def _files(report: Mapping[str, list]) -> pd.DataFrame:

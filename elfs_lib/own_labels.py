@@ -114,9 +114,9 @@ def find_list(named: Path | None, source: Path | None = None) -> ListFiles:
     ``to_label.csv``. The next batch of a list is not one of its own: its labels go to the first.
     """
     meant = named or source
-    for stem in (meant.stem.removesuffix(".next"), meant.stem) if meant else ():
-        if meant.with_name(f"{stem}.run.json").exists():
-            return ListFiles(meant.with_name(f"{stem}.csv"))
+    stem = meant.stem.removesuffix(".next") if meant else ""
+    if meant and meant.with_name(f"{stem}.run.json").exists():
+        return ListFiles(meant.with_name(f"{stem}.csv"))
     return ListFiles(named or DEFAULT_LIST)
 
 
@@ -270,8 +270,14 @@ def make_list(
             images, or labels that were not imported, would be lost or mixed with these.
     """
     folder = folder.expanduser()
+    if files.csv.stem.endswith(".next"):
+        raise ElfsError(
+            f"{files.csv.name} is the name of the next batch of another list: name this one "
+            "otherwise with --out."
+        )
     labels = stored_labels(files)
-    _check_typed(files.csv, files, labels)
+    for file in (files.csv, files.next.csv):
+        _check_typed(file, files, labels)
     _check_own(files)
     try:
         before = read_record(files.record) if labels else None
@@ -290,7 +296,15 @@ def make_list(
     request = replace(request, done=tuple(labels))
     choice = choose_images(folder, request, store, say=say)
     write_choice(files, choice, folder)
+    _drop_batch(files)
     return choice
+
+
+def _drop_batch(files: ListFiles) -> None:
+    """Remove an older next batch: its images have labels, or are listed anew."""
+    old = files.next
+    for file in (old.csv, old.tasks, old.rest, old.html, old.record):
+        file.unlink(missing_ok=True)
 
 
 # --- labels that come back -----------------------------------------------------------------------
@@ -370,6 +384,11 @@ def import_labels(
             that differ in capitals alone.
     """
     record = read_record(files.record)
+    if Path(source).resolve() == files.predictions.resolve():
+        raise ElfsError(
+            f"{source} holds what the model says, and not what people said: import a file that "
+            "people labelled."
+        )
     labels = read_labels(source, record.paths, folder=record.named, root=record.folder)
     for path, label in labels.given.items():
         if names and label not in names:
@@ -611,13 +630,17 @@ def evaluate(
     say(f"What the linear model says of every image: {files.predictions}")
     labelled = run.copies.group[(assessment.predictions["given"] != "").to_numpy()]
     left = run.copies.different - len(np.unique(labelled))
-    if batch > left:
-        say(f"Only {left:,} different images have no label yet.")
-    batch, fit = min(batch, left), max(0, run.room - len(labels))
+    if batch and not left:
+        say("Every image, or a copy of it, has a label: there is no next batch.")
+    elif batch > left:
+        say(f"Different images that have no label yet: {left:,}.")
+    asked, batch, fit = batch, min(batch, left), max(0, run.room - len(labels))
     if batch > fit:
         say(f"With the hardest {run.least_hard:.0%} set aside, as was asked for, {fit:,} are left.")
     batch = min(batch, fit)
     if not batch:
+        if asked:
+            _drop_batch(files)
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels), compare=False)
     choice = choose_images(record.folder, request, record.store, say=say)

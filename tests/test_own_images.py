@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -602,7 +603,7 @@ def test_the_round_trip_keeps_labels_and_never_asks_twice(
     choice = make_list(folder, files, Request(3, 20, overrides=TINY), store)
     assert not set(choice.listed["path"]) & set(stored_labels(files))
     assert (choice.rest["kind"] == "labelled").sum() == 35
-    with pytest.raises(ElfsError, match="different images that have no label"):
+    with pytest.raises(ElfsError, match="above the 88 images that have no label"):
         make_list(folder, files, Request(3, 100, overrides=TINY), store)
 
 
@@ -710,6 +711,9 @@ def test_labels_are_neither_lost_nor_mixed(tmp_path: Path):
     pd.read_csv(files.next.csv).assign(label="a").to_csv(files.next.csv, index=False)
     with pytest.raises(ElfsError, match="next.csv holds labels"):
         evaluate(files, folds=3, batch=4)
+    with pytest.raises(ElfsError, match="next.csv holds labels"):
+        make_list(tmp_path / "moved", files, request, store)
+    files.next.csv.unlink()
     files.record.write_text("{}")  # damaged: choosing again repairs it
     make_list(tmp_path / "moved", files, request, store)
     assert read_record(files.record).count == 12 and len(stored_labels(files)) == 12
@@ -765,11 +769,85 @@ def test_labels_go_to_the_list_in_which_they_stand(tmp_path: Path, monkeypatch):
     following = files.csv.with_name("list.next.csv")
     for named, source in ((None, files.csv), (None, following), (following, None)):
         assert own_labels.find_list(named, source).csv == files.csv
+    with pytest.raises(ElfsError, match="name of the next batch of another list"):
+        make_list(tmp_path / "photos", ListFiles(following), request, store)
     other = tmp_path / "given.csv"
     assert own_labels.find_list(files.csv, other).csv == files.csv
     assert own_labels.find_list(other, files.csv).csv == other  # what is named wins
     monkeypatch.chdir(tmp_path)
     assert own_labels.find_list(None, other).csv == Path("to_label.csv")
+
+
+def test_an_older_batch_does_not_stand_beside_a_new_list(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    batch = (files.next.csv, files.next.tasks, files.next.rest, files.next.record)
+
+    def label(file: Path) -> None:
+        frame = pd.read_csv(file)
+        frame.assign(label=["a", "b"] * (len(frame) // 2)).to_csv(file, index=False)
+        import_labels(files, file)
+
+    label(files.csv)
+    evaluate(files, folds=3, batch=10)
+    assert all(file.exists() for file in batch)
+    make_list(tmp_path / "photos", files, request, store)
+    assert not any(file.exists() for file in batch)
+    label(files.csv)
+    evaluate(files, folds=3, batch=0)
+    said: list[str] = []
+    while evaluate(files, folds=3, batch=10, say=said.append)[1]:
+        label(files.next.csv)
+    assert said[-1].endswith("has a label: there is no next batch.")
+    assert not any(file.exists() for file in batch)
+
+
+def test_what_the_model_says_is_no_label(tmp_path: Path):
+    files = small_list(tmp_path)
+    pd.read_csv(files.csv).assign(label=[*"ab" * 6]).to_csv(files.csv, index=False)
+    import_labels(files, files.csv)
+    evaluate(files, folds=3, batch=0)
+    with pytest.raises(ElfsError, match="what the model says"):
+        import_labels(files, files.predictions)
+    assert len(stored_labels(files)) == 12
+
+
+def test_labels_of_images_that_are_gone_take_no_room(tmp_path: Path):
+    files = small_list(tmp_path)
+    pd.read_csv(files.csv).assign(label=[*"ab" * 6]).to_csv(files.csv, index=False)
+    import_labels(files, files.csv)
+    record = read_record(files.record)
+    pruned = {**record.request.overrides, "hard_prune_ratio": 0.2}
+    left = set(record.paths) - set(stored_labels(files))
+    request = replace(record.request, budget=len(left) + 1, overrides=pruned)
+    with pytest.raises(ElfsError, match=f"above the {len(left)} images that have no label yet"):
+        make_list(tmp_path / "photos", files, request, record.store)
+    for path in stored_labels(files):
+        (tmp_path / "photos" / path).unlink()
+    budget = round(0.75 * len(left))  # and a fifth is pruned
+    choice = make_list(tmp_path / "photos", files, replace(request, budget=budget), record.store)
+    assert len(choice.listed) == budget
+
+
+def test_a_budget_counts_copies_of_labelled_images_as_labelled(tmp_path: Path):
+    files = small_list(tmp_path, copies=2)
+    pd.read_csv(files.csv).assign(label=[*"ab" * 6]).to_csv(files.csv, index=False)
+    import_labels(files, files.csv)
+    record = read_record(files.record)
+    with pytest.raises(ElfsError, match="30 is above the 28 different images that have no label"):
+        make_list(tmp_path / "photos", files, replace(record.request, budget=30), record.store)
+
+
+def test_a_list_among_the_images_is_no_file_of_theirs(tmp_path: Path):
+    fill(tmp_path / "photos", 40)
+    (tmp_path / "photos" / "notes.txt").write_text("mine")
+    files = ListFiles(tmp_path / "photos" / "list.csv")
+    request = Request(2, 12, overrides=TINY | {"encoder": "pixels"})
+    choice = make_list(tmp_path / "photos", files, request, Store(tmp_path / "store"))
+    again = open_choice(files.record)
+    for found in (choice, again):
+        odd = found.files[found.files["kind"] == "not_an_image"]
+        assert list(odd["path"]) == ["notes.txt"]
 
 
 def test_an_older_report_and_the_files_of_others_do_not_stand_beside_a_list(tmp_path: Path):
