@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from elfs_lib import evaluation, results_page
 from elfs_lib.params import Params, read_yaml
@@ -152,3 +155,14 @@ def test_what_scripts_of_the_book_import_is_there(script: Path):
     for node in ast.walk(ast.parse(script.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("elfs_lib"):
             exec(ast.unparse(node), {})
+
+
+def test_the_lock_installs_on_the_oldest_python_that_the_project_names():
+    names = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    oldest = names.removeprefix(">=") + ".0"
+    pins = [line.split("==") for line in (ROOT / "requirements.lock").read_text().split()]
+    installed = {d.name.lower().replace("_", "-"): d for d in distributions()}
+    here = [installed[name] for name, *version in pins if version and name in installed]
+    assert len(here) > 150
+    needs = {d.name: d.metadata.get("Requires-Python") or "" for d in here}
+    assert not {k: v for k, v in needs.items() if not SpecifierSet(v).contains(oldest)}
