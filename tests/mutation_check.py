@@ -249,9 +249,16 @@ MUTATIONS = [
         ("next batch: compares budgets", "compare=False)", "compare=True)"),
         (
             "next batch: a list of its own",
-            'meant.stem.removesuffix(".next"), meant.stem)',
-            'meant.stem, meant.stem.removesuffix(".next"))',
+            'meant.stem.removesuffix(".next") if meant',
+            "meant.stem if meant",
         ),
+        ("next batch: an older one stays", "    _drop_batch(files)\n    return choice", "    return choice"),
+    ),
+    *_mutations(
+        "own_images.py",
+        "test_own_images.py",
+        ("own images: gone images take room", "count + done)\n", "count + len(request.done))\n"),
+        ("own images: a list is a stray file", "if not name.startswith(lists)]", "]"),
     ),
     *_mutations(
         "label_lock.py",

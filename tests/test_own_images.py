@@ -674,7 +674,7 @@ def test_the_last_batch_is_as_long_as_there_are_images(tmp_path: Path):
     _, choice = evaluate(files, folds=3, say=said.append)
     assert choice.listed["path"].tolist() == [paths[39]]
     assert any("cross-validation" in line for line in said)
-    assert "Only 1 different images have no label yet." in said
+    assert "Different images that have no label yet: 1." in said
     give(files, {paths[39]: "a"})
     assert evaluate(files, folds=3, say=said.append)[1] is None
 
