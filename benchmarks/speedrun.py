@@ -43,13 +43,11 @@ def speedrun_table(facts: list[dict]) -> pd.DataFrame:
     for setting, own in pd.DataFrame(facts).groupby(list(SETTING), sort=False):
         recipe, _, epochs, crop_pad, images, device, clock, version = setting
         spread = f" ± {own['accuracy'].std():.2f}" if len(own) > 1 else ""
+        again = "" if images == AS_THEY_ARE else f", images {images}"
         least = (own["pflop"] * 1e15 / own["peak_flops"]).mean()
         lines.append(
             {
-                "Recipe": recipe,
-                "Epochs": epochs,
-                "Crop, px": crop_pad,
-                "Images": images,
+                "Training": f"{recipe}, {epochs} epochs, shifts of {crop_pad} px{again}",
                 "Test accuracy, %": f"{own['accuracy'].mean():.2f}{spread}",
                 "Seeds": " ".join(map(str, sorted(own["seed"]))),
                 "PFLOP": f"{own['pflop'].mean():.3f}",

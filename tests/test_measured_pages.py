@@ -114,7 +114,8 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
     assert json.loads((tmp_path / "speedrun.json").read_text()) == rows and len(rows) == 5
     table = speedrun.speedrun_table(rows)
     assert table["Test accuracy, %"].tolist() == ["90.00", "90.00", "93.00 ± 1.41", "88.00"]
-    assert table["Images"].tolist() == ["as they are"] * 3 + ["compressed again"]
+    assert table["Training"][2] == "speedrun, 10 epochs, shifts of 2 px"
+    assert table["Training"][3] == "speedrun, 10 epochs, shifts of 2 px, images compressed again"
     assert table["Seeds"].tolist() == ["1", "1", "0 1", "1"]
     assert table["Minutes"].tolist() == ["20.0", "0.1", "20.0", "20.0"]
     assert table["Minutes at the peak"].tolist() == ["10.0"] * 4
