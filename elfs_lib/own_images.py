@@ -53,6 +53,8 @@ COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
 ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
 _CHUNK = 512  # files decoded at a time for the encoder: 77 MB at 224 pixels
 _SAMPLE = 256  # files whose headers say how large the images are
+_KINDS = ("csv", "rest.csv", "tasks.json", "html", "labels.csv", "predictions.csv", "run.json")
+_LIST_SUFFIXES = (*_KINDS, *(f"next.{kind}" for kind in _KINDS))  # of a list's files
 _SET_HERE = {"dataset", "data_path", "classes", "budget"}
 
 
@@ -449,8 +451,7 @@ def choose_images(
         ElfsError: one sentence, before any long work where that can be known.
     """
     run = open_run(source, request, store, say=say)
-    n, known = run.n, set(run.paths)
-    request = replace(request, done=tuple(path for path in request.done if path in known))
+    n, request = run.n, _of_these(request, run.paths)
     say("[3/7] neighbours and copies")
     different = run.copies.different
     if different == 1:
@@ -467,16 +468,7 @@ def choose_images(
     count = _check_counts(n, different, replace(request, classes=classes), estimate)
     done = _rows_of(request.done, run.paths)
     left = different - len(np.unique(run.copies.group[done]))
-    if not left:
-        raise ElfsError(
-            f"Each of the {different:,} different images, or a copy of it, has a label: there is "
-            "none left to list."
-        )
-    if count > left:
-        raise ElfsError(
-            f"budget {count} is above the {left:,} different images that have no label yet: ask "
-            f"for at most {left:,}."
-        )
+    _check_left(count, left, different, "different images")
     total = count + len(done)
     budgets = _comparable(request, classes, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
@@ -529,13 +521,9 @@ def read_images(
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
     run.check_device()
     say("[1/7] reading images")
-    n, done = run.n, len(_rows_of(request.done, run.paths))
-    count = _check_counts(n, n, request)
-    if count > n - done:
-        raise ElfsError(
-            f"budget {count:,} is above the {n - done:,} images that have no label yet: ask for at "
-            f"most {n - done:,}."
-        )
+    n, request = run.n, _of_these(request, run.paths)
+    done, count = len(request.done), _check_counts(n, n, request)
+    _check_left(count, n - done, n, "images")
     if "neighbors" in request.overrides:
         run.check_neighbors()
     if run.params.hard_prune_ratio is not None:
@@ -700,6 +688,26 @@ def _check_counts(
     return count
 
 
+def _of_these(request: Request, paths: Collection[str]) -> Request:
+    """Labels of images that are gone play no part."""
+    known = set(paths)
+    return replace(request, done=tuple(path for path in request.done if path in known))
+
+
+def _check_left(count: int, left: int, total: int, kind: str) -> None:
+    """Refuse a budget that is larger than what has no label yet."""
+    if not left:
+        raise ElfsError(
+            f"Each of the {total:,} {kind}, or a copy of it, has a label: there is none left to "
+            "list."
+        )
+    if count > left:
+        raise ElfsError(
+            f"budget {count:,} is above the {left:,} {kind} that have no label yet: ask for at "
+            f"most {left:,}."
+        )
+
+
 def _comparable(
     request: Request, classes: int, n: int, different: int, total: int
 ) -> tuple[int, ...]:
@@ -807,8 +815,9 @@ def _rest(
 def _without_lists(unread: Mapping[str, list]) -> dict[str, list]:
     """The files that are not read, but for those of lists that were written among the images."""
     others = unread.get("not_an_image", [])
-    lists = tuple(name.removesuffix("run.json") for name in others if name.endswith(".run.json"))
-    kept = {**unread, "not_an_image": [name for name in others if not name.startswith(lists)]}
+    lists = [name.removesuffix("run.json") for name in others if name.endswith(".run.json")]
+    own = {f"{name}{suffix}" for name in lists for suffix in _LIST_SUFFIXES}
+    kept = {**unread, "not_an_image": [name for name in others if name not in own]}
     return {kind: names for kind, names in kept.items() if names}
 
 

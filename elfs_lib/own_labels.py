@@ -113,10 +113,10 @@ def find_list(named: Path | None, source: Path | None = None) -> ListFiles:
     """The list that is meant: the one named, else that which ``source`` is or continues, else
     ``to_label.csv``. The next batch of a list is not one of its own: its labels go to the first.
     """
-    meant = named or source
-    stem = meant.stem.removesuffix(".next") if meant else ""
-    if meant and meant.with_name(f"{stem}.run.json").exists():
-        return ListFiles(meant.with_name(f"{stem}.csv"))
+    if meant := named or source:
+        stem = meant.stem.removesuffix(".next")
+        if meant.with_name(f"{stem}.run.json").exists():
+            return ListFiles(meant.with_name(f"{stem}.csv"))
     return ListFiles(named or DEFAULT_LIST)
 
 
@@ -628,19 +628,20 @@ def evaluate(
         )
     _write_csv(files.predictions, assessment.predictions)
     say(f"What the linear model says of every image: {files.predictions}")
+    if not batch:
+        return assessment, None
     labelled = run.copies.group[(assessment.predictions["given"] != "").to_numpy()]
     left = run.copies.different - len(np.unique(labelled))
-    if batch and not left:
+    if not left:
         say("Every image, or a copy of it, has a label: there is no next batch.")
     elif batch > left:
         say(f"Different images that have no label yet: {left:,}.")
-    asked, batch, fit = batch, min(batch, left), max(0, run.room - len(labels))
+    batch, fit = min(batch, left), max(0, run.room - len(labels))
     if batch > fit:
         say(f"With the hardest {run.least_hard:.0%} set aside, as was asked for, {fit:,} are left.")
     batch = min(batch, fit)
     if not batch:
-        if asked:
-            _drop_batch(files)
+        _drop_batch(files)
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels), compare=False)
     choice = choose_images(record.folder, request, record.store, say=say)

@@ -265,7 +265,7 @@ def _interval(row: Any) -> str:
     if row.n == 1:
         return "one seed"
     # equal differences, for example of two methods that chose the same images
-    return f"{row.low:+.1f} to {row.high:+.1f}" if row.low == row.low else f"in each of {row.n}"
+    return f"in each of {row.n}" if pd.isna(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
 
 
 def _signed(row: Any) -> str:

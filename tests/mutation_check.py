@@ -249,16 +249,16 @@ MUTATIONS = [
         ("next batch: compares budgets", "compare=False)", "compare=True)"),
         (
             "next batch: a list of its own",
-            'meant.stem.removesuffix(".next") if meant',
-            "meant.stem if meant",
+            'stem = meant.stem.removesuffix(".next")',
+            "stem = meant.stem",
         ),
         ("next batch: an older one stays", "    _drop_batch(files)\n    return choice", "    return choice"),
     ),
     *_mutations(
         "own_images.py",
         "test_own_images.py",
-        ("own images: gone images take room", "count + done)\n", "count + len(request.done))\n"),
-        ("own images: a list is a stray file", "if not name.startswith(lists)]", "]"),
+        ("own images: gone images take room", "if path in known))", "))"),
+        ("own images: a list is a stray file", "if name not in own]", "]"),
     ),
     *_mutations(
         "label_lock.py",

@@ -840,14 +840,30 @@ def test_a_budget_counts_copies_of_labelled_images_as_labelled(tmp_path: Path):
 
 def test_a_list_among_the_images_is_no_file_of_theirs(tmp_path: Path):
     fill(tmp_path / "photos", 40)
-    (tmp_path / "photos" / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "list.notes.txt"):
+        (tmp_path / "photos" / name).write_text("mine")
     files = ListFiles(tmp_path / "photos" / "list.csv")
-    request = Request(2, 12, overrides=TINY | {"encoder": "pixels"})
-    choice = make_list(tmp_path / "photos", files, request, Store(tmp_path / "store"))
-    again = open_choice(files.record)
-    for found in (choice, again):
-        odd = found.files[found.files["kind"] == "not_an_image"]
-        assert list(odd["path"]) == ["notes.txt"]
+    found = [make_list(tmp_path / "photos", files, Request(2, 12, overrides=TINY), Store(tmp_path))]
+    give(files, {path: "ab"[n % 2] for n, path in enumerate(pd.read_csv(files.csv)["path"])})
+    (tmp_path / "photos" / "given.csv").unlink()
+    for page in (files.html, files.next.html):
+        page.touch()
+    found += [
+        evaluate(files, folds=3)[1],
+        open_choice(files.record),
+        open_choice(files.next.record),
+    ]
+    for choice in found:
+        odd = choice.files[choice.files["kind"] == "not_an_image"]
+        assert list(odd["path"]) == ["list.notes.txt", "notes.txt"]
+
+
+def test_there_is_none_to_list_when_each_has_a_label(tmp_path: Path):
+    files = small_list(tmp_path)
+    record = read_record(files.record)
+    give(files, {path: "ab"[number % 2] for number, path in enumerate(record.paths)})
+    with pytest.raises(ElfsError, match="Each of the 40 images, or a copy of it, has a label"):
+        make_list(tmp_path / "photos", files, record.request, record.store)
 
 
 def test_an_older_report_and_the_files_of_others_do_not_stand_beside_a_list(tmp_path: Path):
