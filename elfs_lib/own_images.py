@@ -463,7 +463,6 @@ def choose_images(
     if request.classes == "auto":
         say("[4/7] counting classes")
         estimate = run.class_estimate
-        say(f"Number of classes: {estimate.sentence()}.")
     classes = estimate.classes if estimate else int(request.classes)
     count = _check_counts(n, different, replace(request, classes=classes), estimate)
     done = _rows_of(request.done, run.paths)

@@ -402,6 +402,7 @@ def test_a_budget_below_the_estimated_classes_says_that_they_are_an_estimate(mon
         (["--classes", 3, "--budget", 20, "--copies", 2], "cosine of near copies"),
         (["--classes", 3, "--budget", 20, "--out", "no/such/list.csv"], "not a folder"),
         (["--classes", 3, "--budget", 20, "--out", "list.html"], "no .csv file"),
+        (["--classes", 3, "--budget", 20, "--out", "."], "is a folder: name the list"),
     ],
 )
 def test_impossible_requests_are_one_sentence(
@@ -1084,6 +1085,7 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     assert "&lt;script&gt;alert" in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", page)
     assert str(tmp_path) not in page and str(folder) not in page
+    assert "In common is the share" in page
     for heading in ("To label", "Too hard", "Copies", "Too easy", "Files left out", "Clusters"):
         assert heading in page
     listed = pd.read_csv("list.csv")
@@ -1095,7 +1097,7 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     assert "list.next.html" in capsys.readouterr().out
     page, batch = Path("list.next.html").read_text(), pd.read_csv("list.next.csv")
     assert "15 of 123 images to label" in page and "20 labelled already" in page
-    assert "Not compared for the next batch" in page
+    assert "Not compared for the next batch" in page and "In common is the share" not in page
     start, end = page.index("To label, in this order"), page.index("Too hard")
     assert all(f'alt="{escape(path)}"' in page[start:end] for path in batch["path"])
 
