@@ -7,6 +7,7 @@ python -m benchmarks.page
 from __future__ import annotations
 
 import json
+import textwrap
 
 import matplotlib
 
@@ -108,7 +109,7 @@ TABLES: Tables = {
 
 def draw(facts: dict, name: str) -> None:
     """Ratios with their targets, and memory of the dynamics against that of every logit."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     rows = facts["rows"][::-1]
     place = np.arange(len(rows))
     middle = np.array([r["ratio_median"] for r in rows])
@@ -116,7 +117,7 @@ def draw(facts: dict, name: str) -> None:
     left.errorbar(middle, place, xerr=spread, fmt="o", color="C0", label="median, least, largest")
     left.plot([target(r["stage"]) for r in rows], place, "|", color="C1", ms=14, label="target")
     left.axvline(1, color="0.7", lw=0.8)
-    left.set_yticks(place, [r["stage"] for r in rows], fontsize=8)
+    left.set_yticks(place, [textwrap.fill(r["stage"], 36) for r in rows], fontsize=8)
     left.set_xlabel("times as fast as the baseline")
     left.legend(fontsize=8)
     streamed = np.array([r["bytes"] / r["n"] for r in facts["dynamics"]])
