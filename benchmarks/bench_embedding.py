@@ -24,7 +24,6 @@ from elfs_lib.self_supervised import PreparedNetwork
 
 LIGHT = ("EfficientNet-Lite0", "tf_efficientnet_lite0")
 PAPERS = ("ViT-B/16", "vit_base_patch16_224")
-PHOTOS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -59,11 +58,12 @@ def run(quick: bool) -> Iterator[Row]:
             note=f"batches of {batch}, {str(dtype).removeprefix('torch.')}",
         )
 
-    small = np.random.default_rng(0).integers(0, 256, (256, 3, 32, 32), dtype=np.uint8)
-    small = small[: 64 if quick else 256]
-    yield compared(LIGHT, 128, len(small), "images, 32", lambda: small)
+    count = 64 if quick else 256
+    small = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    yield compared(LIGHT, 128, count, "images, 32", lambda: small)
 
-    files = [photo.read_bytes() for photo in PHOTOS] * (4 if quick else 32)
+    photos = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+    files = [photo.read_bytes() for photo in photos] * (4 if quick else 32)
 
     def decoded() -> np.ndarray:
         items = ((f"{i}.jpg", file) for i, file in enumerate(files))

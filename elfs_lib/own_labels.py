@@ -64,7 +64,7 @@ class ListFiles:
             raise ElfsError(f"Cannot write {self.csv}: {folder} is not a folder one can write to.")
         if self.csv.is_dir() or self.csv.suffix.lower() != ".csv":  # the report is .html, and more
             kind = "a folder" if self.csv.is_dir() else "no .csv file"
-            raise ElfsError(f"{self.csv} is {kind}: name the list as {DEFAULT_LIST} is named.")
+            raise ElfsError(f"{self.csv} is {kind}: name a .csv file, such as {DEFAULT_LIST}.")
 
     def beside(self, suffix: str) -> Path:
         """``to_label.csv`` -> ``to_label.<suffix>``."""

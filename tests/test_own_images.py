@@ -332,9 +332,11 @@ def test_arrays_and_folders_give_the_same_list(tmp_path: Path):
 def test_auto_classes_are_estimated_and_a_number_by_hand_wins(tmp_path: Path):
     array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
     store = Store(tmp_path)
-    auto = choose_images(array, Request("auto", 30, overrides=TINY), store)
+    said: list[str] = []
+    auto = choose_images(array, Request("auto", 30, overrides=TINY), store, say=said.append)
     assert auto.run.classes == auto.run.class_estimate.classes
     assert any("silhouette" in note for note in auto.notes)
+    assert "[4/7] counting classes" in said and "silhouette" not in " ".join(said)
     assert choose_images(array, Request(4, 30, overrides=TINY), store).run.classes == 4
     own = choose_images(array, Request(4, 30, overrides=TINY | {"budgets": BUDGETS}), store)
     assert own.budgets["budget"].tolist() == [30]  # 200 and more are not to be had
@@ -402,7 +404,7 @@ def test_a_budget_below_the_estimated_classes_says_that_they_are_an_estimate(mon
         (["--classes", 3, "--budget", 20, "--copies", 2], "cosine of near copies"),
         (["--classes", 3, "--budget", 20, "--out", "no/such/list.csv"], "not a folder"),
         (["--classes", 3, "--budget", 20, "--out", "list.html"], "no .csv file"),
-        (["--classes", 3, "--budget", 20, "--out", "."], "is a folder: name the list"),
+        (["--classes", 3, "--budget", 20, "--out", "."], "is a folder: name a .csv file"),
     ],
 )
 def test_impossible_requests_are_one_sentence(
