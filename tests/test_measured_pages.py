@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
+import re
 from types import ModuleType
 
 import numpy as np
@@ -40,6 +42,21 @@ def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measur
     for name in load("book_data").write_tables(made.TABLES, facts, tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / "book/data" / name).read_text(), name
         assert f":file: data/{name}" in (ROOT / "book" / f"{shown}.md").read_text()
+
+
+def test_every_table_of_a_page_has_one_width_for_each_column_and_no_ragged_row():
+    """What Sphinx would find minutes later: a comma without quotation marks."""
+    tables = []
+    for page in (ROOT / "book").rglob("*.md"):
+        for options in re.findall(r"```\{csv-table\}.*\n((?::.*\n)+)", page.read_text()):
+            given = dict(re.findall(r":(\S+): *(.*)", options))
+            with (page.parent / given["file"]).open(newline="") as file:
+                columns = {len(row) for row in csv.reader(file)}
+            widths = given.get("widths", "auto").split()
+            assert len(columns) == 1, f"{given['file']}: rows of {sorted(columns)} columns"
+            assert widths == ["auto"] or {len(widths)} == columns, given["file"]
+            tables.append(given["file"])
+    assert "data/performance_log.csv" in tables and "against_random.csv" in tables
 
 
 def test_the_page_on_own_images_says_how_its_list_did_against_random_ones():
