@@ -212,4 +212,6 @@ def test_the_documented_command_writes_the_artifacts_of_one_process(tmp_path: Pa
     assert found.manifest["device"].startswith("2 x cpu")
     assert expected.manifest["device"].startswith("cpu")
     scores = found.table("scores")["aum"], expected.table("scores")["aum"]
-    assert np.abs(scores[0] - scores[1]).max() < 1e-3
+    # Max pooling among near ties hangs on the last bit: one process with one thread and with two
+    # differ by up to 0.008 on some processors. Anything that the two leave out differs by 0.5.
+    assert np.abs(scores[0] - scores[1]).max() < 0.03
