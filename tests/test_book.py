@@ -99,6 +99,7 @@ def test_an_option_of_a_directive_is_one_line():
 
 
 LONGER = "search_steps=400, eval_steps=800"  # params/sweeps/cifar10_long.yaml
+LONGER_PIPELINES = f"{WHOLE_PIPELINES}, {LONGER}"  # params/sweeps/cifar10_long_pipelines.yaml
 
 
 def test_the_readme_shows_what_the_tables_hold(monkeypatch):
@@ -108,7 +109,7 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
         f"| {evaluation.display_name(dataset)} | {100 * row.budget:.3g}% | {row.rival_mean:.1f} "
         f"| {row.method_mean:.1f} | {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) "
         f"| {row.n} |"
-        for shown in ("", WHOLE_PIPELINES, LONGER)
+        for shown in ("", WHOLE_PIPELINES, LONGER, LONGER_PIPELINES)
         for (dataset, setting), table in tables.items()
         if setting == shown and dataset != "digits"  # those are made anew by every run
         for row in evaluation.paired_difference(table, "elfs", "random").itertuples()
