@@ -17,7 +17,7 @@ import image_files
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -130,6 +130,7 @@ def options(changes: dict | None = None) -> list[str]:
 # --- choosing ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # a busy machine stalls for longer than the default
 @given(st.data())
 def test_pick_is_double_end_pruning_that_takes_one_of_each_group(data):
     n = data.draw(st.integers(4, 40))

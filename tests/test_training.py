@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import math
@@ -634,9 +635,13 @@ def test_float32_is_float32_whatever_was_set_before():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc alone")
-def test_freed_memory_is_used_again_until_it_is_released():
+def test_freed_memory_is_used_again_until_it_is_released(request: pytest.FixtureRequest):
     resource = pytest.importorskip("resource")
     resolve_device("cpu")
+    libc = ctypes.CDLL(None)
+    # Small pages, which can be counted, where the system would give huge ones (PR_SET_THP_DISABLE)
+    libc.prctl(41, 1, 0, 0, 0)
+    request.addfinalizer(lambda: libc.prctl(41, 0, 0, 0, 0))
     block = 2**26  # glibc by itself never keeps so much
 
     def faults() -> int:
