@@ -499,7 +499,7 @@ def methods(
         elfs methods --n 1300000 --dim 768 --classes 1000
     """
     from elfs_lib.selection import METHODS, expected_cost
-    from elfs_lib.selection.cost import growth_note
+    from elfs_lib.selection.cost import growth_note, is_measured
 
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
     given = [option for option, value in of_cost.items() if value is not None]
@@ -514,7 +514,9 @@ def methods(
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
         cost = ""
-        if n is not None:
+        if n is not None and not is_measured(entry.name):
+            cost = f"{'not measured':28}"
+        elif n is not None:
             memory, seconds = expected_cost(entry.name, n, dim, count, classes=classes)
             cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s  "
         needs = ", ".join(sorted(entry.needs)) or "nothing"

@@ -310,7 +310,10 @@ def check_floor(name: str, value: float, floor: float | None) -> None:
         ElfsError: naming the result, its value and the floor.
     """
     if floor is not None and not value >= floor:
-        raise ElfsError(f"{name} is {value:.4g}, below the floor of {floor:.4g}: it got worse.")
+        raise ElfsError(
+            f"{name} is {value:.4g}, below the floor of {floor:.4g} in the parameters: it got "
+            "worse, or the floor is one for other data (floor_...: null leaves it out)."
+        )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

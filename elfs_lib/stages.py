@@ -712,6 +712,7 @@ class Run:
                 "classes": self.classes,
                 "seed": seed,
                 "options": options,
+                **({"revision": entry.revision} if entry.revision > 1 else {}),
                 **(self.label_params if entry.supervised else {}),
             },
             inputs=self._selection_artifacts(entry),

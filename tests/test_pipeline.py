@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -115,6 +116,13 @@ def test_another_number_of_classes_is_another_coreset(tiny_run: Run):
     runs = [Run(tiny_run.params.model_copy(update={"classes": c}), tiny_run.store) for c in (10, 5)]
     lists = [coreset(run, "prototypicality").tolist() for run in runs]
     assert lists[0] != lists[1]  # it needs no pseudo-labels, which differ anyway
+
+
+def test_a_revised_method_does_not_get_the_list_of_the_old_one(tiny_run: Run, monkeypatch):
+    old = Run(tiny_run.params, tiny_run.store).coreset("random", 0.1).key
+    entry = dataclasses.replace(METHODS["random"], revision=2)
+    monkeypatch.setitem(METHODS, "random", entry)
+    assert Run(tiny_run.params, tiny_run.store).coreset("random", 0.1).key != old
 
 
 def test_manifests_say_which_labels_were_opened(tiny_run: Run):

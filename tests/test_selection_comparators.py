@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from scipy import stats
 from elfs_lib.clustering import kmeans_labels
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.selection import METHODS, SCORES, SelectionInputs, select
+from elfs_lib.selection import METHODS, SCORES, Selection, SelectionInputs, select
 from elfs_lib.selection.by_class import proportional_slots
 from elfs_lib.selection.zcore import _triangular
 
@@ -74,6 +75,26 @@ def test_exact_count_no_duplicates_same_seed_same_list(method):
         again = run(method, inputs, count, seed=3)
         assert again.indices.tolist() == got.indices.tolist()
         assert again.scores.tolist() == got.scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("indices", "scores", "says"),
+    [
+        ([0, 1], [1.0, 2.0], r"gave \(2,\) indices and \(2,\) scores for a count of 3"),
+        ([0, 1, 2], [1.0, 2.0], r"\(2,\) scores"),
+        ([0, 1, 1], [1.0, 2.0, 3.0], "an image twice"),
+        ([0, 1, 90], [1.0, 2.0, 3.0], "not among the 90"),
+        ([0, 1, -1], [1.0, 2.0, 3.0], "not among the 90"),
+        ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], "no whole numbers"),
+        ([0, 1, 2], [1.0, np.nan, 3.0], "not finite"),
+    ],
+)
+def test_a_method_that_breaks_its_promise_is_named(monkeypatch, indices, scores, says):
+    made = Selection(np.array(indices), np.array(scores))
+    entry = dataclasses.replace(METHODS["random"], function=lambda inputs, count, *, seed: made)
+    monkeypatch.setitem(METHODS, "random", entry)
+    with pytest.raises(ElfsError, match=f"Method 'random' .*{says}"):
+        run("random", make_inputs(), 3)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -180,6 +180,15 @@ def test_budget_and_ratio_may_fill_the_set_but_not_more():
             double_end_prune(np.arange(10.0), ratio, 1)
 
 
+def test_scores_and_counts_that_cannot_be_are_refused():
+    for values in ([3.0, math.nan, 1.0], [3.0, math.inf, 1.0], [[3.0], [2.0], [1.0]]):
+        with pytest.raises(ElfsError, match="one finite number for each image"):
+            double_end_prune(np.array(values), 0.0, 2)
+    for count in (0, 4, 0.1, True):
+        with pytest.raises(ElfsError, match="whole number from 1 to 3"):
+            double_end_prune(np.arange(3.0), 0.0, count)
+
+
 @pytest.mark.parametrize(
     "method", [m for m in METHODS if m.startswith("elfs") and m != "elfs_balanced"]
 )

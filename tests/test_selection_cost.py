@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
+from elfs_lib.cli import methods
 from elfs_lib.errors import ElfsError
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, expected_cost, select
 from elfs_lib.selection.cost import GROWTH, growth_note, measured_as
@@ -53,6 +55,16 @@ def test_estimates_refuse_nonsense():
         expected_cost("random", 10, 10, 11)
     with pytest.raises(ElfsError, match="at least 1"):
         expected_cost("random", 10, 0, 0.1)
+
+
+def test_a_method_of_ones_own_has_no_estimate_yet(monkeypatch, capsys):
+    own = dataclasses.replace(METHODS["random"], name="own", function=lambda *a, **k: None)
+    monkeypatch.setitem(METHODS, "own", own)
+    with pytest.raises(ElfsError, match="cost of 'own' was not measured"):
+        expected_cost("own", 1000, 8, 0.1)
+    methods(n=1000)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("own "))
+    assert "not measured" in line and "uniform sample" in line
 
 
 def peak_memory(method: str, n: int) -> int:

@@ -44,12 +44,17 @@ def expected_cost(method: str, n: int, dim: int, budget: float | int, *, classes
         classes: C.
 
     Raises:
-        ElfsError: if the method is unknown, the budget does not fit, or a size is below 1.
+        ElfsError: if the method is unknown or was not measured, the budget does not fit, or a size
+            is below 1.
     """
     choose("method", method, METHODS)
     if min(n, dim, classes) < 1:
         raise ElfsError(f"n, dim and classes must be at least 1, not {n}, {dim} and {classes}.")
     share = budget_count(budget, n) / n
+    if not is_measured(method):
+        raise ElfsError(
+            f"The cost of {method!r} was not measured: run python -m benchmarks.bench_selection."
+        )
     time, memory = _fits()[measured_as(method)]
     samples = zcore_samples(n) if method == "zcore" else 1
     seconds = np.exp(_time_terms(n, dim, classes, share, samples) @ time)
@@ -65,6 +70,11 @@ def measured_as(method: str) -> str:
     """The method that was measured for all those that run the same function."""
     same = (name for name, entry in METHODS.items() if entry.function is METHODS[method].function)
     return next(same)
+
+
+def is_measured(method: str) -> bool:
+    """Whether there are measurements of a method; a new one of your own has none."""
+    return measured_as(method) in _fits()
 
 
 def _time_terms(n: float, dim: float, classes: float, share: float, samples: float) -> np.ndarray:

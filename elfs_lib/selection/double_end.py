@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
 from elfs_lib.selection.base import (
     Selection,
@@ -74,8 +74,17 @@ def double_end_prune(easiness: np.ndarray, hard_prune_ratio: float, count: int) 
         coreset of budget k, so labelling may stop early or go on later.
 
     Raises:
-        ElfsError: if beta and the budget add up to more than 1.
+        ElfsError: if a score is not finite, the count is not in 1..N, or beta and the budget add up
+            to more than 1.
     """
+    easiness = np.asarray(easiness)
+    if easiness.ndim != 1 or not np.isfinite(easiness).all():
+        raise ElfsError("easiness must be one finite number for each image, in one dimension.")
+    if not is_whole(count, 1, len(easiness)):
+        raise ElfsError(
+            f"count must be a whole number from 1 to {len(easiness)}, not {count!r}: budget_count "
+            "makes one of a share."
+        )
     dropped = hard_prune_count(len(easiness), hard_prune_ratio, count)
     return np.argsort(easiness, kind="stable")[dropped : dropped + count]
 

@@ -54,6 +54,8 @@ class Method:
         also_reads: Further columns of scores that it reads.
         defaults: Options that this method sets where its function asks for a value.
         follows_score: A run's parameter ``score`` takes the place of ``score``.
+        revision: To be raised when the function gives another list than before: stored coresets
+            of other revisions are not used.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Method:
     also_reads: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     follows_score: bool = False
+    revision: int = 1
 
     @property
     def options(self) -> dict[str, Any]:
@@ -226,7 +229,8 @@ def select(
         ``count`` distinct indices in the order in which to label them.
 
     Raises:
-        ElfsError: if the method, an option, the count or the seed is wrong, or an input is missing.
+        ElfsError: if the method, an option, the count or the seed is wrong, an input is missing, or
+            the method's function gives anything but ``count`` distinct images with their scores.
     """
     filled = validate_options(method, options)
     entry = METHODS[method]
@@ -236,7 +240,26 @@ def select(
         raise ElfsError(f"seed must be a whole number of at least 0, not {seed!r}.")
     _check_inputs(entry, inputs)
     result = entry.function(inputs, int(count), seed=int(seed), **filled)
-    return Selection(result.indices.astype(np.int64), result.scores, result.info)
+    indices, scores = np.asarray(result.indices), np.asarray(result.scores)
+    _check_list(method, indices, scores, int(count), inputs.n)
+    return Selection(indices.astype(np.int64), scores, result.info)
+
+
+def _check_list(method: str, indices: np.ndarray, scores: np.ndarray, count: int, n: int) -> None:
+    """A function that breaks its promise would give a training on fewer images than is said."""
+    faults = {
+        f"gave {indices.shape} indices and {scores.shape} scores": indices.shape != (count,)
+        or scores.shape != (count,),
+        "gave indices that are no whole numbers": indices.dtype.kind not in "iu",
+        "gave a score that is not finite": not np.isfinite(scores).all(),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ElfsError(f"Method {method!r} {fault} for a count of {count}: correct it.")
+    if len(np.unique(indices)) < count or indices.min() < 0 or indices.max() >= n:
+        raise ElfsError(
+            f"Method {method!r} gave an image twice, or one that is not among the {n}: correct it."
+        )
 
 
 def _check_inputs(method: Method, inputs: SelectionInputs) -> None:
