@@ -74,6 +74,7 @@ def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 _RC = {
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "font.size": 10,
     "axes.labelsize": 10,
     "axes.titlesize": 10.5,

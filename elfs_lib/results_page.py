@@ -62,8 +62,8 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
                 {"dataset": name, "budget": _share(row.budget)}
                 | _baseline(row)
                 | _difference(row)
-                | {"pipelines": row.n}
-                | {"beta (pipelines)": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
+                | {"runs": row.n}
+                | {"betas": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
             )
     return pd.DataFrame(rows), lines
 

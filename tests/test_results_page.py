@@ -57,7 +57,7 @@ def test_the_first_table_is_of_the_params_files_own_setting(every):
 
 def test_whole_pipelines_count_the_betas_of_their_seeds(every):
     shown, lines = results_page.whole_pipelines(every)
-    assert one(shown)["beta (pipelines)"] == "0 (1), 0.1 (1), 0.2 (1)"
+    assert one(shown)["betas"] == "0 (1), 0.1 (1), 0.2 (1)"
     assert one(shown)["baseline"] == "Random" and lines[0] == "**Digits.**" and len(lines) == 3
 
 
