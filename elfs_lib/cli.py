@@ -510,17 +510,17 @@ def methods(
     count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
         print(f"Costs are carried on from measurements on {growth_note()}.")
-    width = max(map(len, METHODS))
+    width, room = max(map(len, METHODS)), 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
         cost = ""
-        if n is not None and not is_measured(entry.name):
-            cost = f"{'not measured':28}"
-        elif n is not None:
+        if n is not None and is_measured(entry.name):
             memory, seconds = expected_cost(entry.name, n, dim, count, classes=classes)
-            cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s  "
+            cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s"
+        elif n is not None:
+            cost = "not measured"
         needs = ", ".join(sorted(entry.needs)) or "nothing"
-        print(f"{entry.name:{width}}  {kind:10}  {cost}{entry.summary} (needs {needs})")
+        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} (needs {needs})")
 
 
 @app.command()

@@ -187,7 +187,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_the_documented_command_writes_the_artifacts_of_one_process(tmp_path: Path):
     """A whole run on digits under torchrun; then its proxy again, by one process."""
     values = TINY | {"budgets": (0.1,), "budget": 0.1, "methods": ("elfs",), "eval_seeds": (0,)}
-    values |= {"precision": "float32", "hard_prune_ratio": 0.1}
+    # One epoch: max pooling among near ties hangs on the last bit, and on some processors a second
+    # one carries that to 0.008 of AUM, between one thread and two of a single process as well.
+    values |= {"precision": "float32", "hard_prune_ratio": 0.1, "proxy_epochs": 1}
     lists = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(lists))
     (tmp_path / "_toc.yml").touch()
@@ -212,6 +214,4 @@ def test_the_documented_command_writes_the_artifacts_of_one_process(tmp_path: Pa
     assert found.manifest["device"].startswith("2 x cpu")
     assert expected.manifest["device"].startswith("cpu")
     scores = found.table("scores")["aum"], expected.table("scores")["aum"]
-    # Max pooling among near ties hangs on the last bit: one process with one thread and with two
-    # differ by up to 0.008 on some processors. Anything that the two leave out differs by 0.5.
-    assert np.abs(scores[0] - scores[1]).max() < 0.03
+    assert np.abs(scores[0] - scores[1]).max() < 1e-3
