@@ -11,8 +11,10 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,22 +27,35 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
+from elfs_lib.encoder_file import (
+    PreparedNetwork,
+    is_encoder_file,
+    load_encoder_file,
+    read_encoder_tensors,
+)
 from elfs_lib.encoders import (
     ADAPTED,
+    OWN,
     Encoder,
     check_positive,
+    encoder_dir,
     find_encoder,
     import_timm,
     split_encoders,
     trains_here,
 )
 from elfs_lib.errors import ElfsError, check_images
+from elfs_lib.pca import BLOCK, principal_axes
 from elfs_lib.progress import track
-from elfs_lib.self_supervised import PreparedNetwork, SelfSupervisedConfig, train_encoder
+from elfs_lib.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 
 PIXELS_MAX_SIDE = 32  # larger images are averaged down: raw pixels say little more beyond it
 CPU_BATCH_PER_THREAD = 16  # activations stay in the cache: 2.4 times faster than 256
 GPU_BATCH = 256
+SMALLEST_SIDE = 32  # px; to try whether a file holds a network, where it does not say its size
+# Steps of the crops' corners, as shares of the room there is: 1/g and 1/g^2 with g^3 = g + 1 fill a
+# square evenly with any number of points (Roberts, 2018).
+SPREAD = (0.7548776662466927, 0.5698402909980532)
 
 # Checkpoints that hold more than one network hold the one to use under the first of these.
 WRAPPERS = (
@@ -66,6 +81,7 @@ def embed(
     *,
     checkpoint: str | Path | None = None,
     input_size: int | None = None,
+    views: Views | None = None,
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -84,8 +100,11 @@ def embed(
             weights are trained further on the images without labels, or several such as
             "dino_vitb16+swav_resnet50".
         checkpoint: Local weights, ``.safetensors`` or what ``torch.save`` made of a state dict;
-            for several encoders "name=path,name=path", where those left out are downloaded.
+            for several encoders "name=path,name=path", where those left out are downloaded. Of an
+            encoder that is trained on its images, the file of one that was
+            (:mod:`elfs_lib.encoder_file`): then nothing is trained.
         input_size: Side in pixels that images are resized to; None = the encoder's own rule.
+        views: Crops of each image whose mean is its embedding; None = the whole image.
         batch: Images for each forward pass; None = what was fastest for the device.
         device: "auto", "cpu", "cuda", "mps".
         precision: "auto", "float32", "bfloat16".
@@ -114,20 +133,78 @@ def embed(
         if name == "pixels":
             blocks.append(_pixels(images, input_size))
             continue
-        network = None
-        if name != "self_supervised":
-            network = _pretrained(name, images.shape[2:], path, input_size)
-        if trains_here(name):
-            network = train_encoder(
+        if trains_here(name) and not is_encoder_file(path):
+            network = train_named(
                 images,
+                name,
                 self_supervised,
-                start=network,
+                checkpoint=path,
+                input_size=input_size,
                 seed=seed,
                 device=device,
                 precision=precision,
             )
-        blocks.append(Embedder(name, network, where, dtype, batch)(images))
+        else:
+            network = _stored(name, images.shape[2:], path, input_size)
+        blocks.append(Embedder(name, network, where, dtype, batch, views)(images))
     return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+
+
+def train_named(
+    images: np.ndarray,
+    name: str,
+    config: SelfSupervisedConfig | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    input_size: int | None = None,
+    **options: Any,
+) -> TrainedEncoder:
+    """Train ``self_supervised`` or ``adapted_NAME`` on the images; no label is involved.
+
+    Args:
+        checkpoint: Of the pretrained network to adapt; None = its published weights.
+        **options: ``seed``, ``device`` and ``precision`` of
+            :func:`elfs_lib.self_supervised.train_encoder`.
+    """
+    start = None
+    if name != OWN:
+        start = _pretrained(name, images.shape[2:], checkpoint, input_size)
+    return train_encoder(images, config, start=start, **options)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Crops that stand for an image: the same ones for every image, spread evenly over it.
+
+    A network that was trained on crops knows an image best by several of them: the embedding is
+    the mean of their features, each scaled to length 1, scaled to length 1 again.
+
+    Attributes:
+        count: Crops of each image, at least 1.
+        area: Share of the image that a crop shows, in (0, 1]; its sides are in the image's ratio.
+        mirror: Whether every other crop is mirrored.
+    """
+
+    count: int
+    area: float = 0.25
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive("views", self.count)
+        if not 0 < self.area <= 1:
+            raise ElfsError(f"view_area is {self.area!r}: it must be in (0, 1].")
+
+    def of(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield each crop of images [B, C, H, W], resized to [B, C, H, W]."""
+        height, width = x.shape[2:]
+        tall, wide = (max(1, round(side * self.area**0.5)) for side in (height, width))
+        for number in range(self.count):
+            top = round((height - tall) * ((0.5 + number * SPREAD[0]) % 1))
+            left = round((width - wide) * ((0.5 + number * SPREAD[1]) % 1))
+            crop = x[:, :, top : top + tall, left : left + wide]
+            if (tall, wide) != (height, width):
+                crop = F.interpolate(crop, (height, width), mode="bilinear")
+            yield crop.flip(3) if self.mirror and number % 2 else crop
 
 
 class Embedder:
@@ -139,6 +216,7 @@ class Embedder:
         device: Where.
         dtype: Of the products.
         batch: Images for each forward pass; None = what was fastest for the device.
+        views: Crops of each image whose mean is its embedding; None = the whole image.
     """
 
     def __init__(
@@ -148,11 +226,15 @@ class Embedder:
         device: torch.device,
         dtype: torch.dtype,
         batch: int | None = None,
+        views: Views | None = None,
     ):
+        self.views = views
         self.name, self.device, self.dtype = name, device, dtype
         self.batch = batch or _default_batch(device)
         self.network = _for_inference(network.network, device)
         self.prepare = network.prepare
+        if isinstance(self.prepare, nn.Module):
+            self.prepare.to(device)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -173,6 +255,12 @@ class Embedder:
         # would wait for the batch before.
         x = torch.tensor(images, pin_memory=self.device.type == "cuda")
         x = x.to(self.device, non_blocking=True).float().div_(255)
+        if self.views is None:
+            return self._features(x)
+        total = sum(F.normalize(self._features(crop)) for crop in self.views.of(x))
+        return F.normalize(total)
+
+    def _features(self, x: Tensor) -> Tensor:
         x = self.prepare(x).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.dtype):
             return self.network(x).float()
@@ -184,13 +272,15 @@ def frozen_embedder(
     *,
     checkpoint: str | Path | None = None,
     input_size: int | None = None,
+    views: Views | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> Embedder:
-    """Load one pretrained encoder, for images of one size that come in parts.
+    """Load one encoder, for images of one size that come in parts.
 
     Args:
-        name: One name (no "+") of an encoder that is not trained here, not ``pixels``.
+        name: One name (no "+"), not ``pixels``, of an encoder that needs no training: pretrained,
+            or with ``checkpoint`` the file of one that was trained on images.
         image_size: Height and width of the images, in pixels.
         checkpoint: Local weights; None = the package's, the cache's, or a download.
         input_size: As for :func:`embed`, like what follows.
@@ -200,7 +290,26 @@ def frozen_embedder(
     """
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    return Embedder(name, _pretrained(name, image_size, checkpoint, input_size), where, dtype)
+    network = _stored(name, image_size, checkpoint, input_size)
+    return Embedder(name, network, where, dtype, views=views)
+
+
+def _stored(
+    name: str, image_size: tuple[int, int], checkpoint: str | Path | None, input_size: int | None
+) -> PreparedNetwork:
+    """A network that needs no training: pretrained, or read from the file of one trained here."""
+    if not is_encoder_file(checkpoint):
+        return _pretrained(name, image_size, checkpoint, input_size)
+    if name == OWN:
+        return load_encoder_file(checkpoint, image_size)
+    spec = find_encoder(name, None)
+    side = input_size or _input_side(spec, image_size)
+    model = _build(spec, side)
+    state = read_encoder_tensors(checkpoint)["backbone"]
+    model.load_state_dict(_match(model, state, checkpoint, spec), strict=False)
+    return PreparedNetwork(
+        model.eval(), _transform(side, import_timm().data.resolve_model_data_config(model))
+    )
 
 
 def _pretrained(
@@ -226,6 +335,39 @@ def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
     for block in blocks:
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return np.concatenate(blocks, axis=1)
+
+
+class Reduction(NamedTuple):
+    """Principal components in place of features: rows x become (x - mean) @ axes.
+
+    Attributes:
+        mean: float32 [D].
+        axes: float32 [D, P].
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """float32 [N, D] to float32 [N, P]."""
+        blocks = range(0, len(features), BLOCK)
+        return np.concatenate([(features[i : i + BLOCK] - self.mean) @ self.axes for i in blocks])
+
+
+def fit_reduction(features: np.ndarray, components: int) -> Reduction:
+    """The largest principal components of features float32 [N, D].
+
+    Raises:
+        ElfsError: if there are fewer.
+    """
+    if components > min(features.shape):
+        raise ElfsError(
+            f"encoder_pca is {components} but {len(features)} images of {features.shape[1]} "
+            f"features have no more than {min(features.shape)} components: choose fewer, or null."
+        )
+    rows = torch.from_numpy(features)
+    mean = rows.mean(0)
+    return Reduction(mean.numpy(), principal_axes(rows, mean, components).numpy())
 
 
 def load_encoder(
@@ -264,7 +406,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ElfsError(f"encoder_checkpoint {path} does not exist: give the path of a file.")
+        raise ElfsError(
+            f"encoder_checkpoint {path} does not exist: give the path of a file, or put it into "
+            f"{encoder_dir()}."
+        )
     try:
         if path.suffix == ".safetensors":
             payload = load_file(path)
@@ -330,9 +475,17 @@ def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
     return import_timm().models.get_pretrained_cfg(spec.architecture).input_size[-1]
 
 
-def check(spec: Encoder, checkpoint: Path | None, input_size: int | None) -> None:
+def check(name: str, spec: Encoder, checkpoint: Path | None, input_size: int | None) -> None:
     """Refuse an input size that the model does not take, and a checkpoint that does not fit it."""
-    if checkpoint is None:
+    if trains_here(name) and is_encoder_file(checkpoint):
+        _stored(name, (SMALLEST_SIDE, SMALLEST_SIDE), checkpoint, input_size)
+    elif name == OWN:
+        read_checkpoint(checkpoint)  # which says what is wrong with a file that is none
+        raise ElfsError(
+            f"encoder_checkpoint {checkpoint} holds no encoder that was trained here: give the "
+            "encoder.safetensors of a run's artifacts."
+        )
+    elif checkpoint is None:
         _try_size(spec, input_size)
     else:
         _match(_build(spec, input_size), read_checkpoint(checkpoint), checkpoint, spec)
@@ -506,8 +659,9 @@ def _default_batch(device: torch.device) -> int:
 
 def _for_inference(model: nn.Module, device: torch.device) -> nn.Module:
     """Fuse batch norms into convolutions where the family allows it; channels_last."""
-    if type(model).__name__ in ("EfficientNet", "ResNet"):
-        _fuse_batch_norms(model)
+    for module in model.modules():
+        if type(module).__name__ in ("EfficientNet", "ResNet"):
+            _fuse_batch_norms(module)
     return model.eval().to(device, memory_format=torch.channels_last)
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from elfs_lib.datasets import default_data_dir
 from elfs_lib.errors import ElfsError
 
+OWN = "self_supervised"  # an encoder that is trained on the images themselves
 ADAPTED = "adapted_"  # before an encoder's name: its weights, trained further on the images
 
 
@@ -97,10 +100,22 @@ ENCODERS: dict[str, Encoder] = {
 }
 
 
+def encoder_dir() -> Path:
+    """``$ELFS_ENCODER_DIR``, else the folder ``encoders`` beside that of the datasets."""
+    given = os.environ.get("ELFS_ENCODER_DIR")
+    return Path(given).expanduser() if given else default_data_dir().parent / "encoders"
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint's path: as it is given, or inside :func:`encoder_dir` if it lies there."""
+    shared = encoder_dir() / path
+    return shared if shared.is_file() and not Path(path).is_file() else Path(path)
+
+
 def trains_here(encoder: str) -> bool:
     """Whether an encoder, or one of several joined by "+", is trained on the images it embeds."""
     names = [name.strip() for name in encoder.split("+")]
-    return any(name == "self_supervised" or name.startswith(ADAPTED) for name in names)
+    return any(name == OWN or name.startswith(ADAPTED) for name in names)
 
 
 def check_encoder(
@@ -115,10 +130,11 @@ def check_encoder(
     check_positive("input_size", input_size)
     for name, path in split_encoders(encoder, checkpoint).items():
         spec = find_encoder(name, path)
-        if spec.architecture and (path is not None or input_size is not None):
+        needs_look = spec.architecture and (path is not None or input_size is not None)
+        if needs_look or (name == OWN and path is not None):
             from elfs_lib import embedding  # which needs PyTorch
 
-            embedding.check(spec, path, input_size)
+            embedding.check(name, spec, path, input_size)
 
 
 def checkpoint_fingerprint(checkpoint: str | Path | None) -> str | None:
@@ -126,10 +142,10 @@ def checkpoint_fingerprint(checkpoint: str | Path | None) -> str | None:
     if checkpoint is None:
         return None
     pairs = str(checkpoint).split(",")
-    several = not Path(checkpoint).is_file()
+    several = not find_checkpoint(checkpoint).is_file()
     paths = [pair.partition("=")[2].strip() for pair in pairs] if several else [checkpoint]
     total = hashlib.sha256()
-    for path in paths:
+    for path in map(find_checkpoint, paths):
         try:
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
@@ -172,7 +188,7 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
     if len(paths) < len(names):
         raise ElfsError(f"encoder {encoder!r} names one encoder twice: name each once.")
     if checkpoint is not None and len(names) == 1:
-        paths[names[0]] = Path(checkpoint)
+        paths[names[0]] = find_checkpoint(checkpoint)
     elif checkpoint is not None:
         for pair in str(checkpoint).split(","):
             name, equals, path = pair.partition("=")
@@ -181,10 +197,10 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
                     f"encoder_checkpoint {str(checkpoint)!r} does not say which of {encoder!r} it "
                     "is for: write name=path, several joined by commas."
                 )
-            paths[name.strip()] = Path(path.strip())
+            paths[name.strip()] = find_checkpoint(path.strip())
     for name, path in paths.items():
         spec = find_encoder(name, path)
-        if path is not None and not spec.architecture:
+        if path is not None and not spec.architecture and name != OWN:
             raise ElfsError(f"encoder {name!r} has no weights: leave encoder_checkpoint out.")
     return paths
 
@@ -192,6 +208,14 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
 def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
     """The registry's entry, or one made from timm's own configuration for its other models."""
     spec = ENCODERS.get(name)
+    if trains_here(name) and checkpoint is not None and Path(checkpoint).is_file():
+        from elfs_lib.encoder_file import about_encoder, is_encoder_file
+
+        if is_encoder_file(checkpoint):
+            about = about_encoder(checkpoint)
+            said = f"{about.get('method', 'not known')} on {about.get('images', 'not known')}"
+            spec = spec or find_encoder(name, None)
+            return replace(spec, pretraining=said, saw_labels=about.get("saw_labels", False))
     if spec is not None and checkpoint is not None:
         claimed = f"{spec.pretraining} (if the local checkpoint is that)"
         return replace(spec, pretraining=claimed, saw_labels=spec.saw_labels or None)

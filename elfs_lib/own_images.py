@@ -127,29 +127,13 @@ class OwnRun(Run):
         if side is None:
             return super().embeddings
 
-        def build(draft: Draft) -> None:
+        def work() -> np.ndarray:
             from elfs_lib.embedding import frozen_embedder
 
-            embed = frozen_embedder(
-                p.encoder,
-                (side, side),
-                checkpoint=p.encoder_checkpoint,
-                input_size=p.encoder_size,
-                device=p.device,
-                precision=p.precision,
-            )
-            parts = read_ahead(self._read_again(side))
-            draft.array("embeddings", np.concatenate([embed(images) for images in parts]))
-            about = encoders.describe(p.encoder, p.encoder_checkpoint)
-            draft.fact(device=self._device, encoder=about)
+            embed = frozen_embedder(p.encoder, (side, side), **self._embedding_options)
+            return np.concatenate([embed(images) for images in read_ahead(self._read_again(side))])
 
-        return self.store.run(
-            "embeddings",
-            build,
-            version=1,
-            params=self._embedding_params | {"view": side},
-            inputs={"images": self.images},
-        )
+        return self._embeddings(work, {"view": side})
 
     def _read_again(self, side: int) -> Iterator[np.ndarray]:
         """The files as squares of a side, uint8 [at most _CHUNK, C, side, side] at a time."""

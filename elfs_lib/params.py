@@ -59,13 +59,25 @@ class Params(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matmuls")
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
-    encoder_checkpoint: str | None = Field(None, description="local weights file")
+    encoder_checkpoint: str | None = Field(
+        None, description="weights file: a path, or a name in ELFS_ENCODER_DIR"
+    )
     encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
     encoder_epochs: int | None = Field(
         None, ge=1, description="epochs of an encoder trained on the images; null: its own default"
     )
     encoder_network: str | None = Field(
         None, description="network of encoder self_supervised; null: by the size of the images"
+    )
+    encoder_method: Literal["contrastive", "emp_ssl"] = Field(
+        "contrastive", description="how encoder self_supervised is trained"
+    )
+    encoder_views: int | None = Field(
+        None, ge=1, description="crops whose mean is an image's embedding; null: the whole image"
+    )
+    encoder_view_area: float = Field(0.25, gt=0, le=1, description="share of the image in a crop")
+    encoder_pca: int | None = Field(
+        None, ge=2, description="principal components kept of each encoder's features; null: all"
     )
     neighbors: int = Field(50, ge=1, description="K, nearest neighbours of each image")
     neighbor_search: Literal["exact", "ivf", "hnsw"] = Field(
@@ -86,6 +98,9 @@ class Params(BaseModel):
     temi_beta: float = Field(0.6, gt=0, le=1, description="exponent of the PMI")
     temi_weighting: Literal["teacher", "student_teacher"] = Field(
         "teacher", description="whose probabilities weigh the pairs"
+    )
+    temi_start: Literal["random", "spectral"] = Field(
+        "random", description="weights, or a spectral clustering that each head learns first"
     )
     temi_hidden: int = Field(512, ge=8, description="width of the hidden layer")
     temi_bottleneck: int = Field(256, ge=8, description="width of the layer before the clusters")

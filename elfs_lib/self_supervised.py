@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.encoder_file import Normalise, PreparedNetwork
 from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
 from elfs_lib.training.models import NETWORKS, build_network
 
+METHOD = "SimCLR views with the decoupled contrastive loss"
 SMALL_SIDE = 32  # up to here the small convnet, above it ResNet-18
 BLUR_SIDE = 64  # smaller images have no detail to lose
 SAMPLE = 4096  # images that mean, deviation and the first layer are estimated from
@@ -74,27 +76,16 @@ class SelfSupervisedConfig:
 
 
 @dataclass(frozen=True)
-class PreparedNetwork:
-    """A network, and what images go through before it.
-
-    Attributes:
-        network: Without a head; features [B, D].
-        prepare: float32 [B, C, S, S] in [0, 1] to the network's input.
-    """
-
-    network: nn.Module
-    prepare: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
 class TrainedEncoder(PreparedNetwork):
     """An encoder that has seen its images and no labels, in eval mode, on its device.
 
     Attributes:
         losses: float32 [epochs], mean loss of each epoch.
+        about: How it was made: method, network, size of the images, and the configuration.
     """
 
     losses: np.ndarray
+    about: dict[str, object]
 
 
 def train_encoder(
@@ -128,10 +119,11 @@ def train_encoder(
     order = np.random.default_rng(order_seed)
     views = torch.Generator(where).manual_seed(view_seed)
 
+    name = None if start else config.network or _default_network(images.shape)
     if start is None:
         some = np.sort(order.permutation(len(images))[:SAMPLE])
         sample = torch.from_numpy(images[some]).float().div_(255)
-        start = _fresh(sample, config, weight_seed, where)
+        start = _fresh(sample, name, weight_seed, where)
         start_lr = config.lr
     else:
         start_lr = config.start_lr
@@ -172,7 +164,13 @@ def train_encoder(
                 f"The self-supervised encoder's loss is not finite in epoch {epoch + 1}: lower lr, "
                 "or use precision: float32."
             )
-    return TrainedEncoder(network.eval(), prepare, losses.cpu().numpy())
+    about = {
+        "method": METHOD,
+        "network": name,
+        "size": list(images.shape[2:]),
+        "recipe": asdict(config),
+    }
+    return TrainedEncoder(network.eval(), prepare, losses.cpu().numpy(), about)
 
 
 def decoupled_contrastive(z: Tensor, temperature: float) -> Tensor:
@@ -300,18 +298,18 @@ def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.view(count, channels, height, width)
 
 
-def _fresh(
-    sample: Tensor, config: SelfSupervisedConfig, seed: int, device: torch.device
-) -> PreparedNetwork:
-    """A network with random weights, for images like ``sample``, float [B, C, S, S] in [0, 1]."""
+def _fresh(sample: Tensor, name: str, seed: int, device: torch.device) -> PreparedNetwork:
+    """A network of a name with random weights, for images like ``sample``, float [B, C, S, S] in
+    [0, 1]."""
     mean = sample.mean((0, 2, 3), keepdim=True)
     std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)
-    small = max(sample.shape[2:]) <= SMALL_SIDE
-    name = config.network or ("convnet_small" if small else "resnet18")
     network = build_network(name, (sample - mean) / std, 1, seed=seed)
     network.head = nn.Identity()
-    mean, std = mean.to(device), std.to(device)
-    return PreparedNetwork(network, lambda x: (x - mean) / std)
+    return PreparedNetwork(network, Normalise(mean, std, tuple(sample.shape[2:])).to(device))
+
+
+def _default_network(shape: Sequence[int]) -> str:
+    return "convnet_small" if max(shape[2:]) <= SMALL_SIDE else "resnet18"
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -233,18 +233,88 @@ class Run:
     # ------------------------------------------------------------------ embeddings, clusters
 
     @cached_property
-    def embeddings(self) -> Artifact:
-        """Array ``embeddings`` float32 [N, D] of the training images."""
-        parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
-        inputs = {part.params.encoder: part.embeddings for part in parts}
+    def encoder(self) -> Artifact | None:
+        """The encoder that is trained on the images, as ``encoder.safetensors``, and array
+        ``losses`` [epochs]; None where the encoder is given (pretrained, or as a file)."""
+        p = self.params
+        if not self.trains_encoder:
+            return None
 
         def build(draft: Draft) -> None:
-            from elfs_lib.embedding import concatenate
+            from elfs_lib.embedding import train_named
+            from elfs_lib.encoder_file import save_encoder
 
-            blocks = [np.array(part.array("embeddings")) for part in inputs.values()]
-            found = concatenate(blocks) if blocks else self._embed(self.train_images)
+            trained = train_named(
+                self.train_images,
+                p.encoder,
+                self._encoder_training,
+                checkpoint=p.encoder_checkpoint,
+                input_size=p.encoder_size,
+                seed=p.seed,
+                device=p.device,
+                precision=p.precision,
+            )
+            about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": False}
+            save_encoder(trained, draft.folder / "encoder.safetensors", about)
+            draft.array("losses", trained.losses)
+            draft.fact(device=self._device, encoder=about)
+
+        return self.store.run(
+            "encoder",
+            build,
+            version=1,
+            params=self._encoder_params,
+            inputs={"images": self.images},
+            seed=p.seed,
+        )
+
+    @property
+    def _encoder_params(self) -> dict[str, Any]:
+        return self._some("encoder", "encoder_size", "precision", "seed") | {
+            "checkpoint": encoders.checkpoint_fingerprint(self.params.encoder_checkpoint),
+            "training": dataclasses.asdict(self._encoder_training),
+        }
+
+    @cached_property
+    def trains_encoder(self) -> bool:
+        """Whether the encoder is trained here: not if it is pretrained, or given as the file of one
+        that was trained on images."""
+        from elfs_lib.encoder_file import is_encoder_file
+
+        p = self.params
+        path = p.encoder_checkpoint
+        given = path is not None and is_encoder_file(encoders.find_checkpoint(path))
+        return encoders.trains_here(p.encoder) and not given
+
+    @cached_property
+    def embeddings(self) -> Artifact:
+        """Array ``embeddings`` float32 [N, D] of the training images, and with ``encoder_pca`` the
+        arrays ``pca_mean`` and ``pca_axes`` of :class:`elfs_lib.embedding.Reduction`."""
+        return self._embeddings(lambda: self._embed(self.train_images), {})
+
+    def _embeddings(self, work: Callable[[], np.ndarray], extra: Mapping[str, Any]) -> Artifact:
+        """The artifact, from what embeds the images with this run's one encoder."""
+        p = self.params
+        parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
+        inputs = {part.params.encoder: part.embeddings for part in parts}
+        if not parts and self.encoder is not None:
+            inputs["encoder"] = self.encoder
+
+        def build(draft: Draft) -> None:
+            from elfs_lib.embedding import concatenate, fit_reduction
+
+            if parts:
+                found = concatenate(
+                    [np.array(part.embeddings.array("embeddings")) for part in parts]
+                )
+            else:
+                found = work()
+                if p.encoder_pca:
+                    reduction = fit_reduction(found, p.encoder_pca)
+                    draft.array("pca_mean", reduction.mean)
+                    draft.array("pca_axes", reduction.axes)
+                    found = reduction(found)
             draft.array("embeddings", found)
-            p = self.params
             about = encoders.describe(p.encoder, p.encoder_checkpoint)
             draft.fact(device=self._device, encoder=about)
 
@@ -252,8 +322,36 @@ class Run:
             "embeddings",
             build,
             version=1,
-            params=self._embedding_params,
+            params=self._embedding_params | extra,
             inputs={"images": self.images} | inputs,
+        )
+
+    @cached_property
+    def test_embeddings(self) -> Artifact:
+        """Array ``embeddings`` float32 [M, D] of the test images, by the encoder and the principal
+        components of the training images."""
+        parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
+
+        def build(draft: Draft) -> None:
+            from elfs_lib.embedding import Reduction, concatenate
+
+            if parts:
+                tables = [np.array(part.test_embeddings.array("embeddings")) for part in parts]
+                found = concatenate(tables)
+            else:
+                found = self._embed(self.test_images)
+                if self.params.encoder_pca:
+                    arrays = (self.embeddings.array(f"pca_{name}") for name in Reduction._fields)
+                    found = Reduction(*map(np.asarray, arrays))(found)
+            draft.array("embeddings", found)
+            draft.fact(device=self._device)
+
+        return self.store.run(
+            "test_embeddings",
+            build,
+            version=1,
+            params={},
+            inputs={"images": self.images, "embeddings": self.embeddings},
         )
 
     @property
@@ -273,36 +371,44 @@ class Run:
     def _embed(self, images: np.ndarray) -> np.ndarray:
         from elfs_lib.embedding import embed
 
-        p = self.params
-        return embed(
-            images,
-            p.encoder,
-            checkpoint=p.encoder_checkpoint,
-            input_size=p.encoder_size,
-            device=p.device,
-            precision=p.precision,
-            seed=p.seed,
-            self_supervised=self._encoder_training,
-        )
+        return embed(images, self.params.encoder, **self._embedding_options)
 
     @property
-    def _encoder_training(self) -> SelfSupervisedConfig | None:
-        """How the encoder is trained on the images; None where it is frozen."""
+    def _embedding_options(self) -> dict[str, Any]:
+        """How images are embedded, as :func:`elfs_lib.embedding.embed` takes it."""
+        from elfs_lib.embedding import Views
+
         p = self.params
-        if not encoders.trains_here(p.encoder):
-            return None
+        trained = self.encoder and self.encoder.folder / "encoder.safetensors"
+        views = p.encoder_views and Views(p.encoder_views, p.encoder_view_area, p.flip)
+        return {
+            "checkpoint": trained or p.encoder_checkpoint,
+            "input_size": p.encoder_size,
+            "views": views,
+            "device": p.device,
+            "precision": p.precision,
+        }
+
+    @property
+    def _encoder_training(self) -> SelfSupervisedConfig:
+        """How an encoder is trained on the images."""
         from elfs_lib.self_supervised import SelfSupervisedConfig
 
+        p = self.params
         changed = {"epochs": p.encoder_epochs, "network": p.encoder_network}
         given = {name: value for name, value in changed.items() if value is not None}
         return SelfSupervisedConfig(flip=p.flip, **given)
 
     @property
     def _embedding_params(self) -> dict[str, Any]:
+        p = self.params
         params = self._some("encoder", "encoder_size", "precision")
-        params["checkpoint"] = encoders.checkpoint_fingerprint(self.params.encoder_checkpoint)
-        if self._encoder_training:
-            params |= self._some("seed") | {"training": dataclasses.asdict(self._encoder_training)}
+        if not self.trains_encoder:
+            params["checkpoint"] = encoders.checkpoint_fingerprint(p.encoder_checkpoint)
+        if p.encoder_views and p.encoder != "pixels":
+            params |= self._some("encoder_views", "encoder_view_area", "flip")
+        if p.encoder_pca:
+            params |= self._some("encoder_pca")
         return params
 
     @cached_property

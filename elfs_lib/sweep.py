@@ -32,7 +32,6 @@ import papermill
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from elfs_lib import encoders
 from elfs_lib.artifacts import NotBuilt, Store, stage_key, write_text_atomic
 from elfs_lib.datasets import default_data_dir
 from elfs_lib.errors import ElfsError, choose, first_fault, is_whole
@@ -393,7 +392,7 @@ def _shared_stages(
     def add(run: Run, *call: Any, needs: Iterable[str] = ()) -> tuple[str, ...]:
         """Names of the stages to wait for: this one, or none if it is there."""
         p = run.params
-        shared = call[0] in ("embeddings", "neighbors") and not encoders.trains_here(p.encoder)
+        shared = call[0] in ("embeddings", "neighbors") and not run.trains_encoder
         own = several[p.dataset] > 1 and not shared
         name = "_".join(map(str, (p.dataset, *[f"pipeline{p.seed}"] * own, *call)))
         if name not in stages and name not in ready:

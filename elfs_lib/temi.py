@@ -30,9 +30,14 @@ from torch.nn import functional as F
 from elfs_lib.clustering import collapse_notes, unit_rows
 from elfs_lib.compute import resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.pca import principal_axes
 from elfs_lib.progress import track
+from elfs_lib.spectral import spectral_labels
 
 WEIGHTINGS = ("teacher", "student_teacher")
+STARTS = ("random", "spectral")
+# How heads learn the clustering that they start from: passes, and AdamW's learning rate.
+START_EPOCHS, START_RATE = 3, 2e-3
 # Smallest probability whose logarithm is taken.
 TINY = 1e-12
 # Heads count in the consensus by this power of their agreement with it: enough that poor heads
@@ -69,6 +74,9 @@ class TemiConfig:
             does; "student_teacher" by sum_c q_s(c|x) q_t(c|x'). The teacher is the default: the
             published results come from it, and the average of a slow teacher over heads is the
             steadier judge of whether two images belong together.
+        start: "random" weights, or "spectral": each head first learns a spectral clustering of the
+            neighbour graph by cross-entropy, and TEMI goes on from there. From random weights the
+            heads end in poorer optima of TEMI's own loss.
         pca: Project the embeddings on this many principal components first; None keeps all.
         standardize: Scale each input feature to variance 1 first; constant features become 0.
             In any case the inputs are centred, and scaled by one number to mean square 1.
@@ -92,6 +100,7 @@ class TemiConfig:
     marginal_momentum: float = 0.9
     beta: float = 0.6
     weighting: str = "teacher"
+    start: str = "random"
     pca: int | None = None
     standardize: bool = False
     loss_epochs: int = 1
@@ -99,6 +108,7 @@ class TemiConfig:
 
     def __post_init__(self) -> None:
         choose("TEMI weighting", self.weighting, WEIGHTINGS)
+        choose("TEMI start", self.start, STARTS)
         for name, low in (
             ("classes", 2),
             ("heads", 1),
@@ -239,7 +249,12 @@ def fit_heads(
     dtype = resolve_precision(precision, place)
     preparation = _fit_preparation(torch.from_numpy(rows), config)
     inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
-    teacher, curves = _train(inputs, torch.from_numpy(neighbors).to(place), config, seed, dtype)
+    starts = None
+    if config.start == "spectral":
+        labels = spectral_labels(neighbors, config.classes, count=config.heads, seed=seed)
+        starts = torch.from_numpy(labels).to(place)
+    near = torch.from_numpy(neighbors).to(place)
+    teacher, curves = _train(inputs, near, config, seed, dtype, starts)
     head_losses = curves[-config.loss_epochs :].mean(axis=0)
     state = {f"head.{k}": v.cpu() for k, v in teacher._asdict().items()}
     state["temperature"] = torch.tensor(config.teacher_temperature)
@@ -476,12 +491,7 @@ def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
         features = torch.where(constant, 0.0, 1.0 / deviation)
         centred *= features
     if config.pca is not None:
-        covariance = (centred.T @ centred).double() / len(rows)
-        _, vectors = torch.linalg.eigh(covariance)
-        vectors = vectors.flip(1)[:, : config.pca]
-        # An eigenvector's sign is arbitrary: its largest entry is made positive.
-        largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        components = (vectors * largest.sign()).float()
+        components = principal_axes(centred, torch.zeros_like(mean), config.pca)
         centred = centred @ components
         features = features[:, None] * components
     # Unit rows of many features are tiny numbers, and first layers as commonly initialised
@@ -637,15 +647,48 @@ class _Trainer:
         torch._foreach_lerp_(list(self.teacher), list(self.student), 1 - config.teacher_momentum)
         return losses
 
+    @torch.no_grad()
+    def imitate(self, inputs: Tensor, targets: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """One step of cross-entropy towards ``targets`` int64 [H, B] of ``inputs`` [B, P]."""
+        student = Heads(*(w.detach().to(self.dtype) for w in self.student))
+        grads = []
+        for group in self.groups:
+            part = Heads(*(w[group] for w in student))
+            seen = _forward(inputs, part, self.config.student_temperature)
+            wanted = F.one_hot(targets[group], self.config.classes).transpose(1, 2)
+            gradient = F.softmax(seen.logits, dim=1) - wanted
+            gradient /= len(inputs)
+            grads.append(_backward(inputs, part, seen, gradient, self.config.student_temperature))
+        for i, weight in enumerate(self.student):
+            weight.grad = _joined([g[i] for g in grads]).float()
+        optimizer.step()
+
+    @torch.no_grad()
+    def start_from(self, inputs: Tensor, starts: Tensor, generator: torch.Generator) -> None:
+        """Have the heads learn one labelling each, int64 [H, N], and the teacher copy them."""
+        decay = self.config.weight_decay
+        optimizer = torch.optim.AdamW(list(self.student), lr=START_RATE, weight_decay=decay)
+        for _ in range(START_EPOCHS):
+            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+            for part in order.split(self.config.batch):
+                self.imitate(inputs[part], starts[:, part], optimizer)
+        torch._foreach_copy_(list(self.teacher), list(self.student))
+
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _train(
-    inputs: Tensor, neighbors: Tensor, config: TemiConfig, seed: int, dtype: torch.dtype
+    inputs: Tensor,
+    neighbors: Tensor,
+    config: TemiConfig,
+    seed: int,
+    dtype: torch.dtype,
+    starts: Tensor | None = None,
 ) -> tuple[Heads, np.ndarray]:
-    """Train on ``inputs`` [N, P]; returns the teacher and the loss curves float32 [T, H]."""
+    """Train on ``inputs`` [N, P], from the labellings ``starts`` int64 [H, N] if they are given;
+    returns the teacher and the loss curves float32 [T, H]."""
     device = inputs.device
     count = len(inputs)
     batch = min(config.batch, count)
@@ -656,6 +699,8 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     trainer = _Trainer(inputs.shape[1], config, generator, device, dtype)
     inputs = inputs.to(dtype)
+    if starts is not None:
+        trainer.start_from(inputs, starts, generator)
     curves = np.empty((config.epochs, config.heads), dtype=np.float32)
     progress = track(range(config.epochs), "TEMI")
     for epoch in progress:

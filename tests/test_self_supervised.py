@@ -168,8 +168,8 @@ def test_embedding_does_not_depend_on_the_batch():
 
 
 def test_larger_images_use_resnet18():
-    config, device = replace(TINY, network=None), torch.device("cpu")
-    start = self_supervised._fresh(torch.rand(2, 3, 48, 48), config, 0, device)
+    assert self_supervised._default_network((2, 3, 48, 48)) == "resnet18"
+    start = self_supervised._fresh(torch.rand(2, 3, 48, 48), "resnet18", 0, torch.device("cpu"))
     assert start.network(torch.zeros(1, 3, 48, 48)).shape == (1, 512)
 
 
