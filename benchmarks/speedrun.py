@@ -4,23 +4,17 @@
 
 Trains a recipe on the 50,000 images with their true labels (this is analysis), once for each seed,
 and tests the last step on the 10,000. A training takes many minutes, so each is written into
-``book/data/speedrun.json`` as it ends, in place of an older one of the same recipe, length, images,
-seed, machine and torch; the table of the page on performance is made from that file.
-
-The images at hand are JPEG files. With ``--compress-again`` both splits are compressed once more in
-the same way, which tells what such a loss costs.
+``book/data/speedrun.json`` as it ends, in place of an older one of the same recipe, length, seed,
+machine and torch; the table of the page on performance is made from that file.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.cifar10 import labelled
@@ -32,22 +26,19 @@ from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
 FACTS = DATA / "speedrun.json"
-SETTING = ("recipe", "revision", "epochs", "crop_pad", "images", "device", "clock", "torch")
-AS_THEY_ARE, AGAIN = "as they are", "compressed again"
-JPEG_SHIFT = 4  # px: half of a block of 8
+SETTING = ("recipe", "revision", "epochs", "crop_pad", "device", "clock", "torch")
 
 
 def speedrun_table(facts: list[dict]) -> pd.DataFrame:
     """One row a recipe, length and machine: accuracy over the seeds, and what a training took."""
     lines = []
     for setting, own in pd.DataFrame(facts).groupby(list(SETTING), sort=False):
-        recipe, _, epochs, crop_pad, images, device, clock, version = setting
+        recipe, _, epochs, crop_pad, device, clock, version = setting
         spread = f" ± {own['accuracy'].std():.2f}" if len(own) > 1 else ""
-        again = "" if images == AS_THEY_ARE else f", images {images}"
         least = (own["pflop"] * 1e15 / own["peak_flops"]).mean()
         lines.append(
             {
-                "Training": f"{recipe}, {epochs} epochs, shifts of {crop_pad} px{again}",
+                "Training": f"{recipe}, {epochs} epochs, shifts of {crop_pad} px",
                 "Test accuracy, %": f"{own['accuracy'].mean():.2f}{spread}",
                 "Seeds": " ".join(map(str, sorted(own["seed"]))),
                 "PFLOP": f"{own['pflop'].mean():.3f}",
@@ -60,28 +51,6 @@ def speedrun_table(facts: list[dict]) -> pd.DataFrame:
 
 
 TABLES: Tables = {"performance_speedrun.csv": speedrun_table}
-
-
-def compress_again(images: np.ndarray) -> np.ndarray:
-    """As the files were compressed (quality 75, colours at half the resolution), on a grid of
-    blocks that is shifted by half a block. On the same grid hardly anything more would be lost.
-
-    Args:
-        images: uint8 [N, 3, H, W].
-
-    Returns:
-        uint8 [N, 3, H, W].
-    """
-    height, width = images.shape[2:]
-    margin = (JPEG_SHIFT, JPEG_SHIFT)
-    found = np.empty_like(images)
-    for row, image in enumerate(images.transpose(0, 2, 3, 1)):
-        file = io.BytesIO()
-        wide = np.pad(image, (margin, margin, (0, 0)), mode="reflect")
-        Image.fromarray(wide).save(file, "JPEG", quality=75, subsampling="4:2:0")
-        back = np.asarray(Image.open(file))[JPEG_SHIFT:, JPEG_SHIFT:][:height, :width]
-        found[row] = back.transpose(2, 0, 1)
-    return found
 
 
 def put(row: dict) -> list[dict]:
@@ -102,22 +71,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--crop-pad", type=int, default=2, help="largest shift, in pixels")
-    parser.add_argument(
-        "--compress-again", action="store_true", help="images compressed as JPEG once more"
-    )
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     recipe, length = find_recipe(arguments.recipe), Length(epochs=arguments.epochs)
     device = resolve_device(arguments.device)
     peak = matmul_peak(resolve_precision("auto", device), device, clock)
     data = labelled()
-    pixels = (data.train, data.test)
-    if arguments.compress_again:
-        pixels = tuple(map(compress_again, pixels))
     for seed in arguments.seeds:
         start = clock()
         trained = train(
-            pixels[0], data.train_labels, 10, recipe, length, seeds=Seeds.all(seed),
+            data.train, data.train_labels, 10, recipe, length, seeds=Seeds.all(seed),
             crop_pad=arguments.crop_pad, device=arguments.device, desc=f"{arguments.recipe} {seed}",
         )  # fmt: skip
         spent = clock() - start
@@ -126,9 +89,8 @@ def main() -> None:
             "revision": recipe.revision,
             "epochs": arguments.epochs,
             "crop_pad": arguments.crop_pad,
-            "images": AGAIN if arguments.compress_again else AS_THEY_ARE,
             "seed": seed,
-            "accuracy": round(100 * trained.accuracy(pixels[1], data.test_labels), 2),
+            "accuracy": round(100 * trained.accuracy(data.test, data.test_labels), 2),
             "pflop": round(trained.flops / 1e15, 4),
             "seconds": round(spent, 1),
             "clock": clock_name(),

@@ -437,6 +437,24 @@ def book(
 
 
 @app.command()
+def verdict() -> None:
+    """Write what the results tables bear out of ELFS against others to book/data/verdict.json.
+
+    README and the results page read their claims from it. Rows say the dataset, budget, rival,
+    difference with its 95% interval, number of runs, recipe and accuracy of the pseudo-labels.
+
+    Example:
+
+        elfs verdict
+    """
+    from elfs_lib.results import result_tables
+    from elfs_lib.verdict import verdict_file, write_verdict
+
+    rows = write_verdict(result_tables())
+    print(f"Written: {verdict_file()} ({len(rows)} rows)")
+
+
+@app.command()
 def notebooks() -> None:
     """Run each notebook with its defaults, the digits, and keep the outputs in it.
 

@@ -309,8 +309,10 @@ def _seconds(row: Any) -> str:
 
 
 def _params(file: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> Params:
-    """The parameters for one encoder; the file's checkpoint and size are only for its own."""
-    own = {} if name == file.get("encoder") else {"encoder_checkpoint": None, "encoder_size": None}
+    """The parameters for one encoder; its checkpoint, size, views and components are only for the
+    file's own."""
+    special = ("encoder_checkpoint", "encoder_size", "encoder_views", "encoder_pca")
+    own = {} if name == file.get("encoder") else dict.fromkeys(special)
     fixed = {"encoder": name, "methods": [BASELINE, METHOD]}
     return Params.make({**file, **own, **overrides, **fixed})
 

@@ -29,6 +29,8 @@ COLUMNS: dict[str, str] = {
     "steps": "optimiser steps of the training",
     "recipe": "name of the training recipe, with its revision after the first",
     "hard_prune_ratio": "share dropped at the hard end (beta); empty where a method has none",
+    "pseudo_label_accuracy": "pseudo-labels right under the best matching, in percent; empty where "
+    "the method reads none",
     "seconds": "wall time of the training",
     "device": "hardware that trained",
     "train_flops": "floating-point operations of the training",

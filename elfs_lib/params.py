@@ -125,6 +125,9 @@ class Params(BaseModel):
     budget: Share = Field(0.1, description="share of the images, or a count, to be labelled")
     hard_prune_ratio: float | None = Field(None, ge=0, lt=1, description="beta; null: search")
     hard_prune_ratios: ListOf[float] = Field(RATIOS, description="betas that are tried")
+    search_recipe: str | None = Field(
+        None, description="how the models of the search are trained; null: by eval_recipe"
+    )
     search_steps: int = Field(40_000, ge=1, description="steps of each model of the search")
     search_seeds: int = Field(1, ge=1, le=20, description="splits that the search averages")
     # evaluation
@@ -134,9 +137,7 @@ class Params(BaseModel):
     budgets: ListOf[Share] = Field(
         (0.1, 0.2, 0.3, 0.5, 0.7), description="shares of the images, or counts, to evaluate at"
     )
-    eval_recipe: str = Field(
-        "resnet18", description=f"how search and coreset models are trained; {_RECIPES}"
-    )
+    eval_recipe: str = Field("resnet18", description=f"how coreset models are trained; {_RECIPES}")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
     eval_seeds: ListOf[Seed] = Field(
@@ -159,8 +160,9 @@ class Params(BaseModel):
             from elfs_lib.training.models import NETWORKS
 
             choose("network", self.encoder_network, NETWORKS)
-        for recipe in (self.proxy_recipe, self.eval_recipe):
-            find_recipe(recipe)
+        for recipe in (self.proxy_recipe, self.eval_recipe, self.search_recipe):
+            if recipe is not None:
+                find_recipe(recipe)
         trusts = {
             "proxy_weights": self.proxy_weights == "confidence",
             "relabel_rounds": self.relabel_rounds > 0,

@@ -679,6 +679,41 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 @_styled
+def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Gain over random against the accuracy of the pseudo-labels, a line a budget.
+
+    Args:
+        rows: Of :func:`elfs_lib.verdict.read_verdict`, one rival: ``budget``,
+            ``pseudo_label_accuracy`` in percent (100 where selection saw the true labels),
+            ``difference``, ``low``, ``high`` in points, ``low`` and ``high`` empty for one run.
+        title: Printed above, if given.
+
+    Raises:
+        ElfsError: if there are no rows.
+    """
+    _filled("rows", rows)
+    figure, axes = _page(3.6)
+    axes.axhline(0, color=NEUTRAL, lw=1)
+    looks = zip(itertools.cycle((MIDDLE, HARD, EASY)), itertools.cycle("os^"))
+    for (budget, own), (colour, marker) in zip(rows.groupby("budget"), looks):
+        own = own.sort_values("pseudo_label_accuracy")
+        x, y = (own[name].to_numpy(float) for name in ("pseudo_label_accuracy", "difference"))
+        bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
+        axes.errorbar(x, y, np.nan_to_num(bars), color=colour, marker=marker, capsize=3, lw=1.5)
+        axes.annotate(
+            f"{100 * budget:.3g}% labelled",
+            (x[-1], y[-1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
+    axes.margins(x=0.16)
+    _label(axes, "pseudo-labels right (%)", "accuracy minus random's (points)", title)
+    return figure
+
+
+@_styled
 def jaccard_heatmap(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Overlap between coresets.
 

@@ -565,6 +565,26 @@ class Run:
         )
 
     @cached_property
+    def pseudo_quality(self) -> Artifact:
+        """Json ``quality``: agreement of the pseudo-labels with the true ones, as
+        :func:`elfs_lib.clustering.clustering_report` has it. Analysis only."""
+
+        def build(draft: Draft) -> None:
+            from elfs_lib.clustering import clustering_report
+
+            true = self.labels.open("train", purpose="analysis")
+            draft.json("quality", clustering_report(self.pseudo_labels, true))
+
+        return self.store.run(
+            "pseudo_quality",
+            build,
+            version=1,
+            params=self.label_params,
+            inputs={"pseudo": self.pseudo},
+            labels="analysis",
+        )
+
+    @cached_property
     def pseudo_labels(self) -> np.ndarray:
         """int64 [N]."""
         return self.pseudo.table("pseudo")["label"].to_numpy(copy=True)
@@ -714,7 +734,8 @@ class Run:
         from elfs_lib.training.loop import Length, Seeds, train
 
         p = self.params
-        recipe, steps = find_recipe(p.eval_recipe), Length(steps=p.search_steps)
+        recipe = find_recipe(p.search_recipe or p.eval_recipe)
+        steps = Length(steps=p.search_steps)
 
         def fit_and_score(kept: np.ndarray, held_out: np.ndarray) -> float:
             trained = train(
@@ -751,9 +772,10 @@ class Run:
         return feasible_ratios(grid, self.n, count)
 
     def _search_params(self, budget: float | int, score: str | None) -> dict[str, Any]:
-        names = ("hard_prune_ratios", "search_steps", "search_seeds", "eval_recipe", "flip")
+        names = ("hard_prune_ratios", "search_steps", "search_seeds", "flip", "crop_pad", "seed")
         count = budget_count(budget, self.n)
-        return self._some(*names, "crop_pad", "seed", "precision") | {
+        return self._some(*names, "precision") | {
+            "recipe": recipe_key(self.params.search_recipe or self.params.eval_recipe),
             "score": score or self.params.score,
             "count": count,
             "classes": self.classes,
@@ -978,6 +1000,8 @@ class Run:
         count = budget_count(budget, self.n)
         result = self.evaluate(method, budget, seed).json("result")
         info = self.coreset(method, budget, seed).json("info")
+        by_clusters = {"pseudo", "proxies"} & {*self.reads(entry)}
+        quality = self.pseudo_quality.json("quality") if by_clusters else {}
         return {
             "dataset": p.dataset,
             "method": method,
@@ -987,6 +1011,7 @@ class Run:
             "seed": seed,
             "recipe": recipe_key(p.eval_recipe),
             "hard_prune_ratio": info.get("hard_prune_ratio"),
+            "pseudo_label_accuracy": 100 * quality["accuracy"] if quality else None,
             **result,
         }
 
