@@ -142,7 +142,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
     results = pd.DataFrame(rows)
     means = summarise(results).set_index("method")
     paired = paired_difference(results, METHOD, BASELINE).iloc[0]
-    facts = encoders.describe(name, p.encoder_checkpoint)
+    facts = run.encoder_facts
     versions = ", ".join(f"{k} {v}" for k, v in embedded.manifest["packages"].items())
     costs = pd.DataFrame([part.embeddings.manifest for part in run.encoder_runs])
     if "cpu_s" not in costs:

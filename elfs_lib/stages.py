@@ -41,6 +41,7 @@ from elfs_lib.selection.double_end import feasible_ratios, hard_prune_count
 from elfs_lib.training.recipes import find_recipe, recipe_key
 
 if TYPE_CHECKING:
+    from elfs_lib.emp_ssl import EmpSslConfig
     from elfs_lib.self_supervised import SelfSupervisedConfig
     from elfs_lib.temi import TemiConfig
 
@@ -254,7 +255,8 @@ class Run:
                 device=p.device,
                 precision=p.precision,
             )
-            about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": False}
+            seen = self.encoder_facts["saw_labels"]
+            about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": seen}
             save_encoder(trained, draft.folder / "encoder.safetensors", about)
             draft.array("losses", trained.losses)
             draft.fact(device=self._device, encoder=about)
@@ -267,6 +269,12 @@ class Run:
             inputs={"images": self.images},
             seed=p.seed,
         )
+
+    @property
+    def encoder_facts(self) -> dict[str, object]:
+        """What the encoder was trained on; see :func:`elfs_lib.encoders.describe`."""
+        p = self.params
+        return encoders.describe(p.encoder, p.encoder_checkpoint, p.encoder_method)
 
     @property
     def _encoder_params(self) -> dict[str, Any]:
@@ -315,7 +323,7 @@ class Run:
                     draft.array("pca_axes", reduction.axes)
                     found = reduction(found)
             draft.array("embeddings", found)
-            about = encoders.describe(p.encoder, p.encoder_checkpoint)
+            about = self.encoder_facts
             draft.fact(device=self._device, encoder=about)
 
         return self.store.run(
@@ -390,14 +398,16 @@ class Run:
         }
 
     @property
-    def _encoder_training(self) -> SelfSupervisedConfig:
+    def _encoder_training(self) -> SelfSupervisedConfig | EmpSslConfig:
         """How an encoder is trained on the images."""
+        from elfs_lib.emp_ssl import EmpSslConfig
         from elfs_lib.self_supervised import SelfSupervisedConfig
 
+        config = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
         p = self.params
         changed = {"epochs": p.encoder_epochs, "network": p.encoder_network}
         given = {name: value for name, value in changed.items() if value is not None}
-        return SelfSupervisedConfig(flip=p.flip, **given)
+        return config[p.encoder_method](flip=p.flip, **given)
 
     @property
     def _embedding_params(self) -> dict[str, Any]:
