@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib import encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import clustering_accuracy, kmeans_labels
 from elfs_lib.errors import ElfsError

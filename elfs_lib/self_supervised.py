@@ -214,9 +214,8 @@ class Seeds(NamedTuple):
     def of(cls, seed: int, device: torch.device) -> Seeds:
         """Three independent streams from one seed."""
         order, views, weights = np.random.SeedSequence(seed).generate_state(3).tolist()
-        return cls(
-            np.random.default_rng(order), torch.Generator(device).manual_seed(views), weights
-        )
+        generator = torch.Generator(device).manual_seed(views)
+        return cls(np.random.default_rng(order), generator, weights)
 
 
 def train_on_views(

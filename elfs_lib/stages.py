@@ -283,6 +283,21 @@ class Run:
             "training": dataclasses.asdict(self._encoder_training),
         }
 
+    @property
+    def encoder_trained(self) -> Run:
+        """Of several encoders joined by "+" the run of the one that is trained here.
+
+        Raises:
+            ElfsError: if none is, or more than one.
+        """
+        trained = [part for part in self.encoder_runs if part.trains_encoder]
+        if len(trained) != 1:
+            raise ElfsError(
+                f"Encoder {self.params.encoder!r} trains {len(trained)} networks on the images, "
+                "not one: choose self_supervised or adapted_NAME, without the file of a trained one."
+            )
+        return trained[0]
+
     @cached_property
     def trains_encoder(self) -> bool:
         """Whether the encoder is trained here: not if it is pretrained, or given as the file of one
