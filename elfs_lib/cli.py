@@ -576,9 +576,9 @@ def train_encoder(
 
         elfs train-encoder params/cifar10_encoder.yaml --out cifar10_resnet18_empssl.safetensors
 
-        elfs train-encoder params/digits.yaml -p encoder=self_supervised --out digits.safetensors
+        elfs train-encoder params/digits.yaml -p encoder=self_supervised --out own.safetensors
 
-        elfs run params/digits.yaml -p encoder=self_supervised -p encoder_checkpoint=digits.safetensors
+        elfs run params/digits.yaml -p encoder=self_supervised -p encoder_checkpoint=own.safetensors
     """
     from elfs_lib.artifacts import copy_atomic
     from elfs_lib.encoders import checkpoint_fingerprint

@@ -294,7 +294,7 @@ class Run:
         if len(trained) != 1:
             raise ElfsError(
                 f"Encoder {self.params.encoder!r} trains {len(trained)} networks on the images, "
-                "not one: choose self_supervised or adapted_NAME, without the file of a trained one."
+                "not one: choose self_supervised or adapted_NAME, and no file of a trained one."
             )
         return trained[0]
 
