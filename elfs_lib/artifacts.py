@@ -90,6 +90,18 @@ def write_text_atomic(path: Path, text: str) -> None:
         raise
 
 
+def copy_atomic(source: Path, path: Path) -> None:
+    """Copy a file so that ``path`` is never half written."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        _fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A finished stage folder. Arrays are memory-mapped read-only; tables are data frames."""

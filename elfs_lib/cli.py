@@ -578,6 +578,46 @@ def encoders() -> None:
         print(f"{name:{width}}  {seen:10}  {facts['pretraining']} ({facts['license']})")
 
 
+@app.command("train-encoder")
+def train_encoder(
+    params_file: ParamsFile,
+    out: Annotated[Path, typer.Option(help="The file to write, .safetensors")],
+    p: Overrides = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
+) -> None:
+    """Train a run's encoder on its images, without labels, and keep it as a file.
+
+    An encoder that the run has trained already is only copied. Given as `encoder_checkpoint`, the
+    file embeds other images, or those of another run, and nothing is trained again.
+
+    Examples:
+
+        elfs train-encoder params/cifar10_encoder.yaml --out cifar10_resnet18_empssl.safetensors
+
+        elfs train-encoder params/digits.yaml -p encoder=self_supervised --out own.safetensors
+
+        elfs run params/digits.yaml -p encoder=self_supervised -p encoder_checkpoint=own.safetensors
+    """
+    from elfs_lib.artifacts import copy_atomic
+    from elfs_lib.encoders import checkpoint_fingerprint
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    if out.suffix != ".safetensors" or not out.absolute().parent.is_dir():
+        raise ElfsError(f"--out is {out}: name a .safetensors file in a folder that exists.")
+    current = Run(Params.load(params_file, _parse(p)), default_store(repair=repair))
+    current.check(labels=False)
+    trained = current.encoder_trained.encoder
+    copy_atomic(trained.folder / "encoder.safetensors", out)
+    about, losses = trained.manifest["encoder"], trained.array("losses")
+    print(
+        f"{about['method']} on {about['images']}: loss {losses[0]:.4g} in the first epoch, "
+        f"{losses[-1]:.4g} in the last."
+    )
+    print(f"Written: {out} (SHA-256 {checkpoint_fingerprint(out)})")
+
+
 @app.command("compare-encoders")
 def compare_encoders(
     params_file: ParamsFile,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
+from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.encoder_file import (
     PreparedNetwork,
     is_encoder_file,
@@ -37,6 +38,7 @@ from elfs_lib.encoders import (
     ADAPTED,
     OWN,
     Encoder,
+    check_method,
     check_positive,
     encoder_dir,
     find_encoder,
@@ -86,7 +88,7 @@ def embed(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
-    self_supervised: SelfSupervisedConfig | None = None,
+    self_supervised: SelfSupervisedConfig | EmpSslConfig | None = None,
 ) -> np.ndarray:
     """Embed every image with one frozen encoder, or with several joined by "+".
 
@@ -153,7 +155,7 @@ def embed(
 def train_named(
     images: np.ndarray,
     name: str,
-    config: SelfSupervisedConfig | None = None,
+    config: SelfSupervisedConfig | EmpSslConfig | None = None,
     *,
     checkpoint: str | Path | None = None,
     input_size: int | None = None,
@@ -162,10 +164,17 @@ def train_named(
     """Train ``self_supervised`` or ``adapted_NAME`` on the images; no label is involved.
 
     Args:
+        config: How, and with which method; None = contrastive with its defaults.
         checkpoint: Of the pretrained network to adapt; None = its published weights.
         **options: ``seed``, ``device`` and ``precision`` of
             :func:`elfs_lib.self_supervised.train_encoder`.
+
+    Raises:
+        ElfsError: for a network to adapt with EMP-SSL, and what training raises.
     """
+    if isinstance(config, EmpSslConfig):
+        check_method(name, "emp_ssl")
+        return train_emp_ssl(images, config, **options)
     start = None
     if name != OWN:
         start = _pretrained(name, images.shape[2:], checkpoint, input_size)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib import encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import clustering_accuracy, kmeans_labels
 from elfs_lib.errors import ElfsError
@@ -142,7 +141,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
     results = pd.DataFrame(rows)
     means = summarise(results).set_index("method")
     paired = paired_difference(results, METHOD, BASELINE).iloc[0]
-    facts = encoders.describe(name, p.encoder_checkpoint)
+    facts = run.encoder_facts
     versions = ", ".join(f"{k} {v}" for k, v in embedded.manifest["packages"].items())
     costs = pd.DataFrame([part.embeddings.manifest for part in run.encoder_runs])
     if "cpu_s" not in costs:

@@ -48,13 +48,23 @@ class Encoder:
 
 _CLIP = "400M web images with captions (WIT), CLIP contrastive; no class labels"
 _LVD = "LVD-142M (curated web images), DINOv2 self-distillation"
-_OWN = "the dataset's own images, SimCLR views with the decoupled contrastive loss"
+
+# How an encoder is trained on the images themselves, by ``encoder_method``.
+TRAINING = {
+    "contrastive": "SimCLR views with the decoupled contrastive loss",
+    "emp_ssl": "EMP-SSL, 20 crops an image",
+}
+
+
+def _trained_on_own(method: str) -> str:
+    return f"the dataset's own images, {TRAINING[method]}"
+
 
 ENCODERS: dict[str, Encoder] = {
     "pixels": Encoder("", "none: the pixel values themselves", False, "none needed"),
     "self_supervised": Encoder(
         "",
-        _OWN,
+        _trained_on_own("contrastive"),
         False,
         "that of the images",
     ),
@@ -118,6 +128,20 @@ def trains_here(encoder: str) -> bool:
     return any(name == OWN or name.startswith(ADAPTED) for name in names)
 
 
+def check_method(encoder: str, method: str) -> None:
+    """Check that a method of :data:`TRAINING` suits an encoder, or several joined by "+".
+
+    Raises:
+        ElfsError: if EMP-SSL is to adapt a pretrained network: only the contrastive method can.
+    """
+    adapted = [n for n in map(str.strip, encoder.split("+")) if n.startswith(ADAPTED)]
+    if method == "emp_ssl" and adapted:
+        raise ElfsError(
+            f"Parameter 'encoder_method' is 'emp_ssl' but encoder {adapted[0]!r} adapts pretrained "
+            "weights: take contrastive, or encoder self_supervised."
+        )
+
+
 def check_encoder(
     encoder: str, checkpoint: str | Path | None = None, *, input_size: int | None = None
 ) -> None:
@@ -154,8 +178,14 @@ def checkpoint_fingerprint(checkpoint: str | Path | None) -> str | None:
     return total.hexdigest()
 
 
-def describe(encoder: str, checkpoint: str | Path | None = None) -> dict[str, object]:
+def describe(
+    encoder: str, checkpoint: str | Path | None = None, method: str = "contrastive"
+) -> dict[str, object]:
     """What an encoder (or several joined by "+") was trained on, for manifests and pages.
+
+    Args:
+        encoder: As for :func:`elfs_lib.embedding.embed`, like ``checkpoint``.
+        method: Key of :data:`TRAINING`: how ``self_supervised`` is trained where no file is given.
 
     Returns:
         ``encoder``, ``architecture``, ``pretraining`` and ``license`` (joined by " + "), and
@@ -164,9 +194,10 @@ def describe(encoder: str, checkpoint: str | Path | None = None) -> dict[str, ob
     Raises:
         ElfsError: for an unknown name.
     """
-    specs = {
-        name: find_encoder(name, path) for name, path in split_encoders(encoder, checkpoint).items()
-    }
+    parts = split_encoders(encoder, checkpoint)
+    specs = {name: find_encoder(name, path) for name, path in parts.items()}
+    if OWN in parts and parts[OWN] is None:
+        specs[OWN] = replace(specs[OWN], pretraining=_trained_on_own(method))
     seen = [spec.saw_labels for spec in specs.values()]
     return {
         "encoder": encoder,
@@ -214,8 +245,12 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
         if is_encoder_file(checkpoint):
             about = about_encoder(checkpoint)
             said = f"{about.get('method', 'not known')} on {about.get('images', 'not known')}"
-            spec = spec or find_encoder(name, None)
-            return replace(spec, pretraining=said, saw_labels=about.get("saw_labels", False))
+            if name == OWN:  # a file that says nothing of itself promises nothing
+                seen = about.get("saw_labels", False if about else None)
+                return replace(spec, pretraining=said, saw_labels=seen)
+            start = find_encoder(name.removeprefix(ADAPTED), None)
+            seen = about.get("saw_labels", start.saw_labels)
+            return replace(start, pretraining=f"{start.pretraining}; then {said}", saw_labels=seen)
     if spec is not None and checkpoint is not None:
         claimed = f"{spec.pretraining} (if the local checkpoint is that)"
         return replace(spec, pretraining=claimed, saw_labels=spec.saw_labels or None)
@@ -225,7 +260,7 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
         spec = find_encoder(name.removeprefix(ADAPTED), checkpoint)
         if not spec.architecture:
             raise ElfsError(f"encoder {name!r} has no weights to adapt: name one that has.")
-        return replace(spec, pretraining=f"{spec.pretraining}; then {_OWN}")
+        return replace(spec, pretraining=f"{spec.pretraining}; then {ENCODERS[OWN].pretraining}")
     known = import_timm().is_model(name) and (
         "." not in name or name in import_timm().list_pretrained()
     )

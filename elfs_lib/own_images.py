@@ -551,7 +551,7 @@ def facts(choice: Choice) -> list[str]:
     """How a list was made, in sentences: what was asked for, and each threshold in force."""
     run, request = choice.run, choice.request
     p, copies = run.params, run.copies
-    encoder = encoders.describe(p.encoder, p.encoder_checkpoint)
+    encoder = run.encoder_facts
     seen = {True: "with labels", False: "without labels", None: "labels unknown"}
     near = f"cosine similarity of embeddings of {copies.cosine:g} or more"
     if p.encoder != "pixels":

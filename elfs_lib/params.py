@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.datasets import DATASETS
-from elfs_lib.encoders import check_encoder
+from elfs_lib.encoders import check_encoder, check_method
 from elfs_lib.errors import ElfsError, choose, first_fault
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
@@ -67,7 +67,7 @@ class Params(BaseModel):
         None, ge=1, description="epochs of an encoder trained on the images; null: its own default"
     )
     encoder_network: str | None = Field(
-        None, description="network of encoder self_supervised; null: by the size of the images"
+        None, description="network of encoder self_supervised; null: the method's own default"
     )
     encoder_method: Literal["contrastive", "emp_ssl"] = Field(
         "contrastive", description="how encoder self_supervised is trained"
@@ -156,6 +156,7 @@ class Params(BaseModel):
         spec = DATASETS[choose("dataset", self.dataset, DATASETS)]
         self._check_device()
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=self.encoder_size)
+        check_method(self.encoder, self.encoder_method)
         if self.encoder_network is not None:
             from elfs_lib.training.models import NETWORKS
 

@@ -41,6 +41,7 @@ from elfs_lib.selection.double_end import feasible_ratios, hard_prune_count
 from elfs_lib.training.recipes import find_recipe, recipe_key
 
 if TYPE_CHECKING:
+    from elfs_lib.emp_ssl import EmpSslConfig
     from elfs_lib.self_supervised import SelfSupervisedConfig
     from elfs_lib.temi import TemiConfig
 
@@ -254,7 +255,8 @@ class Run:
                 device=p.device,
                 precision=p.precision,
             )
-            about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": False}
+            seen = self.encoder_facts["saw_labels"]
+            about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": seen}
             save_encoder(trained, draft.folder / "encoder.safetensors", about)
             draft.array("losses", trained.losses)
             draft.fact(device=self._device, encoder=about)
@@ -269,11 +271,32 @@ class Run:
         )
 
     @property
+    def encoder_facts(self) -> dict[str, object]:
+        """What the encoder was trained on; see :func:`elfs_lib.encoders.describe`."""
+        p = self.params
+        return encoders.describe(p.encoder, p.encoder_checkpoint, p.encoder_method)
+
+    @property
     def _encoder_params(self) -> dict[str, Any]:
         return self._some("encoder", "encoder_size", "precision", "seed") | {
             "checkpoint": encoders.checkpoint_fingerprint(self.params.encoder_checkpoint),
             "training": dataclasses.asdict(self._encoder_training),
         }
+
+    @property
+    def encoder_trained(self) -> Run:
+        """Of several encoders joined by "+" the run of the one that is trained here.
+
+        Raises:
+            ElfsError: if none is, or more than one.
+        """
+        trained = [part for part in self.encoder_runs if part.trains_encoder]
+        if len(trained) != 1:
+            raise ElfsError(
+                f"Encoder {self.params.encoder!r} trains {len(trained)} networks on the images, "
+                "not one: choose self_supervised or adapted_NAME, and no file of a trained one."
+            )
+        return trained[0]
 
     @cached_property
     def trains_encoder(self) -> bool:
@@ -315,7 +338,7 @@ class Run:
                     draft.array("pca_axes", reduction.axes)
                     found = reduction(found)
             draft.array("embeddings", found)
-            about = encoders.describe(p.encoder, p.encoder_checkpoint)
+            about = self.encoder_facts
             draft.fact(device=self._device, encoder=about)
 
         return self.store.run(
@@ -390,14 +413,16 @@ class Run:
         }
 
     @property
-    def _encoder_training(self) -> SelfSupervisedConfig:
+    def _encoder_training(self) -> SelfSupervisedConfig | EmpSslConfig:
         """How an encoder is trained on the images."""
+        from elfs_lib.emp_ssl import EmpSslConfig
         from elfs_lib.self_supervised import SelfSupervisedConfig
 
+        config = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
         p = self.params
         changed = {"epochs": p.encoder_epochs, "network": p.encoder_network}
         given = {name: value for name, value in changed.items() if value is not None}
-        return SelfSupervisedConfig(flip=p.flip, **given)
+        return config[p.encoder_method](flip=p.flip, **given)
 
     @property
     def _embedding_params(self) -> dict[str, Any]:

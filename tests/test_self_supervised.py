@@ -16,7 +16,6 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.self_supervised import (
     PreparedNetwork,
     SelfSupervisedConfig,
-    augment,
     decoupled_contrastive,
     train_encoder,
 )
@@ -76,69 +75,6 @@ def test_loss_in_closed_form_and_its_invariances():
     torch.testing.assert_close(decoupled_contrastive(z[torch.cat([order, order + 6])], 0.2), loss)
 
 
-# --- the views ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16), (3, 72)])
-def test_views_stay_in_range_and_follow_the_generator(channels, side):
-    x = torch.from_numpy(noise(6, channels, side)).float() / 255
-    view = augment(x, SelfSupervisedConfig(jitter=1.0), generator())
-    assert view.shape == x.shape and view.min() >= 0 and view.max() <= 1
-    assert torch.equal(view, augment(x, SelfSupervisedConfig(jitter=1.0), generator()))
-    assert not torch.equal(view, augment(x, SelfSupervisedConfig(jitter=1.0), generator(1)))
-
-
-@pytest.mark.parametrize("side", [8, 72])
-def test_views_of_a_flat_image_are_flat(side):
-    x = torch.rand(4, 3, 1, 1, generator=generator()).expand(-1, -1, side, side)
-    view = augment(x.contiguous(), SelfSupervisedConfig(), generator())
-    torch.testing.assert_close(view, view[:, :, :1, :1].expand_as(view), atol=1e-5, rtol=0)
-
-
-def test_crop_shows_part_of_the_image_enlarged():
-    ramp = torch.linspace(0, 1, 16).expand(64, 1, 16, 16)
-    config = SelfSupervisedConfig(jitter=0, flip=False, min_crop=0.2)
-    view = augment(ramp.contiguous(), config, generator())
-    torch.testing.assert_close(view, view[:, :, :1].expand_as(view), atol=1e-5, rtol=0)
-    steps = view[:, 0, 0].diff(dim=1)
-    assert (steps >= -1e-6).all()  # never mirrored
-    span = view[:, 0, 0, -1] - view[:, 0, 0, 0]
-    assert span.min() < 0.6 and span.max() > 0.9
-    mirrored = augment(ramp.contiguous(), replace(config, flip=True), generator())
-    share = float((mirrored[:, 0, 0, -1] < mirrored[:, 0, 0, 0]).float().mean())
-    assert 0.3 < share < 0.7
-
-
-def test_colour_changes_leave_grey_grey_and_can_take_colour_away():
-    grey = torch.rand(8, 1, 8, 8, generator=generator()).expand(-1, 3, -1, -1).contiguous()
-    view = augment(grey, SelfSupervisedConfig(), generator())
-    torch.testing.assert_close(view, view[:, :1].expand_as(view), atol=1e-4, rtol=0)
-    colour = torch.from_numpy(noise(8)).float() / 255
-    view = augment(colour, SelfSupervisedConfig(grey=1.0), generator())
-    torch.testing.assert_close(view, view[:, :1].expand_as(view), atol=1e-4, rtol=0)
-    view = self_supervised._recolour(colour, SelfSupervisedConfig(jitter=0, grey=0), generator())
-    torch.testing.assert_close(view, colour, atol=1e-5, rtol=0)
-
-
-def test_light_by_hand():
-    x = torch.tensor([0.2, 0.6]).view(1, 1, 1, 2)
-    seeds = generator()
-    changed, brightness, contrast = (torch.rand(1, generator=seeds) for _ in range(3))
-    assert changed < 0.8
-    bright = x * (1 + 0.8 * brightness - 0.4)
-    want = bright.mean() + (bright - bright.mean()) * (1 + 0.8 * contrast - 0.4)
-    found = self_supervised._light(x, SelfSupervisedConfig(jitter=0.4), generator())
-    torch.testing.assert_close(found, want)
-
-
-def test_blur_keeps_the_mean_and_lowers_the_detail():
-    x = torch.from_numpy(noise(16, 1, 224)).float() / 255
-    view = self_supervised._blur(x, generator())
-    blurred = view.std((1, 2, 3)) < 0.95 * x.std((1, 2, 3))
-    assert 0 < int(blurred.sum()) < 16
-    torch.testing.assert_close(view.mean((2, 3)), x.mean((2, 3)), atol=0.02, rtol=0)
-
-
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -169,7 +105,9 @@ def test_embedding_does_not_depend_on_the_batch():
 
 def test_larger_images_use_resnet18():
     assert self_supervised._default_network((2, 3, 48, 48)) == "resnet18"
-    start = self_supervised._fresh(torch.rand(2, 3, 48, 48), "resnet18", 0, torch.device("cpu"))
+    device = torch.device("cpu")
+    seeds = self_supervised.Seeds.of(0, device)
+    start = self_supervised.fresh_network(noise(2, side=48), "resnet18", seeds, device)
     assert start.network(torch.zeros(1, 3, 48, 48)).shape == (1, 512)
 
 
@@ -202,13 +140,3 @@ def test_errors_are_one_sentence():
         train_encoder(noise(20), replace(TINY, min_crop=2))
     with pytest.raises(ElfsError, match="did you mean 'convnet'"):
         train_encoder(noise(20), replace(TINY, network="convnett"))
-
-
-@pytest.mark.parametrize("shape", [(4, 640), (640, 4)])
-def test_a_narrow_image_is_blurred_no_farther_than_its_edges_mirror(shape: tuple[int, int]):
-    images = torch.rand((8, 1, *shape), generator=generator())
-    blurred = self_supervised._blur(images, generator())
-    assert blurred.shape == images.shape
-    assert blurred.min() >= images.min() and blurred.max() <= images.max()
-    changed = (blurred - images).abs().amax((1, 2, 3)) > 1e-3
-    assert changed.any() and not changed.all()  # half of them

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -60,6 +62,55 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
         square = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(square, square, square, beta=b, alpha=c), wide, beta=a)
     return wide.T if len(matrix) > matrix.shape[1] else wide
+
+
+class Lars(torch.optim.SGD):
+    """SGD with Nesterov momentum whose step is limited, for each weight matrix, by its own length.
+
+    LARS (You, Gitman, Ginsburg 2017, arXiv:1708.03888): the learning rate of a matrix w with the
+    gradient g is trust |w| / (|g| + weight_decay |w|), but here at most that of the group, as
+    LARC of NVIDIA's Apex has it. Vectors (biases, norms) take plain steps without weight decay.
+
+    Args:
+        weights: To be trained.
+        lr: Peak learning rate, in the group's ``peak`` as well.
+        momentum: Above 0.
+        trust: Largest step relative to a matrix's length.
+        weight_decay: Of matrices.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        trust: float,
+        weight_decay: float,
+    ):
+        matrices = [w for w in weights if w.ndim > 1]
+        groups = [
+            # the decay is part of what is scaled, so that it is no matter of SGD's
+            {"params": matrices, "trust": trust, "decay": weight_decay},
+            {"params": [w for w in weights if w.ndim <= 1]},
+        ]
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=True)
+        for group in self.param_groups:
+            group["peak"] = lr
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            if "trust" not in group:
+                continue
+            decay = group["decay"]
+            for weight in group["params"]:
+                length, slope = weight.norm(), weight.grad.norm()
+                share = group["trust"] * length / ((slope + decay * length) * group["lr"])
+                # a matrix of zeros, or without a gradient, has no length to go by
+                share = torch.where(length * slope > 0, share.clamp_max(1), 1)
+                weight.grad.add_(weight, alpha=decay).mul_(share)
+        super().step(closure)
 
 
 def build_optimizer(

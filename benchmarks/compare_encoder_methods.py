@@ -1,0 +1,127 @@
+"""From which network and time on do many crops of each image beat two views of it?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.compare_encoder_methods --images 10000 --seconds 100 200
+    python -m benchmarks.compare_encoder_methods --networks resnet18 --seconds 60 120 330
+
+Trains both methods of encoder ``self_supervised`` on one subset of CIFAR-10 for about the same
+time, and scores them by the vote of the 20 nearest neighbours, with true labels (this is analysis).
+Each is embedded both ways: whole images, and the mean over crops. Writes
+``book/data/encoder_methods.json`` and its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.book_data import DATA, Tables, write_tables
+from benchmarks.cifar10 import labelled
+from benchmarks.machine import machine_name
+from benchmarks.timing import clock_name, seconds
+from elfs_lib.compute import resolve_device
+from elfs_lib.embedding import Views, embed
+from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
+from elfs_lib.encoder_file import save_encoder
+from elfs_lib.neighbors import knn_accuracy, nearest_neighbors
+from elfs_lib.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
+
+METHODS = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
+PROBE = 10  # an epoch's time is measured on one image in this many
+
+
+def method_table(facts: dict) -> pd.DataFrame:
+    """One row a network and time: the 20-NN accuracy of each method and way to embed."""
+    rows = pd.DataFrame(facts["rows"])
+    lines = []
+    for (network, target), found in rows.groupby(["network", "target_s"], sort=False):
+        line: dict[str, object] = {"Network": network, "Seconds": f"{target:g}"}
+        for method, own in found.groupby("method", sort=False):
+            line[f"{method}, epochs"] = int(own["epochs"].median())
+            for way in ("whole", "crops"):
+                line[f"{method}, {way}, %"] = f"{100 * own[f'{way}_knn'].mean():.1f}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+TABLES: Tables = {"encoder_methods.csv": method_table}
+
+
+def train_for(
+    method: str, images: np.ndarray, network: str, target: float, options: dict
+) -> tuple[TrainedEncoder, int, float]:
+    """Train for about ``target`` seconds; return the encoder, its epochs and its seconds."""
+
+    def train(images: np.ndarray, epochs: int) -> TrainedEncoder:
+        config = METHODS[method](epochs=epochs, network=network)
+        start = train_emp_ssl if method == "emp_ssl" else train_encoder
+        return start(images, config, **options)
+
+    some = images[:: PROBE if len(images) >= PROBE * METHODS[method]().batch else 1]
+    train(some, 1)  # the first one warms up
+    epoch = timed(lambda: train(some, 1))[1] * len(images) / len(some)
+    epochs = max(1, round(target / epoch))
+    encoder, spent = timed(lambda: train(images, epochs))
+    return encoder, epochs, spent
+
+
+def timed(work: Callable[[], TrainedEncoder]) -> tuple[TrainedEncoder, float]:
+    """What was made, and in how many seconds."""
+    made: list[TrainedEncoder] = []
+    spent = seconds(lambda: made.append(work()))
+    return made[0], spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--networks", nargs="+", default=["convnet_tiny", "convnet_small"])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[100, 200], help="of training")
+    parser.add_argument("--views", type=int, default=10, help="crops in the mean")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    data = labelled()
+    chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
+    images, labels = data.train[chosen], data.train_labels[chosen]
+    rows = []
+    grid = (arguments.networks, arguments.seconds, METHODS, range(arguments.seeds))
+    for network, target, method, seed in itertools.product(*grid):
+        options = {"seed": seed, "device": arguments.device}
+        encoder, epochs, spent = train_for(method, images, network, target, options)
+        row = {"network": network, "target_s": target, "method": method, "seed": seed}
+        row |= {"epochs": epochs, "seconds": round(spent, 1)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "encoder.safetensors"
+            save_encoder(encoder, path, encoder.about)
+            for way, views in (("whole", None), ("crops", Views(arguments.views))):
+                features = embed(
+                    images, "self_supervised", checkpoint=path, views=views, device=arguments.device
+                )
+                near = nearest_neighbors(features, 20, device=arguments.device)
+                row[f"{way}_knn"] = round(knn_accuracy(near, labels), 4)
+        rows.append(row)
+        print(row, flush=True)
+    facts = {
+        "images": len(images),
+        "views": arguments.views,
+        "machine": machine_name(resolve_device(arguments.device)),
+        "clock": clock_name(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    (DATA / "encoder_methods.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(write_tables(TABLES, facts)["encoder_methods.csv"].to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
