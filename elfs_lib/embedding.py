@@ -30,7 +30,6 @@ from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.encoder_file import (
     PreparedNetwork,
-    is_encoder_file,
     load_encoder_file,
     read_encoder_tensors,
 )
@@ -43,6 +42,7 @@ from elfs_lib.encoders import (
     encoder_dir,
     find_encoder,
     import_timm,
+    is_encoder_file,
     split_encoders,
     trains_here,
 )

@@ -21,10 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from elfs_lib.encoders import about_encoder
 from elfs_lib.errors import ElfsError
 from elfs_lib.training.models import NETWORKS, ConvNet, build_network
-
-MARK = "backbone."  # every tensor file of this kind has names that begin so
 
 
 @dataclass(frozen=True)
@@ -99,31 +98,6 @@ def save_encoder(encoder: PreparedNetwork, path: str | Path, about: Mapping[str,
         for name, value in module.state_dict().items()
     }
     save_file(tensors, path, {key: json.dumps(value) for key, value in about.items()})
-
-
-def is_encoder_file(path: str | Path | None) -> bool:
-    """Whether a file holds an encoder as :func:`save_encoder` writes it."""
-    if path is None or Path(path).suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            return any(name.startswith(MARK) for name in file.keys())  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return False
-
-
-def about_encoder(path: str | Path) -> dict[str, object]:
-    """What an encoder's file says of itself."""
-    with safe_open(path, "pt") as file:
-        texts = file.metadata() or {}
-    return {key: _value(text) for key, text in texts.items()}
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # files of other makers hold plain text
 
 
 def read_encoder_tensors(path: str | Path) -> dict[str, dict[str, Tensor]]:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from safetensors import SafetensorError, safe_open
+
 from elfs_lib.datasets import default_data_dir
 from elfs_lib.errors import ElfsError
 
 OWN = "self_supervised"  # an encoder that is trained on the images themselves
+ENCODER_FILE = "backbone."  # how names begin in the file of an encoder that was trained on images
 ADAPTED = "adapted_"  # before an encoder's name: its weights, trained further on the images
 
 
@@ -120,6 +124,31 @@ def find_checkpoint(path: str | Path) -> Path:
     """A checkpoint's path: as it is given, or inside :func:`encoder_dir` if it lies there."""
     shared = encoder_dir() / path
     return shared if shared.is_file() and not Path(path).is_file() else Path(path)
+
+
+def is_encoder_file(path: str | Path | None) -> bool:
+    """Whether a file holds an encoder as :func:`elfs_lib.encoder_file.save_encoder` writes it."""
+    if path is None or Path(path).suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "np") as file:
+            return any(name.startswith(ENCODER_FILE) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+
+
+def about_encoder(path: str | Path) -> dict[str, object]:
+    """What an encoder's file says of itself."""
+    with safe_open(path, "np") as file:
+        texts = file.metadata() or {}
+    return {key: _value(text) for key, text in texts.items()}
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # files of other makers hold plain text
 
 
 def trains_here(encoder: str) -> bool:
@@ -239,18 +268,15 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
 def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
     """The registry's entry, or one made from timm's own configuration for its other models."""
     spec = ENCODERS.get(name)
-    if trains_here(name) and checkpoint is not None and Path(checkpoint).is_file():
-        from elfs_lib.encoder_file import about_encoder, is_encoder_file
-
-        if is_encoder_file(checkpoint):
-            about = about_encoder(checkpoint)
-            said = f"{about.get('method', 'not known')} on {about.get('images', 'not known')}"
-            if name == OWN:  # a file that says nothing of itself promises nothing
-                seen = about.get("saw_labels", False if about else None)
-                return replace(spec, pretraining=said, saw_labels=seen)
-            start = find_encoder(name.removeprefix(ADAPTED), None)
-            seen = about.get("saw_labels", start.saw_labels)
-            return replace(start, pretraining=f"{start.pretraining}; then {said}", saw_labels=seen)
+    if trains_here(name) and is_encoder_file(checkpoint):
+        about = about_encoder(checkpoint)
+        said = f"{about.get('method', 'not known')} on {about.get('images', 'not known')}"
+        if name == OWN:  # a file that says nothing of itself promises nothing
+            seen = about.get("saw_labels", False if about else None)
+            return replace(spec, pretraining=said, saw_labels=seen)
+        start = find_encoder(name.removeprefix(ADAPTED), None)
+        seen = about.get("saw_labels", start.saw_labels)
+        return replace(start, pretraining=f"{start.pretraining}; then {said}", saw_labels=seen)
     if spec is not None and checkpoint is not None:
         claimed = f"{spec.pretraining} (if the local checkpoint is that)"
         return replace(spec, pretraining=claimed, saw_labels=spec.saw_labels or None)

@@ -302,11 +302,9 @@ class Run:
     def trains_encoder(self) -> bool:
         """Whether the encoder is trained here: not if it is pretrained, or given as the file of one
         that was trained on images."""
-        from elfs_lib.encoder_file import is_encoder_file
-
         p = self.params
         path = p.encoder_checkpoint
-        given = path is not None and is_encoder_file(encoders.find_checkpoint(path))
+        given = path is not None and encoders.is_encoder_file(encoders.find_checkpoint(path))
         return encoders.trains_here(p.encoder) and not given
 
     @cached_property
@@ -893,6 +891,11 @@ class Run:
         own += ["proxies"] if entry.needs & {"scores", "probabilities"} else []
         return (*own, "pseudo") if "pseudo_labels" in entry.needs else tuple(own)
 
+    @classmethod
+    def by_clusters(cls, entry: Method) -> bool:
+        """Whether a method's coreset depends on the pseudo-labels."""
+        return bool({"pseudo", "proxies"} & {*cls.reads(entry)})
+
     def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:
         inputs = {"images": self.images}
         for stage in self.reads(entry):
@@ -942,6 +945,8 @@ class Run:
     def evaluate(self, method: str, budget: float | int, seed: int, **options: Any) -> Artifact:
         """Train on the labelled coreset; json ``result`` (last step), array ``predictions`` [M]."""
         p, coreset = self.params, self.coreset(method, budget, seed, **options)
+        if self.by_clusters(METHODS[method]):
+            self.pseudo_quality  # noqa: B018 - which a row of the results table reads
 
         def build(draft: Draft) -> None:
             from elfs_lib.training.loop import Length, Seeds, train
@@ -1025,8 +1030,7 @@ class Run:
         count = budget_count(budget, self.n)
         result = self.evaluate(method, budget, seed).json("result")
         info = self.coreset(method, budget, seed).json("info")
-        by_clusters = {"pseudo", "proxies"} & {*self.reads(entry)}
-        quality = self.pseudo_quality.json("quality") if by_clusters else {}
+        quality = self.pseudo_quality.json("quality") if self.by_clusters(entry) else {}
         return {
             "dataset": p.dataset,
             "method": method,

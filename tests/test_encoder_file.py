@@ -21,12 +21,10 @@ from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.encoder_file import (
     Expanded,
     PreparedNetwork,
-    about_encoder,
-    is_encoder_file,
     load_encoder_file,
     save_encoder,
 )
-from elfs_lib.encoders import describe, find_checkpoint
+from elfs_lib.encoders import about_encoder, describe, find_checkpoint, is_encoder_file
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.pca import principal_axes
