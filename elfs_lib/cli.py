@@ -122,8 +122,7 @@ def run(
     from elfs_lib.project import default_store
     from elfs_lib.stages import Run
 
-    overrides = _parse(p)
-    current = Run(Params.load(params_file, overrides), default_store(repair=repair))
+    current = Run(Params.load(params_file, _parse(p)), default_store(repair=repair))
     current.check()
     pages = pipeline.notebooks_of(current) if notebooks else []
     pipeline.check_notebooks([*pages, *pipeline.SUMMARIES * render], kernel)
@@ -135,7 +134,7 @@ def run(
         print(f"Executing {len(pages)} notebooks into {target}", flush=True)
         if len(pages) < len(pipeline.NOTEBOOKS):
             print("Left out, because they need labels: " + ", ".join(pipeline.LABELLED), flush=True)
-        pipeline.run_notebooks(pages, params_file, target, overrides=overrides, kernel=kernel)
+        pipeline.run_notebooks(pages, current.params, target, kernel=kernel)
     if render:
         print(f"The book is built: open {pipeline.build_book(kernel=kernel)}")
 

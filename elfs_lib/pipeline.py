@@ -19,7 +19,7 @@ import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.params import read_yaml
+from elfs_lib.params import Params
 from elfs_lib.project import project_root
 from elfs_lib.stages import Run
 
@@ -126,10 +126,9 @@ def notebooks_of(run: Run) -> list[str]:
 
 def run_notebooks(
     names: Sequence[str],
-    params_file: Path,
+    params: Params,
     target: Path,
     *,
-    overrides: Mapping[str, Any] | None = None,
     kernel: str | None = None,
     workers: int = 2,
 ) -> list[Path]:
@@ -137,9 +136,9 @@ def run_notebooks(
 
     Args:
         names: Which of :data:`NOTEBOOKS`.
-        params_file: YAML of parameters, as for ``papermill -f``.
+        params: Parameters of the run. All are handed on: a notebook's own defaults are for the
+            digits.
         target: Folder of the executed copies.
-        overrides: Parameters that win over the file, as ``papermill -p``.
         kernel: Name of a Jupyter kernel; None for the one the notebooks name.
         workers: Notebooks at a time; they share the cores.
 
@@ -147,9 +146,8 @@ def run_notebooks(
         ElfsError: naming the notebook, its cell and the message, if one fails. The failed copy is
             kept in ``target`` with its error, as papermill leaves it.
     """
-    parameters = {**read_yaml(params_file), **(overrides or {})}
     check_notebooks(names, kernel)
-    return _execute_all(names, target, parameters, kernel, workers)
+    return _execute_all(names, target, params.model_dump(mode="json"), kernel, workers)
 
 
 def _execute_all(
