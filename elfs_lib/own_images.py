@@ -852,4 +852,6 @@ def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
             f"The folder has train and test folders: {count:,} test images are kept apart and "
             "none of them is listed."
         )
+    if splits := run.about.get("splits"):  # images kept from before have none
+        notes.append(splits)
     return notes
