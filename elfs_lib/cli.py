@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 import traceback
@@ -356,7 +357,8 @@ def labels_import(
     file: Annotated[Path, typer.Argument(help="CSV (path, label), or Label Studio's JSON export")],
     list_file: ListFile = None,
     names: Annotated[
-        str | None, typer.Option(help="All classes there are, with commas between them")
+        str | None,
+        typer.Option(help='All classes there are, as in a line of CSV: cat,dog,"salt, pepper"'),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="New labels win over those imported before")
@@ -376,7 +378,8 @@ def labels_import(
     from elfs_lib import own_labels
 
     files = own_labels.find_list(list_file, file)
-    known = [name.strip() for name in (names or "").split(",") if name.strip()]
+    line = next(csv.reader([names or ""], skipinitialspace=True))
+    known = [name.strip() for name in line if name.strip()]
     labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
     read = "label" if len(labels.given) == 1 else "labels"
     images = "image" if len(labels.open) == 1 else "images"

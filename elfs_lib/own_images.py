@@ -7,6 +7,7 @@ sees only which images have one. :mod:`elfs_lib.own_labels` is the way back, fro
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -816,7 +817,8 @@ def _without_lists(unread: Mapping[str, list]) -> dict[str, list]:
     others = unread.get("not_an_image", [])
     lists = [name.removesuffix("run.json") for name in others if name.endswith(".run.json")]
     own = {f"{name}{suffix}" for name in lists for suffix in _LIST_SUFFIXES}
-    kept = {**unread, "not_an_image": [name for name in others if name not in own]}
+    others = [name for name in others if re.sub(r"kept\d+\.csv$", "csv", name) not in own]
+    kept = {**unread, "not_an_image": others}
     return {kind: names for kind, names in kept.items() if names}
 
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from elfs_lib import decoding
 from elfs_lib.errors import ElfsError
+from elfs_lib.label_files import class_name
 
 FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 SPLITS = ("train", "test")
@@ -465,7 +466,9 @@ class Parquet(Files):
         column = pq.read_table(file, columns=[name])[name]
         self._check_label_column(file, name, column.type, column.null_count)
         values = column.to_pylist()
-        return np.array(values, object if isinstance(values[0], str) else np.int64)
+        if isinstance(values[0], str):
+            return np.array([class_name(value) for value in values], object)
+        return np.array(values, np.int64)
 
     def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | None]]:
         for file in files:
@@ -490,7 +493,7 @@ class Parquet(Files):
             metadata = _schema(file).metadata or {}
             try:
                 features = json.loads(metadata[b"huggingface"])["info"]["features"]
-                names |= dict.fromkeys(features[self._label_column(file)]["names"])
+                names |= dict.fromkeys(map(class_name, features[self._label_column(file)]["names"]))
             except (KeyError, TypeError, ValueError):
                 continue
         return tuple(names) or None
