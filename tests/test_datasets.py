@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import scipy.io
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from sklearn.datasets import load_digits
 
 from elfs_lib import datasets, decoding, readers
@@ -637,6 +637,20 @@ def test_large_photograph_is_reduced_without_ringing_or_shift():
     exact = image.crop((200, 0, 1400, 1200)).resize((32, 32), Image.Resampling.BOX)
     difference = part.images[0].astype(int) - np.asarray(exact).transpose(2, 0, 1)
     assert np.abs(difference).max() <= 6
+
+
+def test_png_files_with_much_text_or_a_large_profile_are_whole(tmp_path):
+    about = PngImagePlugin.PngInfo()
+    about.add_text("workflow", "x" * 2**21, zip=True)
+    picture = image_files.gradient()
+    picture.save(tmp_path / "text.png", pnginfo=about)
+    picture.save(tmp_path / "plain.png")
+    picture.save(tmp_path / "profile.png", icc_profile=bytes(2**21))
+    data = (tmp_path / "text.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) * 3 // 4])
+    images = load_images("image_folder", path=tmp_path)
+    assert images.report["damaged"] == ["cut.png"]
+    assert len(images.paths) == 3 and (images.train == images.train[:1]).all()
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
