@@ -322,8 +322,7 @@ def _check_report(kernel: str | None) -> None:
     from elfs_lib import pipeline
     from elfs_lib.report import find_notebook
 
-    find_notebook()
-    pipeline.check_kernel(kernel)
+    pipeline.check_kernel(kernel, find_notebook())
 
 
 def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | None) -> None:
@@ -624,6 +623,13 @@ def _command() -> None:
         file = os.fsdecode(error.filename) if error.filename else "a file"
         reason = error.strerror or str(error)
         message = f"Cannot read or write {file}: {reason}; mind its permissions and the space left."
+        raise SystemExit(_say(message)) from None
+    except ModuleNotFoundError as error:
+        # a package's name is not always that of what it installs
+        package = {"faiss": "faiss-cpu", "sklearn": "scikit-learn", "PIL": "pillow"}
+        name = (error.name or "?").partition(".")[0]
+        name = package.get(name, name.replace("_", "-"))
+        message = f"This needs the Python package {name}, which is missing: pip install {name}."
         raise SystemExit(_say(message)) from None
     except _UsageError as error:
         message = error.format_message()

@@ -222,6 +222,11 @@ class Params(BaseModel):
             return cls(**values)
         except pydantic.ValidationError as error:
             fault = first_fault(error)
+            if fault.kind == "tuple_type" and isinstance(fault.value, str):
+                raise ElfsError(
+                    f"Parameter {fault.key!r} is the text {fault.value!r} and should be a list: "
+                    f"papermill takes one as -y '{fault.key}: {fault.value}'."
+                ) from None
             but = " but" if fault.words.startswith("should") else ":"
             raise ElfsError(
                 f"Parameter {fault.key!r} is {fault.value!r}{but} {fault.words}."

@@ -176,3 +176,8 @@ def test_numbers_of_numpy_are_numbers():
 def test_of_many_names_the_nearest_is_said_alone():
     with pytest.raises(ElfsError, match=r"^Unknown parameter 'budgte': did you mean 'budget'\?$"):
         Params.make({"budgte": 0.1})
+
+
+def test_a_list_as_papermill_passes_it_is_told_the_option_for_lists():
+    with pytest.raises(ElfsError, match=r"'budgets' is the text .* -y 'budgets: \[0.1, 0.2\]'"):
+        Params.make({"budgets": "[0.1, 0.2]"})
