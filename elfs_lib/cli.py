@@ -39,7 +39,8 @@ app = typer.Typer(
 
 ParamsFile = Annotated[Path, typer.Argument(help="YAML of parameters, e.g. params/digits.yaml")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("-p", help="Override a parameter: -p budget=0.2 (repeatable)")
+    list[str] | None,
+    typer.Option("--param", "-p", help="Override a parameter: -p budget=0.2 (repeatable)"),
 ]
 
 
@@ -103,7 +104,7 @@ def run(
     p: Overrides = None,
     notebooks: Annotated[bool, typer.Option(help="Execute the notebooks afterwards")] = True,
     kernel: Annotated[
-        str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")
+        str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the notebooks")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Render the book in the end")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
@@ -192,7 +193,7 @@ def sweep(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run")] = False,
     kernel: Annotated[
-        str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")
+        str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the notebooks")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
     book: Annotated[
@@ -259,7 +260,9 @@ ListFile = Annotated[
     typer.Option("--list", help="The list that elfs select wrote", show_default="to_label.csv"),
 ]
 Report = Annotated[bool, typer.Option(help="Write the HTML page")]
-ReportKernel = Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")]
+ReportKernel = Annotated[
+    str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the report")
+]
 
 
 @app.command()
@@ -279,7 +282,8 @@ def select(
     ] = True,
     report: Report = True,
     p: Annotated[
-        list[str] | None, typer.Option("-p", help="Set a parameter: -p seed=1 (repeatable)")
+        list[str] | None,
+        typer.Option("--param", "-p", help="Set a parameter: -p seed=1 (repeatable)"),
     ] = None,
     kernel: ReportKernel = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
@@ -505,12 +509,17 @@ def methods(
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
     given = [option for option, value in of_cost.items() if value is not None]
     if n is None and given:
-        raise ElfsError(f"{given[0]} plays a part in the cost alone: give --n, the images, too.")
+        raise ElfsError(f"{given[0]} is for the cost alone: give --n, the number of images, too.")
     dim = 768 if dim is None else dim
     classes = 10 if classes is None else classes
     count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
-        print(f"Costs are carried on from measurements on {growth_note()}.")
+        print(f"Costs are extrapolated from measurements on {growth_note()}.")
+        print(
+            "They are of the selection alone. Embeddings and neighbours come before it, and for "
+            "scores and pseudo-labels clustering, proxy training and the search for beta: most of "
+            "the time of ELFS."
+        )
     width, room = max(map(len, METHODS)), 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"

@@ -48,7 +48,7 @@ from elfs_lib.selection.double_end import hard_prune_count
 from elfs_lib.stages import Run
 
 FEWEST = 10  # images below which there is nothing to choose
-OUTLIERS = 0.05  # share of images, those least like their neighbours, called outliers
+LEAST_ALIKE = 0.05  # share of images that are said to be least like their neighbours
 BUDGETS = (200, 500, 1000)  # what the report compares the list with
 COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
 ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
@@ -593,8 +593,8 @@ def facts(choice: Choice) -> list[str]:
             f"with the pixels of another one, {copies.near:,} more near copies."
         ),
         (
-            f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
-            "neighbours."
+            f"Least like their neighbours: the {LEAST_ALIKE:.0%} of the images with the lowest "
+            "mean similarity to them; there are as many of them in any folder."
         ),
         (
             f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
@@ -778,7 +778,7 @@ def _rest(
     cut = hard.mean()
     copies, paths = run.copies, run.paths
     near = run.neighbors.array("similarities").mean(1)
-    far = near <= np.quantile(near, OUTLIERS)
+    far = near <= np.quantile(near, LEAST_ALIKE)
     listed = {int(copies.group[row]): int(row) for row in chosen}
     labelled = {int(copies.group[row]): int(row) for row in done}
     taken = set(chosen.tolist())
@@ -798,7 +798,10 @@ def _rest(
             kind, reason = "copy", f"{how} {paths[twin]}, which is {where}"
         elif hard[row] and far[row]:
             kind = "too_hard"
-            reason = f"outlier: far from its neighbours (mean cosine {near[row]:.2f})"
+            reason = (
+                f"least like its neighbours: mean cosine {near[row]:.2f}, "
+                f"among the lowest {LEAST_ALIKE:.0%}"
+            )
         elif hard[row]:
             kind, reason = "too_hard", f"among the hardest {cut:.0%}: {ranks[row]}"
         else:

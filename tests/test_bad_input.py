@@ -203,7 +203,7 @@ FILES = {
         (["run"], "params_file"),
         (["methods", "--n", "0"], "n, dim and classes"),
         (["methods", "--n", "many"], "'--n'"),
-        (["methods", "--dim", "64"], "--dim plays a part in the cost alone: give --n"),
+        (["methods", "--dim", "64"], "--dim is for the cost alone: give --n"),
         (["sweep", "missing.yaml"], "missing.yaml"),
         (["select", "missing", "--classes", "10", "--budget", "5"], "missing"),
     ],

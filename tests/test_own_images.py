@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import image_files
 import numpy as np
@@ -1165,7 +1166,11 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     page = (tmp_path / "list.html").read_text()
     assert "<script" not in page.lower()
     assert "&lt;script&gt;alert" in page
-    assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", page)
+    assert not re.findall(r"""src=["'](?!data:)""", page)
+    links = {unquote(link) for link in re.findall(r'href="([^"#]+)"', page)}
+    assert links and all((tmp_path / link).is_file() for link in links)
+    assert {(tmp_path / link).resolve() for link in links} <= {*folder.rglob("*")}
+    assert "least like their own nearest" in page and "outlier" not in page.lower()
     assert str(tmp_path) not in page and str(folder) not in page
     assert "In common is the share" in page
     for heading in ("To label", "Too hard", "Copies", "Too easy", "Files left out", "Clusters"):

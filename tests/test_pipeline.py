@@ -347,7 +347,8 @@ def test_a_notebook_is_executed_where_the_command_was_started(tmp_path, monkeypa
 def test_a_kernel_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "_toc.yml").touch()
     (tmp_path / "notebooks").mkdir()
-    page = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "gone", "language": "python"}})
+    kernel = {"name": "gone", "display_name": "Gone", "language": "python"}
+    page = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     nbformat.write(page, tmp_path / "notebooks" / "01_embeddings.ipynb")
     monkeypatch.chdir(tmp_path)
     there = {"python3": "", "mine": ""}
