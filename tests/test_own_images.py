@@ -482,7 +482,7 @@ KNOWN = ["a/1.png", "a/2.png", "b, c/3.png", "ü.png"]
         ('\ufeffimage,choice\n/data/local-files/?d=photos/a/1.png,cat\n"/data/local-files/?d=photos'
         '/b%2C%20c/3.png",dog\n'),
         json.dumps([{"image": "x", "path": "a/1.png", "label": "cat"},
-                    {"path": "b, c/3.png", "choice": {"choices": ["dog"]}}]),
+                    {"path": "b, c/3.png", "label": {"choices": ["dog"]}}]),
         json.dumps([
             {"data": {"path": "a/1.png"}, "annotations": [
                 {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]},
