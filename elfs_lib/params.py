@@ -222,7 +222,7 @@ class Params(BaseModel):
             return cls(**values)
         except pydantic.ValidationError as error:
             fault = first_fault(error)
-            if str(fault.value).lstrip().startswith("["):
+            if isinstance(fault.value, str) and fault.value.lstrip().startswith("["):
                 raise ElfsError(
                     f"Parameter {fault.key!r} is the text {fault.value!r} and should be a list: "
                     f"papermill takes one as -y '{fault.key}: {fault.value}'."
