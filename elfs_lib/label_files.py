@@ -176,7 +176,9 @@ def _cell(text: str) -> Any:
         answers = json.loads(text)
     except ValueError:
         return text
-    return answers if isinstance(answers, list) or "choices" in answers else text
+    if isinstance(answers, list):
+        return answers if all(isinstance(answer, str) for answer in answers) else text
+    return answers if "choices" in answers else text
 
 
 def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
@@ -185,27 +187,27 @@ def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
     except ValueError as error:
         raise ElfsError(f"{file} is not valid JSON: {error}.") from None
     records = [records] if isinstance(records, dict) else records
-    tasks = []
+    read = []
     for number, record in enumerate(records, 1):
         where = f"task {number}"
         try:
             data = record.get("data", record)
             name = next(data[key] for key in PATH_COLUMNS if isinstance(data.get(key), str))
-            tasks.append((where, name, _annotated(record) if "annotations" in record else record))
+            read.append((where, name, _annotated(record) if "annotations" in record else record))
         except (AttributeError, TypeError, StopIteration):
             raise ElfsError(
                 f"{file}, {where}: is not as Label Studio exports it or names no image; export as "
                 "JSON or JSON-MIN."
             ) from None
     # One control for all tasks: what another one asks, such as the quality, is no class.
-    asked = dict.fromkeys(control for _, _, answers in tasks for control in answers)
+    asked = dict.fromkeys(control for _, _, answers in read for control in answers)
     control = next((name for name in LABEL_COLUMNS if name in asked), None)
     if asked and control is None and any("annotations" in record for record in records):
         raise ElfsError(
             f"{file} has answers to {' and '.join(map(repr, asked))} and none to 'label': name the "
             "control with the classes label, in the labelling interface or in this file."
         )
-    for where, name, answers in tasks:
+    for where, name, answers in read:
         for label in _texts(answers.get(control)) or [""]:
             yield where, name, label
 
