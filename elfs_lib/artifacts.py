@@ -7,6 +7,7 @@ this process or another, gets the folder that is there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -25,6 +26,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
+import elfs_lib
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import stage_lock
 
@@ -32,7 +34,7 @@ MANIFEST = "manifest.json"
 # By bford.info/cachedir: backups leave such a folder out, and so does a search for images.
 CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
-_PACKAGES = ("elfs", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "pandas")
+_PACKAGES = ("torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "pandas")
 
 
 class NotBuilt(ElfsError):
@@ -55,8 +57,12 @@ def stage_key(stage: str, version: int, params: Mapping, contents: Mapping[str, 
 
 @functools.cache  # ten milliseconds, asked for at each stage
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
-    return {name: metadata.version(name) for name in _PACKAGES}
+    """Versions of ELFS and of the packages that decide the numbers, as far as they say."""
+    versions = {"elfs": elfs_lib.__version__}  # which need not be installed: its source will do
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # another build of it, or none
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

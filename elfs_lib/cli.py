@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 import traceback
@@ -38,7 +39,8 @@ app = typer.Typer(
 
 ParamsFile = Annotated[Path, typer.Argument(help="YAML of parameters, e.g. params/digits.yaml")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("-p", help="Override a parameter: -p budget=0.2 (repeatable)")
+    list[str] | None,
+    typer.Option("--param", "-p", help="Override a parameter: -p budget=0.2 (repeatable)"),
 ]
 
 
@@ -102,7 +104,7 @@ def run(
     p: Overrides = None,
     notebooks: Annotated[bool, typer.Option(help="Execute the notebooks afterwards")] = True,
     kernel: Annotated[
-        str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")
+        str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the notebooks")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Render the book in the end")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
@@ -122,8 +124,7 @@ def run(
     from elfs_lib.project import default_store
     from elfs_lib.stages import Run
 
-    overrides = _parse(p)
-    current = Run(Params.load(params_file, overrides), default_store(repair=repair))
+    current = Run(Params.load(params_file, _parse(p)), default_store(repair=repair))
     current.check()
     pages = pipeline.notebooks_of(current) if notebooks else []
     pipeline.check_notebooks([*pages, *pipeline.SUMMARIES * render], kernel)
@@ -135,7 +136,7 @@ def run(
         print(f"Executing {len(pages)} notebooks into {target}", flush=True)
         if len(pages) < len(pipeline.NOTEBOOKS):
             print("Left out, because they need labels: " + ", ".join(pipeline.LABELLED), flush=True)
-        pipeline.run_notebooks(pages, params_file, target, overrides=overrides, kernel=kernel)
+        pipeline.run_notebooks(pages, current.params, target, kernel=kernel)
     if render:
         print(f"The book is built: open {pipeline.build_book(kernel=kernel)}")
 
@@ -192,7 +193,7 @@ def sweep(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run")] = False,
     kernel: Annotated[
-        str | None, typer.Option("-k", help="Jupyter kernel of the notebooks")
+        str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the notebooks")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
     book: Annotated[
@@ -259,7 +260,9 @@ ListFile = Annotated[
     typer.Option("--list", help="The list that elfs select wrote", show_default="to_label.csv"),
 ]
 Report = Annotated[bool, typer.Option(help="Write the HTML page")]
-ReportKernel = Annotated[str | None, typer.Option("-k", help="Jupyter kernel of the report")]
+ReportKernel = Annotated[
+    str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the report")
+]
 
 
 @app.command()
@@ -279,7 +282,8 @@ def select(
     ] = True,
     report: Report = True,
     p: Annotated[
-        list[str] | None, typer.Option("-p", help="Set a parameter: -p seed=1 (repeatable)")
+        list[str] | None,
+        typer.Option("--param", "-p", help="Set a parameter: -p seed=1 (repeatable)"),
     ] = None,
     kernel: ReportKernel = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
@@ -322,8 +326,7 @@ def _check_report(kernel: str | None) -> None:
     from elfs_lib import pipeline
     from elfs_lib.report import find_notebook
 
-    find_notebook()
-    pipeline.check_kernel(kernel)
+    pipeline.check_kernel(kernel, find_notebook())
 
 
 def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | None) -> None:
@@ -357,7 +360,8 @@ def labels_import(
     file: Annotated[Path, typer.Argument(help="CSV (path, label), or Label Studio's JSON export")],
     list_file: ListFile = None,
     names: Annotated[
-        str | None, typer.Option(help="All classes there are, with commas between them")
+        str | None,
+        typer.Option(help='All classes there are, as in a line of CSV: cat,dog,"salt, pepper"'),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="New labels win over those imported before")
@@ -377,7 +381,8 @@ def labels_import(
     from elfs_lib import own_labels
 
     files = own_labels.find_list(list_file, file)
-    known = [name.strip() for name in (names or "").split(",") if name.strip()]
+    line = next(csv.reader([names or ""], skipinitialspace=True))
+    known = [name.strip() for name in line if name.strip()]
     labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
     read = "label" if len(labels.given) == 1 else "labels"
     images = "image" if len(labels.open) == 1 else "images"
@@ -522,12 +527,17 @@ def methods(
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
     given = [option for option, value in of_cost.items() if value is not None]
     if n is None and given:
-        raise ElfsError(f"{given[0]} plays a part in the cost alone: give --n, the images, too.")
+        raise ElfsError(f"{given[0]} is for the cost alone: give --n, the number of images, too.")
     dim = 768 if dim is None else dim
     classes = 10 if classes is None else classes
     count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
-        print(f"Costs are carried on from measurements on {growth_note()}.")
+        print(f"Costs are extrapolated from measurements on {growth_note()}.")
+        print(
+            "They are of the selection alone. Embeddings and neighbours come before it, and for "
+            "scores and pseudo-labels clustering, proxy training and the search for beta: most of "
+            "the time of ELFS."
+        )
     width, room = max(map(len, METHODS)), 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
@@ -680,6 +690,13 @@ def _command() -> None:
         file = os.fsdecode(error.filename) if error.filename else "a file"
         reason = error.strerror or str(error)
         message = f"Cannot read or write {file}: {reason}; mind its permissions and the space left."
+        raise SystemExit(_say(message)) from None
+    except ModuleNotFoundError as error:
+        # a package's name is not always that of what it installs
+        package = {"faiss": "faiss-cpu", "sklearn": "scikit-learn", "PIL": "pillow"}
+        name = (error.name or "?").partition(".")[0]
+        name = package.get(name, name.replace("_", "-"))
+        message = f"This needs the Python package {name}, which is missing: pip install {name}."
         raise SystemExit(_say(message)) from None
     except _UsageError as error:
         message = error.format_message()

@@ -36,39 +36,49 @@ def contingency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return _contingency(first, second, int(first.max()) + 1, int(second.max()) + 1)
 
 
-def match_clusters(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """One-to-one map from clusters to classes that makes the most samples agree (Hungarian).
+def match_clusters(
+    predicted: np.ndarray, true: np.ndarray, *, clusters: int | None = None
+) -> np.ndarray:
+    """Map from clusters to classes that makes the most samples agree.
+
+    One-to-one (Hungarian), unless there are more clusters than classes: then some could have no
+    partner, and each cluster goes to its most frequent class.
+
+    Args:
+        predicted: int [N], clusters >= 0.
+        true: int [N], classes >= 0.
+        clusters: Number of clusters asked for, of which some may be empty; None: as many as occur.
 
     Returns:
-        int64 [A]: the class of each cluster. Clusters beyond the number of classes, which have
-        no partner, get numbers of their own above the last class.
+        int64 [A]: the class of each cluster.
 
     Raises:
         ElfsError: see :func:`contingency`.
     """
     counts = contingency(predicted, true)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
-    mapping = np.full(counts.shape[0], -1, dtype=np.int64)
-    mapping[rows] = columns
-    alone = mapping < 0
-    mapping[alone] = counts.shape[1] + np.arange(alone.sum())
-    return mapping
+    if max(len(counts), clusters or 0) > counts.shape[1]:
+        return counts.argmax(axis=1)
+    return linear_sum_assignment(counts, maximize=True)[1]
 
 
-def clustering_accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Share of samples in agreement under the best one-to-one map of clusters to classes.
+def clustering_accuracy(
+    predicted: np.ndarray, true: np.ndarray, *, clusters: int | None = None
+) -> float:
+    """Share of samples in agreement after :func:`match_clusters`.
 
-    In [0, 1], higher is better; unchanged when clusters are renumbered (Yang et al., 2010).
+    In [0, 1], higher is better; unchanged when clusters are renumbered (Yang et al., 2010). With
+    more clusters than classes it is the purity, which grows with the number of clusters.
 
     Raises:
         ElfsError: see :func:`contingency`.
     """
-    counts = contingency(predicted, true)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
-    return float(counts[rows, columns].sum() / counts.sum())
+    mapping = match_clusters(predicted, true, clusters=clusters)
+    return float((mapping[np.asarray(predicted)] == np.asarray(true)).mean())
 
 
-def clustering_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+def clustering_report(
+    predicted: np.ndarray, true: np.ndarray, *, clusters: int | None = None
+) -> dict[str, float]:
     """Accuracy in [0, 1], NMI in [0, 1] and ARI in [-0.5, 1] of a clustering; higher is better.
 
     Raises:
@@ -77,30 +87,29 @@ def clustering_report(predicted: np.ndarray, true: np.ndarray) -> dict[str, floa
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     return {
-        "accuracy": clustering_accuracy(predicted, true),
+        "accuracy": clustering_accuracy(predicted, true, clusters=clusters),
         "nmi": float(normalized_mutual_info_score(true, predicted)),
         "ari": float(adjusted_rand_score(true, predicted)),
     }
 
 
-def matched_confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix after matching clusters to classes.
+def matched_confusion(
+    predicted: np.ndarray, true: np.ndarray, classes: int, *, clusters: int | None = None
+) -> np.ndarray:
+    """Confusion matrix after :func:`match_clusters`.
 
     Returns:
-        int64 [classes, classes]: rows are true classes, columns the matched clusters. Samples
-        of clusters without a partner class are in no column.
+        int64 [classes, classes]: rows are true classes, columns the matched clusters.
 
     Raises:
         ElfsError: see :func:`contingency`; or if ``true`` holds a label >= ``classes``.
     """
-    mapping = match_clusters(predicted, true)
+    mapping = match_clusters(predicted, true, clusters=clusters)
     if int(np.max(true)) >= classes:
         raise ElfsError(
             f"classes is {classes} but the labels go up to {int(np.max(true))}: raise it."
         )
-    renamed = mapping[np.asarray(predicted)]
-    kept = renamed < classes
-    return _contingency(np.asarray(true)[kept], renamed[kept], classes, classes)
+    return _contingency(np.asarray(true), mapping[np.asarray(predicted)], classes, classes)
 
 
 def cluster_sizes(labels: np.ndarray, classes: int) -> np.ndarray:

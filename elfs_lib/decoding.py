@@ -65,6 +65,7 @@ KEPT = {
 }
 
 _CHUNK = 64
+_PNG = b"\x89PNG\r\n\x1a\n"
 Item = TypeVar("Item")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -387,19 +388,41 @@ def _decode_one(
     except OSError:
         return None, ["unreadable"]
     try:
-        with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None, ["too_large"]
-            file_format = image.format
-            pixels, grey, kinds = _square(image, size)
-    except Image.DecompressionBombError:
+        try:
+            found = _read(data, size)
+        except ValueError:
+            # Pillow refuses a PNG file for much text, or a large colour profile, beside the image
+            found = _read(_without_text(data), size)
+    except (Image.DecompressionBombError, Unusable):
         return None, ["too_large"]
     except UnidentifiedImageError:
         return None, ["damaged" if os.path.splitext(name)[1] else "not_an_image"]
     except Exception:  # parsers fail on damaged bytes in any way they like
         return None, ["damaged"]
+    pixels, grey, kinds, file_format = found
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return _Square(pixels, grey, file_format, digest), kinds
+
+
+def _read(data: bytes, size: int) -> tuple[np.ndarray, bool, list[str], str]:
+    """What :func:`_square` gives of a file, and its format."""
+    with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Unusable("too_large")
+        return *_square(image, size), image.format
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG file without its texts and its colour profile; any other file as it is."""
+    if not data.startswith(_PNG):
+        return data
+    parts, place = [_PNG], len(_PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")  # length, name, checksum
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
 
 
 def _square(image: Image.Image, size: int) -> tuple[np.ndarray, bool, list[str]]:

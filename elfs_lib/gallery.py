@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -46,22 +49,31 @@ def thumbnail(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def pictures(images: np.ndarray, captions: Sequence[Sequence[str]]) -> str:
+def links(record: str | Path, folder: str | Path, paths: Iterable[str]) -> list[str]:
+    """Where a page beside a list's record finds the files of a folder: relative URLs."""
+    start = os.path.relpath(os.path.abspath(folder), Path(record).resolve().parent)
+    return [quote(f"{start}/{path}".replace(os.sep, "/")) for path in paths]
+
+
+def pictures(
+    images: np.ndarray, captions: Sequence[Sequence[str]], *, links: Sequence[str] = ()
+) -> str:
     """A grid of images, each with its caption.
 
     Args:
         images: uint8 [n, C, H, W], C = 1 or 3.
         captions: For each image its lines; the last one is its path, and its alternative text.
+        links: For each image the URL of its file; empty for none.
     """
     cells = []
-    for image, lines in zip(images, captions, strict=True):
+    for image, lines, link in zip(images, captions, links or [""] * len(images), strict=True):
         style = _IMAGE + (";image-rendering:pixelated" if image.shape[-1] < 48 else "")
         text = "<br>".join(breakable(line) for line in lines)
         alt = escape(str(lines[-1]), quote=True)
-        cells.append(
-            f'<figure style="{_FIGURE}"><img style="{style}" alt="{alt}" '
-            f'src="{thumbnail(image)}"><figcaption>{text}</figcaption></figure>'
-        )
+        shown = f'<img style="{style}" alt="{alt}" src="{thumbnail(image)}">'
+        if link:
+            shown = f'<a href="{escape(link, quote=True)}">{shown}</a>'
+        cells.append(f'<figure style="{_FIGURE}">{shown}<figcaption>{text}</figcaption></figure>')
     return f'<div style="{_GRID}">{"".join(cells)}</div>'
 
 

@@ -13,12 +13,13 @@ import io
 import json
 import math
 import os
+import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 import pandas as pd
 
@@ -27,6 +28,10 @@ from elfs_lib.errors import ElfsError
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class", "choice", "labels")
 LOCAL_FILES = "/data/local-files/?d="
+# Of a file that was uploaded to Label Studio: its project, and a part of a UUID before its name.
+UPLOAD = re.compile(r"/data/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?([^/?#]+)$")
+# Characters without width that text copied from a page may hold; joiners, which words need, stay.
+INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,7 @@ def read_labels(
         advice = f"{reason}; check the path" if reason else "save it as CSV UTF-8, or as JSON"
         raise ElfsError(f"Cannot read {file} as labels: {advice}.") from None
     is_json = text.lstrip()[:1] in ("[", "{")
-    if known is not None:  # by either way of writing é: file systems and programs change it
-        known = {unicodedata.normalize("NFC", path): path for path in known} | {p: p for p in known}
+    images = None if known is None else _Images(known, folder, root)
     given: dict[str, str] = {}
     unlabelled: dict[str, None] = {}
     for where, name, label in _from_json(text, file) if is_json else _from_csv(text, file):
@@ -99,7 +103,8 @@ def read_labels(
                 f"{file}, {where}: a label goes over several lines, so a quotation mark before it "
                 "is not closed: add the other one, or take it out."
             )
-        path = name if known is None else _known_path(name, known, folder, root)
+        label = class_name(label)
+        path = name if images is None else images.find(name)
         if path is None and strict:
             raise ElfsError(
                 f"{file}, {where}: {name!r} is not a usable image of the folder that the list was "
@@ -119,13 +124,30 @@ def read_labels(
     return Labels(given, tuple(path for path in unlabelled if path not in given))
 
 
-def delimiter(text: str) -> str:
-    """What stands between the columns of a CSV file, by its first line."""
-    return max(",;\t", key=text.partition("\n")[0].count)
+def class_name(text: str) -> str:
+    """A class as it is compared: names that look the same are the same, however they were typed.
+
+    Accents are composed (NFC), runs of spaces, no-break ones among them, are one space, and what
+    has no width is left out.
+    """
+    return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
+
+
+def split_csv(text: str) -> tuple[str, str, int]:
+    """The table in a CSV file, what stands between its columns, and how many lines come before.
+
+    Excel takes a first line ``sep=;`` for the delimiter; without one the header decides.
+    """
+    first, _, table = text.partition("\n")
+    stated = re.fullmatch(r'"?sep=(.)"?\r?', first, re.IGNORECASE)
+    if stated:
+        return table, stated[1], 1
+    return text, max(",;\t", key=first.count), 0
 
 
 def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter(text))
+    table, delimiter, before = split_csv(text)
+    rows = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter)
     try:
         columns = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
         path = next((columns[name] for name in PATH_COLUMNS if name in columns), None)
@@ -136,13 +158,27 @@ def _from_csv(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
                 "and a column 'label'."
             )
         for row in rows:
-            where, given = f"line {rows.line_num}", (row[label] or "").strip()
+            where, given = f"line {rows.line_num + before}", (row[label] or "").strip()
             if given and not row[path]:
                 raise ElfsError(f"{file}, {where}: the label {given!r} has no path; fill it in.")
             if row[path]:
-                yield where, row[path], given
+                for answer in _texts(_cell(given)) or [""]:
+                    yield where, row[path], answer
     except csv.Error as error:
         raise ElfsError(f"{file} is not a readable CSV file: {error}.") from None
+
+
+def _cell(text: str) -> Any:
+    """A cell's text, or the answers in it where Label Studio wrote them as JSON."""
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        answers = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(answers, list):
+        return answers if all(isinstance(answer, str) for answer in answers) else text
+    return answers if "choices" in answers else text
 
 
 def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
@@ -151,34 +187,42 @@ def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
     except ValueError as error:
         raise ElfsError(f"{file} is not valid JSON: {error}.") from None
     records = [records] if isinstance(records, dict) else records
+    read = []
     for number, record in enumerate(records, 1):
         where = f"task {number}"
         try:
             data = record.get("data", record)
             name = next(data[key] for key in PATH_COLUMNS if isinstance(data.get(key), str))
-            labels = _annotated(record) if "annotations" in record else _flat(record)
+            read.append((where, name, _annotated(record) if "annotations" in record else record))
         except (AttributeError, TypeError, StopIteration):
             raise ElfsError(
                 f"{file}, {where}: is not as Label Studio exports it or names no image; export as "
                 "JSON or JSON-MIN."
             ) from None
-        for label in labels or [""]:
+    # One control for all tasks: what another one asks, such as the quality, is no class.
+    asked = dict.fromkeys(control for _, _, answers in read for control in answers)
+    control = next((name for name in LABEL_COLUMNS if name in asked), None)
+    if asked and control is None and any("annotations" in record for record in records):
+        raise ElfsError(
+            f"{file} has answers to {' and '.join(map(repr, asked))} and none to 'label': name the "
+            "control with the classes label, in the labelling interface or in this file."
+        )
+    for where, name, answers in read:
+        for label in _texts(answers.get(control)) or [""]:
             yield where, name, label
 
 
-def _annotated(record: dict) -> list[str]:
-    """Labels of a task of Label Studio's JSON; several people may have annotated it."""
-    found = []
+def _annotated(record: dict) -> dict[str, list[str]]:
+    """Answers to each control of a task of Label Studio's JSON; several people may have
+    annotated it."""
+    found: dict[str, list[str]] = {}
     for annotation in record["annotations"] or []:
         if annotation.get("was_cancelled"):
             continue
         for result in annotation.get("result") or []:
-            found += _texts(result.get("value", {}).get("choices"))
+            if answers := _texts(result.get("value", {}).get("choices")):
+                found.setdefault(result.get("from_name", LABEL_COLUMNS[0]), []).extend(answers)
     return found
-
-
-def _flat(record: dict) -> list[str]:
-    return next((_texts(record[key]) for key in LABEL_COLUMNS if key in record), [])
 
 
 def _texts(value: Any) -> list[str]:
@@ -190,16 +234,47 @@ def _texts(value: Any) -> list[str]:
     return [text for item in values if (text := str(item).strip())]
 
 
-def _known_path(name: str, known: Mapping[str, str], folder: str, root: Path | None) -> str | None:
-    """The known path that a file calls ``name``: itself, or a Label Studio URL that ends in it."""
-    bare = name.strip()
-    candidates = [name, bare, bare.removeprefix("./"), bare.replace("\\", "/")]
-    candidates += parse_qs(urlsplit(bare).query).get("d", []) if "?d=" in bare else []
-    if root is not None and Path(bare).is_absolute():
-        candidates.append(os.path.relpath(bare, os.path.abspath(root)).replace(os.sep, "/"))
-    for candidate in candidates:
-        for path in (candidate, candidate.removeprefix(f"{folder}/")):
-            for form in (path, unicodedata.normalize("NFC", path)):
-                if form in known:
-                    return known[form]
-    return None
+class _Images:
+    """The images that may be labelled, found by what a file of labels calls them.
+
+    Args:
+        known: Their paths.
+        folder: Name of the directory of images, which Label Studio's URLs begin with.
+        root: Where that directory is: absolute paths into it are known, too.
+    """
+
+    def __init__(self, known: Collection[str], folder: str, root: Path | None) -> None:
+        self.folder, self.root = folder, root
+        # by either way of writing é: file systems and programs change it
+        self.paths = {unicodedata.normalize("NFC", path): path for path in known}
+        self.paths |= {path: path for path in known}
+        self.uploads: dict[str, set[str]] = {}
+        for path in known:
+            self.uploads.setdefault(_as_uploaded(path.rpartition("/")[2]), set()).add(path)
+
+    def find(self, name: str) -> str | None:
+        """The path that is meant: the name itself, or that in a Label Studio URL; else None."""
+        bare = name.strip()
+        candidates = [name, bare, bare.removeprefix("./")]
+        query = urlsplit(bare).query
+        if query.startswith("d="):
+            # a plus sign is one, or a space, by who wrote the URL
+            candidates += [unquote(query[2:]), unquote_plus(query[2:])]
+        if self.root is not None and Path(bare).is_absolute():
+            inside = os.path.relpath(bare, os.path.abspath(self.root))
+            candidates.append(inside.replace(os.sep, "/"))
+        candidates += [candidate.replace("\\", "/") for candidate in candidates]
+        for candidate in candidates:
+            for path in (candidate, candidate.removeprefix(f"{self.folder}/")):
+                for form in (path, unicodedata.normalize("NFC", path)):
+                    if form in self.paths:
+                        return self.paths[form]
+        upload = UPLOAD.search(bare)
+        meant = self.uploads.get(_as_uploaded(unquote(upload[1])), ()) if upload else ()
+        return next(iter(meant)) if len(meant) == 1 else None
+
+
+def _as_uploaded(name: str) -> str:
+    """A file's name as Label Studio keeps it: spaces become underscores, and signs go."""
+    name = unicodedata.normalize("NFC", name).strip().replace(" ", "_")
+    return re.sub(r"[^-\w.]", "", name)

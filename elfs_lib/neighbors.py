@@ -29,6 +29,8 @@ SCORES = 2**29
 PROBES = 32
 # Rows that the others are ordered by.
 PIVOTS = 256
+# Mean cosine of all pairs from which float32 no longer tells them apart well enough.
+TIGHT = 0.99
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Neighbors:
     Attributes:
         indices: int32 [N, K], most similar first; row n never holds n.
         similarities: float32 [N, K], cosine in [-1, 1], descending along each row. Equal
-            similarities stand in ascending order of index.
+            similarities stand in ascending order of index; in a tight cone, where many would be
+            equal in float32, those that are equal in float64.
     """
 
     indices: np.ndarray
@@ -59,7 +62,8 @@ def nearest_neighbors(
         embeddings: float32 [N, D], finite, no row all zero; need not be normalised.
         k: Number of neighbours, 1..N-1.
         block: Rows and columns compared at once; the result does not depend on it.
-        method: "exact": every pair is compared. "ivf" compares each row with the rows of the
+        method: "exact": every pair is compared; where the mean cosine is above 0.99, as
+            differences from the mean and in float64. "ivf" compares each row with the rows of the
             32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through
             a graph meets (both faiss); what they find is ranked exactly, but they miss some.
         device: See :func:`elfs_lib.compute.resolve_device`. A CUDA GPU scores the pairs of
@@ -81,6 +85,8 @@ def nearest_neighbors(
         raise ElfsError(f"block is {block}: it must be at least 1.")
     if method != "exact":
         return _approximate(rows, k, method)
+    if float(np.square(rows.mean(axis=0, dtype=np.float64)).sum()) > TIGHT:
+        return _in_cone(where, np.asarray(embeddings, np.float64), k, block)
     return _exact_on(where, rows, k) if where.type == "cuda" else _exact(rows, k, block)
 
 
@@ -184,6 +190,37 @@ def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORES
         own = np.flatnonzero(sure.cpu().numpy() | (wide == count - 1))
         ranking.add(start + own, found.cpu().numpy()[own], np.full(len(own), wide))
     return ranking.finish()
+
+
+def _in_cone(device: torch.device, rows: np.ndarray, k: int, block: int) -> Neighbors:
+    """Rank rows float64 [N, D] whose cosines are all about 1, by their distance at length 1.
+
+    What they have in common is taken off first, so that float32 finds the candidates; these are
+    ranked in float64. Rows whose candidates float32 cannot tell from the others are compared with
+    all in float64.
+    """
+    rows = rows / np.abs(rows).max(axis=1, keepdims=True)  # so that no length overflows
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows -= rows.mean(axis=0)
+    scale = float(np.linalg.norm(rows, axis=1).max()) or 1.0
+    rough = torch.from_numpy((rows / scale).astype(np.float32)).to(device)
+    half = rough.square().sum(dim=1) / 2
+    count, wide = len(rows), min(k + SPARE, len(rows) - 1)
+    indices = np.empty((count, k), np.int32)
+    similarities = np.empty((count, k), np.float32)
+    for start in track(range(0, count, block), "neighbours"):
+        scores = rough[start : start + block] @ rough.T - half
+        scores.diagonal(start).fill_(-torch.inf)
+        best, found = scores.topk(wide)
+        sure = (best[:, -1] < best[:, k - 1] - 4 * _rounding(rows)).cpu().numpy()
+        for row, candidates in enumerate(found.cpu().numpy(), start):
+            if not sure[row - start] and wide < count - 1:
+                candidates = np.delete(np.arange(count), row)
+            candidates = np.sort(candidates)
+            distance = np.square(rows[candidates] - rows[row]).sum(axis=1)
+            order = np.argsort(distance, kind="stable")[:k]
+            indices[row], similarities[row] = candidates[order], 1 - distance[order] / 2
+    return Neighbors(indices, similarities)
 
 
 def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:

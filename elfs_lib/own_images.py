@@ -7,6 +7,7 @@ sees only which images have one. :mod:`elfs_lib.own_labels` is the way back, fro
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -47,7 +48,7 @@ from elfs_lib.selection.double_end import hard_prune_count
 from elfs_lib.stages import Run
 
 FEWEST = 10  # images below which there is nothing to choose
-OUTLIERS = 0.05  # share of images, those least like their neighbours, called outliers
+LEAST_ALIKE = 0.05  # share of images that are said to be least like their neighbours
 BUDGETS = (200, 500, 1000)  # what the report compares the list with
 COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
 ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
@@ -576,8 +577,8 @@ def facts(choice: Choice) -> list[str]:
             f"with the pixels of another one, {copies.near:,} more near copies."
         ),
         (
-            f"Outliers: the {OUTLIERS:.0%} of the images with the lowest mean similarity to their "
-            "neighbours."
+            f"Least like their neighbours: the {LEAST_ALIKE:.0%} of the images with the lowest "
+            "mean similarity to them; there are as many of them in any folder."
         ),
         (
             f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
@@ -761,7 +762,7 @@ def _rest(
     cut = hard.mean()
     copies, paths = run.copies, run.paths
     near = run.neighbors.array("similarities").mean(1)
-    far = near <= np.quantile(near, OUTLIERS)
+    far = near <= np.quantile(near, LEAST_ALIKE)
     listed = {int(copies.group[row]): int(row) for row in chosen}
     labelled = {int(copies.group[row]): int(row) for row in done}
     taken = set(chosen.tolist())
@@ -781,7 +782,10 @@ def _rest(
             kind, reason = "copy", f"{how} {paths[twin]}, which is {where}"
         elif hard[row] and far[row]:
             kind = "too_hard"
-            reason = f"outlier: far from its neighbours (mean cosine {near[row]:.2f})"
+            reason = (
+                f"least like its neighbours: mean cosine {near[row]:.2f}, "
+                f"among the lowest {LEAST_ALIKE:.0%}"
+            )
         elif hard[row]:
             kind, reason = "too_hard", f"among the hardest {cut:.0%}: {ranks[row]}"
         else:
@@ -800,7 +804,8 @@ def _without_lists(unread: Mapping[str, list]) -> dict[str, list]:
     others = unread.get("not_an_image", [])
     lists = [name.removesuffix("run.json") for name in others if name.endswith(".run.json")]
     own = {f"{name}{suffix}" for name in lists for suffix in _LIST_SUFFIXES}
-    kept = {**unread, "not_an_image": [name for name in others if name not in own]}
+    others = [name for name in others if re.sub(r"kept\d+\.csv$", "csv", name) not in own]
+    kept = {**unread, "not_an_image": others}
     return {kind: names for kind, names in kept.items() if names}
 
 
@@ -836,4 +841,6 @@ def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
             f"The folder has train and test folders: {count:,} test images are kept apart and "
             "none of them is listed."
         )
+    if splits := run.about.get("splits"):  # images kept from before have none
+        notes.append(splits)
     return notes

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -25,7 +27,7 @@ from elfs_lib import datasets
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
 from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.label_files import Labels, delimiter, read_labels, tasks
+from elfs_lib.label_files import Labels, class_name, read_labels, split_csv, tasks
 from elfs_lib.label_lock import LabelOracle
 from elfs_lib.own_images import (
     COLUMNS,
@@ -114,7 +116,7 @@ def find_list(named: Path | None, source: Path | None = None) -> ListFiles:
     ``to_label.csv``. The next batch of a list is not one of its own: its labels go to the first.
     """
     if meant := named or source:
-        stem = meant.stem.removesuffix(".next")
+        stem = re.sub(r"(\.next)?(\.kept\d+)?$", "", meant.stem)
         if meant.with_name(f"{stem}.run.json").exists():
             return ListFiles(meant.with_name(f"{stem}.csv"))
     return ListFiles(named or DEFAULT_LIST)
@@ -131,11 +133,21 @@ def _import(file: Path | str, files: ListFiles) -> str:
 # --- writing a list ------------------------------------------------------------------------------
 
 
-def write_choice(files: ListFiles, choice: Choice, folder: Path) -> None:
-    """Write the list, Label Studio's tasks, what became of every other file, and the record."""
+def write_choice(
+    files: ListFiles,
+    choice: Choice,
+    folder: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Write the list, Label Studio's tasks, what became of every other file, and the record.
+
+    An older list under this name is kept under another, unless it was all labelled.
+    """
+    listed = choice.listed[COLUMNS]
+    _keep(files, choice.request.done, say, instead=_as_csv(listed))
     files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
     _write_record(files, choice, folder)
-    listed = choice.listed[COLUMNS]
     _write_csv(files.csv, listed)
     write_text_atomic(files.tasks, json.dumps(tasks(listed, _name(folder)), indent=1))
     unused = choice.files[~choice.files["used"].astype(bool)]
@@ -247,10 +259,36 @@ def _fingerprint(folder: Path, request: Request) -> str:
 
 
 def _write_csv(file: Path, frame: pd.DataFrame) -> None:
+    write_text_atomic(file, _as_csv(frame))
+
+
+def _as_csv(frame: pd.DataFrame) -> str:
     # A carriage return in a name would end the line for whoever reads it.
     split = frame["path"].str.contains("\r").any()
     quoting = csv.QUOTE_NONNUMERIC if split else csv.QUOTE_MINIMAL
-    write_text_atomic(file, frame.to_csv(index=False, float_format="%.6g", quoting=quoting))
+    return frame.to_csv(index=False, float_format="%.6g", quoting=quoting)
+
+
+def _keep(
+    files: ListFiles, labelled: Collection[str], say: Callable[[str], None], *, instead: str = ""
+) -> None:
+    """Give a list that is about to go another name: somebody may be labelling it elsewhere.
+
+    Nothing is kept where all its images are labelled, or where ``instead``, the list that is to be
+    written, is the same.
+    """
+    if not files.csv.exists():
+        return
+    text = files.csv.read_bytes().decode("utf-8-sig", errors="replace")
+    table, delimiter, _ = split_csv(text)
+    rows = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter)
+    if text == instead or {row.get("path") for row in rows} <= set(labelled):
+        return
+    kept = next(
+        file for n in itertools.count(1) if not (file := files.beside(f"kept{n}.csv")).exists()
+    )
+    os.replace(files.csv, kept)
+    say(f"The list that was in {files.csv} is not all labelled: it is kept as {kept}.")
 
 
 def make_list(
@@ -263,7 +301,8 @@ def make_list(
 ) -> Choice:
     """Choose from a folder, and write the list, its tasks, the rest and the record.
 
-    Labels imported for an earlier list of this name stay, and their images are not listed again.
+    Labels imported for an earlier list of this name stay, and their images are not listed again. An
+    earlier list, or its next batch, that is not all labelled is kept under another name.
 
     Raises:
         ElfsError: as :func:`elfs_lib.own_images.choose_images`; or if labels of another folder's
@@ -295,14 +334,15 @@ def make_list(
             )
     request = replace(request, done=tuple(labels))
     choice = choose_images(folder, request, store, say=say)
-    write_choice(files, choice, folder)
-    _drop_batch(files)
+    write_choice(files, choice, folder, say=say)
+    _drop_batch(files, labels, say)
     return choice
 
 
-def _drop_batch(files: ListFiles) -> None:
-    """Remove an older next batch: its images have labels, or are listed anew."""
+def _drop_batch(files: ListFiles, labelled: Collection[str], say: Callable[[str], None]) -> None:
+    """Remove the files of an older next batch; the list itself is kept if it is not labelled."""
     old = files.next
+    _keep(old, labelled, say)
     for file in (old.csv, old.tasks, old.rest, old.html, old.record):
         file.unlink(missing_ok=True)
 
@@ -355,7 +395,8 @@ def _check_own(files: ListFiles) -> None:
 def _as_written(file: Path) -> bool:
     """Whether a list has the columns that it was written with, and nothing beside them."""
     text = file.read_bytes().decode("utf-8-sig", errors="replace")
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text))
+    table, delimiter, _ = split_csv(text)
+    rows = csv.reader(io.StringIO(table, newline=""), delimiter=delimiter)
     try:
         first = [name.strip() for name in next(rows, [])]
         beside = any(cell.strip() for row in rows for cell in row[len(COLUMNS) :])
@@ -390,6 +431,7 @@ def import_labels(
             "people labelled."
         )
     labels = read_labels(source, record.paths, folder=record.named, root=record.folder)
+    names = [class_name(name) for name in names]
     for path, label in labels.given.items():
         if names and label not in names:
             try:
@@ -641,11 +683,11 @@ def evaluate(
         say(f"With the hardest {run.least_hard:.0%} set aside, as was asked for, {fit:,} are left.")
     batch = min(batch, fit)
     if not batch:
-        _drop_batch(files)
+        _drop_batch(files, labels, say)
         return assessment, None
     request = replace(record.request, budget=batch, done=tuple(labels), compare=False)
     choice = choose_images(record.folder, request, record.store, say=say)
-    write_choice(files.next, choice, record.folder)
+    write_choice(files.next, choice, record.folder, say=say)
     return assessment, choice
 
 

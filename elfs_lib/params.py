@@ -240,6 +240,11 @@ class Params(BaseModel):
             return cls(**values)
         except pydantic.ValidationError as error:
             fault = first_fault(error)
+            if isinstance(fault.value, str) and fault.value.lstrip().startswith("["):
+                raise ElfsError(
+                    f"Parameter {fault.key!r} is the text {fault.value!r} and should be a list: "
+                    f"papermill takes one as -y '{fault.key}: {fault.value}'."
+                ) from None
             but = " but" if fault.words.startswith("should") else ":"
             raise ElfsError(
                 f"Parameter {fault.key!r} is {fault.value!r}{but} {fault.words}."
@@ -261,14 +266,28 @@ class Params(BaseModel):
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Params:
         """Collect parameters from a notebook's variables, as papermill sets them.
 
-        Names that papermill injected but that are no parameter are refused: they are recognised
-        by the cell that papermill writes, which starts with ``# Parameters``.
+        What papermill injected is recognised by the cell that it writes, which starts with
+        ``# Parameters``; names in it that are no parameter are refused. Injected parameters that
+        name a dataset are those of a file: what they leave out has the library's default, as in
+        :meth:`load`, for the notebook's own values are those of its own dataset. Prints where the
+        values are from, if they are from two places.
         """
-        injected = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
-        for node in ast.walk(ast.parse("\n".join(injected))):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                choose("parameter", node.id, cls.model_fields)
-        return cls.make({k: namespace[k] for k in cls.model_fields if k in namespace})
+        cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
+        injected = {
+            node.id
+            for node in ast.walk(ast.parse("\n".join(cells)))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        for name in sorted(injected):
+            choose("parameter", name, cls.model_fields)
+        of_file = "dataset" in injected
+        left_out = cls.model_fields.keys() - injected
+        if injected and left_out:
+            given = ", ".join(name for name in cls.model_fields if name in injected)
+            rest = "the library's defaults (elfs params)" if of_file else "those of this notebook"
+            print(f"Parameters set by papermill: {given}. All others are {rest}.")
+        known = injected if of_file else cls.model_fields
+        return cls.make({k: namespace[k] for k in known if k in namespace})
 
 
 _NUMBERS = {

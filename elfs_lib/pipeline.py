@@ -16,10 +16,10 @@ from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from elfs_lib.errors import ElfsError, choose
-from elfs_lib.params import read_yaml
+from elfs_lib.params import Params
 from elfs_lib.project import project_root
 from elfs_lib.stages import Run
 
@@ -126,10 +126,9 @@ def notebooks_of(run: Run) -> list[str]:
 
 def run_notebooks(
     names: Sequence[str],
-    params_file: Path,
+    params: Params,
     target: Path,
     *,
-    overrides: Mapping[str, Any] | None = None,
     kernel: str | None = None,
     workers: int = 2,
 ) -> list[Path]:
@@ -137,9 +136,9 @@ def run_notebooks(
 
     Args:
         names: Which of :data:`NOTEBOOKS`.
-        params_file: YAML of parameters, as for ``papermill -f``.
+        params: Parameters of the run. All are handed on: a notebook's own defaults are for the
+            digits.
         target: Folder of the executed copies.
-        overrides: Parameters that win over the file, as ``papermill -p``.
         kernel: Name of a Jupyter kernel; None for the one the notebooks name.
         workers: Notebooks at a time; they share the cores.
 
@@ -147,9 +146,8 @@ def run_notebooks(
         ElfsError: naming the notebook, its cell and the message, if one fails. The failed copy is
             kept in ``target`` with its error, as papermill leaves it.
     """
-    parameters = {**read_yaml(params_file), **(overrides or {})}
     check_notebooks(names, kernel)
-    return _execute_all(names, target, parameters, kernel, workers)
+    return _execute_all(names, target, params.model_dump(mode="json"), kernel, workers)
 
 
 def _execute_all(
@@ -187,7 +185,8 @@ def execute(
     try:
         run_notebook(notebook, draft, parameters, kernel=kernel, last=f"kept as {failed}")
     except ElfsError:
-        os.replace(draft, failed)
+        if draft.exists():  # it is not where no kernel was started
+            os.replace(draft, failed)
         raise
     tidy(draft)
     os.replace(draft, output)
@@ -215,7 +214,6 @@ def run_notebook(
     Raises:
         ElfsError: naming the notebook, its cell and the message, if it fails;
             :class:`KernelDied` if its kernel did.
-        NoSuchKernel: of jupyter_client.
     """
     try:
         papermill.execute_notebook(
@@ -232,6 +230,11 @@ def run_notebook(
         raise ElfsError(
             f"Notebook {notebook.stem} failed in cell {error.cell_index}: {error.ename}: "
             f"{error.evalue} ({last})."
+        ) from error
+    except NoSuchKernel as error:  # where it was not checked: on a worker of a sweep
+        raise ElfsError(
+            f"Notebook {notebook.stem} needs the Jupyter kernel {error.name!r}, which is not on "
+            f"this machine: name one of {', '.join(sorted(_kernels()))} with -k."
         ) from error
     except RuntimeError as error:  # nbclient's and jupyter_client's, by what they say
         if "died" not in str(error):
@@ -254,19 +257,27 @@ def check_notebooks(names: Iterable[str], kernel: str | None = None) -> None:
     """
     folder = project_root() / "notebooks"
     for name in names:
-        if not (folder / f"{name}.ipynb").is_file():
+        notebook = folder / f"{name}.ipynb"
+        if not notebook.is_file():
             raise ElfsError(f"There is no {name}.ipynb in {folder}: go to the project's folder.")
-    check_kernel(kernel)
+        check_kernel(kernel, notebook)
 
 
-def check_kernel(kernel: str | None) -> None:
-    """Check the name of a Jupyter kernel; None is the one that a notebook names.
+def check_kernel(kernel: str | None, notebook: Path) -> None:
+    """Check that a notebook has its Jupyter kernel: the one given, or the one that it names.
 
     Raises:
         ElfsError: if there is none of that name.
     """
-    if kernel is not None:
-        choose("Jupyter kernel", kernel, KernelSpecManager().find_kernel_specs())
+    there = _kernels()
+    if not there:
+        raise ElfsError("There is no Jupyter kernel: install ipykernel.")
+    named = nbformat.read(notebook, as_version=4).metadata.get("kernelspec", {}).get("name")
+    choose("Jupyter kernel", kernel or named or "python3", there)
+
+
+def _kernels() -> Iterable[str]:
+    return KernelSpecManager().find_kernel_specs()
 
 
 @contextmanager

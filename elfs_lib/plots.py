@@ -545,7 +545,8 @@ def accuracy_vs_pruning(
     """Test accuracy against pruning rate, one line per method, bands of one standard deviation.
 
     A panel ends ten points below ELFS and random; of lines that leave it there the legend says how
-    far down they go, so that one bad method does not squeeze all the others together.
+    far down they go, so that one bad method does not squeeze all the others together. Panels have
+    one axis of accuracy.
 
     Args:
         summary: As :func:`elfs_lib.evaluation.summarise` returns it, for one dataset. A method
@@ -574,7 +575,7 @@ def accuracy_vs_pruning(
         curves = curves[curves["budget"].between(low, high)].assign(sd=np.nan)
         panels.append((SOURCE[0].upper() + SOURCE[1:], curves, list(curves["method"].unique())))
     panels = [panel for panel in panels if panel[2]]
-    # A panel is as high as its legend; panels of their own, since accuracies may lie far apart.
+    # A panel is as high as its legend.
     heights = [max(3.2 if not number else 2.2, 0.2 * len(names) + 0.5)
                for number, (_, _, names) in enumerate(panels)]  # fmt: skip
     figure = PageFigure(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
@@ -584,6 +585,9 @@ def accuracy_vs_pruning(
         _label(axes, "", "Test accuracy (%)", name)
         # beside the axes: a legend there can hide no curve
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0)
+    limits = [axes.get_ylim() for axes in every]
+    for axes in every:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     budgets = pd.concat(table["budget"] for _, table, _ in panels)
     rates = sorted({round(100 * (1 - budget), 4) for budget in budgets})
     if len(rates) <= 10:

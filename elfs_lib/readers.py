@@ -24,9 +24,16 @@ import pyarrow.parquet as pq
 
 from elfs_lib import decoding
 from elfs_lib.errors import ElfsError
+from elfs_lib.label_files import class_name
 
 FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 SPLITS = ("train", "test")
+#: Words that name a split in the name of a file or folder, in any case: ``Train_01``, ``myTest``.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+}
 SIZE_RANGE = (4, 1024)
 
 
@@ -44,6 +51,8 @@ class Images:
         report: kind -> names of what was left out or changed (the kinds are the keys of
             :data:`elfs_lib.decoding.LEFT_OUT` and ``KEPT``); empty for clean sets.
         source: One sentence that says where these pixels came from.
+        splits: For people's own data: which files were taken for which split, in a sentence; empty
+            where all are train.
         left_out: split -> rows of the source that are not in the arrays (damaged files...), so
             that labels can be lined up later; only splits that lack rows.
     """
@@ -55,6 +64,7 @@ class Images:
     paths: tuple[str, ...] | None = None
     report: dict[str, list] = field(default_factory=dict)
     source: str = ""
+    splits: str = ""
     left_out: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -252,12 +262,14 @@ class Torchvision(Whole):
 class Parquet(Files):
     """Parquet files in the Hugging Face image layout.
 
-    A file, or all ``*.parquet`` below a folder. A file's split is the word before the first
-    ``-``, ``.`` or ``_`` of its name, or else the name of its folder: ``train``; ``test``, or
-    where there is no test ``validation`` or ``val``. Without any such word all of it is train.
+    A file, or all ``*.parquet`` below a folder. A file's split is the word for one in its name, or
+    else in that of the nearest folder with such a word (see :data:`SPLIT_WORDS`). Where there is no
+    test, validation takes its place. Without any such word all of it is train.
 
     The image column is ``img`` or ``image`` (a struct with ``bytes``, or bytes), the label
-    column, if there is one, ``label``, ``labels`` or ``fine_label`` (class numbers or names).
+    column, if there is one, ``label``, ``labels`` or ``fine_label``: names of classes, or numbers
+    with or without names in the file's metadata. Files that name their classes are matched by
+    name. A split whose labels are all missing or -1, Hugging Face's "none", is unlabelled.
 
     Attributes:
         folder: The folder below data_dir; None to read ``path``.
@@ -276,8 +288,12 @@ class Parquet(Files):
         root, shards, unused = self._shards(request)
         files = [file for files in shards.values() for file in files]
         for file in files:
-            self._image_column(file)
-        return [_stat(_below(root, file), file) for file in (*files, *unused)]
+            self._check_images(file)
+            self._check_labels(file)
+        # of people's own files the names may come to mean other splits; images must not outlive it
+        told_apart = self.folder is None and "test" in shards
+        rows = [_stat(_below(root, file), file) for file in (*files, *unused)]
+        return [len(shards["train"]), *rows] if told_apart else rows
 
     def images(self, request: Request) -> Images:
         root, shards, unused = self._shards(request)
@@ -296,7 +312,7 @@ class Parquet(Files):
             read=_cell,
             where=root,
         )
-        names = self._class_names(shards["train"][0])
+        names = self._class_names(shards["train"])
         source = f"{self.folder or root.name} from Parquet files"
         if self.folder and "JPEG" in parts["train"].formats:
             source += (
@@ -310,23 +326,40 @@ class Parquet(Files):
             self.num_classes or (len(names) if names else None),
             {"unused": [_below(root, file) for file in unused]},
             f"{source}.",
+            splits="" if self.folder else _told_apart(root, shards),
             keep_paths=self.folder is None,
         )
 
     def labels(self, request: Request, split: str) -> np.ndarray:
         _, shards, _ = self._shards(request)
-        values = self._label_values(shards[split])
+        classes = self._class_names(shards["train"])
+        if classes is None:
+            train = [self._label_values(file) for file in shards["train"]]
+            named = [values for values in train if values.dtype == object]
+            classes = tuple(sorted(set(np.concatenate(named)))) if named else None
+        return np.concatenate([self._numbers(file, classes, split) for file in shards[split]])
+
+    def _numbers(self, file: Path, classes: tuple[str, ...] | None, split: str) -> np.ndarray:
+        """int, a file's labels as places in the classes of train; those may have no names."""
+        values, own = self._label_values(file), self._class_names([file])
         if values.dtype == object:
-            names = sorted(set(self._label_values(shards["train"])))
-            number = {name: i for i, name in enumerate(names)}
-            strangers = sorted(set(values) - set(number))
-            if strangers:
-                raise ElfsError(
-                    f"The {split} labels have {strangers[0]!r}, which train lacks: give both "
-                    "splits the same classes."
-                )
-            values = np.array([number[value] for value in values])
-        return values
+            own, values = np.unique(values, return_inverse=True)
+        if (own is None) != (classes is None):
+            raise ElfsError(
+                f"{file} {'numbers' if own is None else 'names'} its classes and another file "
+                f"{'names' if own is None else 'numbers'} them, so they cannot be matched: give "
+                "the labels of all files as names, or of all as numbers."
+            )
+        if own is None:
+            return values
+        number = {name: i for i, name in enumerate(classes)}
+        strangers = sorted({own[value] for value in np.unique(values)} - set(number))
+        if strangers:
+            raise ElfsError(
+                f"The {split} labels have {strangers[0]!r}, which train lacks: give both splits "
+                "the same classes."
+            )
+        return np.array([number.get(name, -1) for name in own])[values]
 
     def labelled(self, request: Request) -> tuple[str, ...]:
         _, shards, _ = self._shards(request)
@@ -337,6 +370,7 @@ class Parquet(Files):
         )
 
     def _shards(self, request: Request) -> tuple[Path, dict[str, list[Path]], list[Path]]:
+        """The root, the files of each split, and those of no split that is used."""
         root = request.path if self.folder is None else request.data_dir / self.folder
         if root.is_file():
             return root.parent, {"train": [root]}, []
@@ -348,21 +382,33 @@ class Parquet(Files):
             )
         words: dict[str, list[Path]] = {}
         for file in found:
-            word = re.split(r"[-._]", file.name)[0].lower()
-            if word not in _SPLIT_WORDS:
-                word = file.parent.name.lower() if file.parent != root else ""
-            words.setdefault(_SPLIT_WORDS.get(word, "other"), []).append(file)
-        if "train" not in words:
-            if self.folder is not None:
-                raise MissingDataset("train")
+            words.setdefault(_split_of_file(root, file), []).append(file)
+        missing = "train" if "train" not in words else "test" if words.keys() == {"train"} else None
+        if missing and self.folder is not None:
+            raise MissingDataset(missing)
+        if len(words) == 1:
+            if "" not in words:
+                _check_one_set(root, found)
             return root, {"train": found}, []
-        test = next((word for word in ("test", "validation") if word in words), None)
-        if test is None:
-            if self.folder is not None:
-                raise MissingDataset("test")
-            return root, {"train": words.pop("train")}, list(chain.from_iterable(words.values()))
-        shards = {"train": words.pop("train"), "test": words.pop(test)}
+        if missing:
+            named = next(split for split in ("test", "validation") if split in words)
+            raise ElfsError(
+                f"{_below(root, words[named][0])} is the {named} split by its name, and no file in "
+                f"{root} is named train: name the others train, or give one file as data_path."
+            )
+        test = next((split for split in ("test", "validation") if split in words), None)
+        shards = {"train": words.pop("train")} | ({"test": words.pop(test)} if test else {})
+        _check_one_set(root, [file for files in shards.values() for file in files])
         return root, shards, list(chain.from_iterable(words.values()))
+
+    def _check_images(self, file: Path) -> None:
+        column = self._image_column(file)
+        rows = pq.read_metadata(file).num_rows
+        if rows and _statistics(file, column)[0] == rows:
+            raise ElfsError(
+                f"{file} holds the paths of its images and not their bytes: write the bytes into "
+                "it, or give the folder of the images to dataset image_folder."
+            )
 
     def _image_column(self, file: Path) -> str:
         """The name of the column with the bytes, as Parquet's readers take it."""
@@ -372,7 +418,7 @@ class Parquet(Files):
                 kind = schema.field(name).type
                 if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                     return f"{name}.bytes"
-                if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                if _is(kind, "binary", "large_binary", "binary_view"):
                     return name
         columns = ", ".join(f"{item.name} ({item.type})" for item in schema)
         raise ElfsError(
@@ -381,26 +427,48 @@ class Parquet(Files):
         )
 
     def _label_column(self, file: Path) -> str | None:
-        names = _schema(file).names
-        return next((name for name in self.label_columns if name in names), None)
+        """The name of the column with the labels; None if there is none, or it is empty."""
+        schema = _schema(file)
+        name = next((name for name in self.label_columns if name in schema.names), None)
+        if name is None or pa.types.is_null(schema.field(name).type):
+            return None
+        gaps, low, high = _statistics(file, name)
+        empty = gaps == pq.read_metadata(file).num_rows or (low == high == -1)
+        return None if empty else name
 
-    def _label_values(self, files: list[Path]) -> np.ndarray:
-        """int, or object (str): the label column of all files."""
-        columns = []
-        for file in files:
-            name = self._label_column(file)
-            column = pq.read_table(file, columns=[name])[name]
-            if pa.types.is_dictionary(column.type):
-                column = column.cast(column.type.value_type)
-            whole = pa.types.is_integer(column.type)
-            named = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            if column.null_count or not (whole or named):
-                raise ElfsError(
-                    f"{file} has a column {name} of {column.type} with {column.null_count} gaps: "
-                    "labels must be whole numbers or names, and no gaps."
-                )
-            columns.append(column.to_numpy() if whole else np.array(column.to_pylist(), object))
-        return np.concatenate(columns)
+    def _check_labels(self, file: Path) -> None:
+        """Check what the file says of its labels: none is read."""
+        name = self._label_column(file)
+        if name is None:
+            return
+        gaps, low, high = _statistics(file, name)
+        self._check_label_column(file, name, _schema(file).field(name).type, gaps)
+        names = self._class_names([file])
+        if isinstance(low, int) and (low < 0 or (names and high >= len(names))):
+            wrong = low if low < 0 else high
+            raise ElfsError(
+                f"{file} has a label {wrong} in column {name}, which is no class: correct it, "
+                "leave that image out, or rename the column to do without labels."
+            )
+
+    def _check_label_column(self, file: Path, name: str, kind: pa.DataType, gaps: int) -> None:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        known = _is(kind, "integer", "boolean", "string", "large_string", "string_view")
+        if gaps or not known:
+            raise ElfsError(
+                f"{file} has a column {name} of {kind} with {gaps} gaps: labels must be whole "
+                "numbers or names, and no gaps; rename the column to do without labels."
+            )
+
+    def _label_values(self, file: Path) -> np.ndarray:
+        """int, or object (str): the label column of a file."""
+        name = self._label_column(file)
+        column = pq.read_table(file, columns=[name])[name]
+        self._check_label_column(file, name, column.type, column.null_count)
+        values = column.to_pylist()
+        if isinstance(values[0], str):
+            return np.array([class_name(value) for value in values], object)
+        return np.array(values, np.int64)
 
     def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | None]]:
         for file in files:
@@ -418,13 +486,17 @@ class Parquet(Files):
                     f"{file} is damaged after row {row}: fetch it again ({_line(error)})."
                 ) from error
 
-    def _class_names(self, file: Path) -> tuple[str, ...] | None:
-        metadata = _schema(file).metadata or {}
-        try:
-            features = json.loads(metadata[b"huggingface"])["info"]["features"]
-            return tuple(features[self._label_column(file)]["names"])
-        except (KeyError, TypeError, ValueError):
-            return None
+    def _class_names(self, files: list[Path]) -> tuple[str, ...] | None:
+        """The classes that the metadata of files name, in the order of the first; else None."""
+        names: dict[str, None] = {}
+        for file in files:
+            metadata = _schema(file).metadata or {}
+            try:
+                features = json.loads(metadata[b"huggingface"])["info"]["features"]
+                names |= dict.fromkeys(map(class_name, features[self._label_column(file)]["names"]))
+            except (KeyError, TypeError, ValueError):
+                continue
+        return tuple(names) or None
 
 
 @dataclass(frozen=True)
@@ -435,11 +507,12 @@ class Folder(Files):
     the order of the images, so classes would get into a selection though nobody opened a label.
     The name of a file decides before its folder's: files sorted into folders keep their order.
 
-    With ``train`` and one of ``test``, ``val`` or ``validation`` below it, those are the
-    splits (the first of the three); anything beside them is reported as ``unused``. Otherwise
-    everything is train. A split is labelled if each of its images lies in one of at least two
-    folders side by side: their names are the classes. Any other layout, flat or nested, is
-    read without labels.
+    Two folders side by side whose names have a word for train and for test are the splits, whatever
+    else their names share (``Train`` and ``Test``, ``cifar_train`` and ``cifar_valid``; see
+    :data:`SPLIT_WORDS`); anything beside them is reported as ``unused``. Where there is no test,
+    validation takes its place. Otherwise everything is train. A split is labelled if each of its
+    images lies in one of at least two folders side by side: their names are the classes. Any other
+    layout, flat or nested, is read without labels.
     """
 
     def root(self, request: Request) -> Path:
@@ -459,7 +532,8 @@ class Folder(Files):
                 "JPEG, PNG or WebP files."
             )
         # Images kept from before ``unread`` hold what is reported there in their own report.
-        return ["unread apart", *(_stat(name, root / name) for name in files)]
+        rows = ["unread apart", *(_stat(name, root / name) for name in files)]
+        return [len(splits["train"]), *rows] if "test" in splits else rows
 
     def images(self, request: Request) -> Images:
         root = self.root(request)
@@ -481,6 +555,7 @@ class Folder(Files):
             len(names) if names else None,
             {},
             "Image files of a folder, resized and cropped.",
+            splits=_split_folders(root, [name for own in splits.values() for name in own])[1],
             keep_paths=True,
         )
         by_path = {kind: sorted(found) for kind, found in images.report.items()}
@@ -520,14 +595,13 @@ class Folder(Files):
         root = self.root(request)
         files, report = decoding.list_files(root)
         files.sort(key=lambda path: (_lot(path.rpartition("/")[2]), _lot(path)))
-        tops = {name.partition("/")[0] for name in files if "/" in name}  # a folder may be empty
-        test = next((name for name in ("test", "val", "validation") if name in tops), "")
-        if not (test and "train" in tops):
+        of_folder, _ = _split_folders(root, files)
+        if not of_folder:
             return {"train": files}, report
         splits: dict[str, list[str]] = {"train": [], "test": []}
         for name in files:
-            place = {"train": "train", test: "test"}.get(name.partition("/")[0])
-            (splits[place] if place else report.setdefault("unused", [])).append(name)
+            split = of_folder.get(name.rpartition("/")[0])
+            (splits[split] if split else report.setdefault("unused", [])).append(name)
         return splits, report
 
 
@@ -613,9 +687,6 @@ class FirstOf:
 
 # --- shared by the readers -------------------------------------------------------------------
 
-_SPLIT_WORDS = {
-    "train": "train", "test": "test", "val": "validation", "validation": "validation",
-}  # fmt: skip
 _PARQUET_ROWS = 256  # rows in memory at once: photographs of several megabytes among them
 
 
@@ -656,6 +727,7 @@ def _gather(
     report: dict[str, list],
     source: str,
     *,
+    splits: str,
     keep_paths: bool,
 ) -> Images:
     channels = 1 if all(part.grey for part in parts.values()) else 3
@@ -674,6 +746,7 @@ def _gather(
         parts["train"].names if keep_paths else None,
         dict(sorted(merged.items())),
         source,
+        splits,
         {
             split: np.setdiff1d(np.arange(counts[split]), part.rows).tolist()
             for split, part in parts.items()
@@ -686,6 +759,109 @@ def _counts(report: dict[str, list]) -> str:
     """`` (3 damaged, 1 hidden)``, or nothing."""
     found = ", ".join(f"{len(names)} {kind.replace('_', ' ')}" for kind, names in report.items())
     return f" ({found})" if found else ""
+
+
+def _words(name: str) -> tuple[list[str], set[str]]:
+    """The words of a name in lower case, but for those of splits; and the splits."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    others = [word for word in words if word not in SPLIT_WORDS]
+    return others, {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+
+
+def _split_of_file(root: Path, file: Path) -> str:
+    """The split that a file's name is of, or the nearest folder's; "" where none has a word."""
+    for name in (file.stem, *reversed(file.relative_to(root).parent.parts)):
+        _, splits = _words(name)
+        if len(splits) > 1:
+            raise ElfsError(
+                f"{name!r} in {root} names the splits {' and '.join(sorted(splits))}: rename it, "
+                "so that it names one."
+            )
+        if splits:
+            return splits.pop()
+    return ""
+
+
+def _check_one_set(root: Path, files: list[Path]) -> None:
+    """Refuse several sets side by side: folders that are neither a split nor a key=value part."""
+    sets = {
+        "/".join(part for part in file.relative_to(root).parent.parts if not _is_part(part))
+        for file in files
+    }
+    if len(sets) > 1:
+        names = ", ".join(repr(name or ".") for name in sorted(sets))
+        raise ElfsError(
+            f"{root} holds several sets ({names}), each with its own splits: give the folder of "
+            "one as data_path."
+        )
+
+
+def _is_part(folder: str) -> bool:
+    return "=" in folder or bool(_words(folder)[1])
+
+
+def _split_folders(root: Path, files: list[str]) -> tuple[dict[str, str], str]:
+    """Which split the files in a folder are of, folder -> ``train`` or ``test``, empty if there
+    are no two splits; and the sentence that says so."""
+    outermost: dict[str, tuple[str, str]] = {}  # folder -> the folder of its split, and which
+    for folder in {name.rpartition("/")[0] for name in files}:
+        parts = folder.split("/")
+        for depth, part in enumerate(parts, 1):
+            _, splits = _words(part)
+            if len(splits) == 1:
+                outermost[folder] = "/".join(parts[:depth]), splits.pop()
+                break
+    there = {split for _, split in outermost.values()}
+    test = next((split for split in ("test", "validation") if split in there), None)
+    if not test:
+        return {}, ""
+    if "train" not in there:
+        lone = min(name for name, _ in outermost.values())
+        return {}, f"{lone}/ is read like any other folder, for no folder beside it is named train."
+    use = {"train": "train", test: "test"}
+    used = {folder: (top, use[split]) for folder, (top, split) in outermost.items() if split in use}
+    tops = {split: sorted({top for top, own in used.values() if own == split}) for split in SPLITS}
+    every = [top for own in tops.values() for top in own]
+    # what a name says besides its split: "cifar" of data/cifar_train
+    if len({(top.rpartition("/")[0], *_words(top.rpartition("/")[2])[0]) for top in every}) > 1:
+        raise ElfsError(
+            f"The folders {' and '.join(map(repr, every))} in {root} may be splits or not: name "
+            "one train and the one beside it test, and no other folder so."
+        )
+    listed = "; ".join(f"{split}: {_some(own)}" for split, own in tops.items())
+    return {folder: split for folder, (_, split) in used.items()}, f"Folders taken for {listed}."
+
+
+def _told_apart(root: Path, shards: dict[str, list[Path]]) -> str:
+    if "test" not in shards:
+        return ""
+    named = {split: [_below(root, file) for file in files] for split, files in shards.items()}
+    return f"Files taken for {'; '.join(f'{split}: {_some(own)}' for split, own in named.items())}."
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _is(kind: pa.DataType, *names: str) -> bool:
+    """Whether an Arrow type is one of some kinds; an older Arrow lacks the newer ones."""
+    return any(getattr(pa.types, f"is_{name}", lambda _: False)(kind) for name in names)
+
+
+def _statistics(file: Path, column: str) -> tuple[int, Any, Any]:
+    """What a Parquet file says of a column: its gaps, the lowest and the highest value; 0 and None
+    where it does not say."""
+    metadata = pq.read_metadata(file)
+    gaps, lows, highs = 0, [], []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            said = chunk.statistics if chunk.path_in_schema == column else None
+            gaps += said.null_count or 0 if said else 0
+            if said and said.has_min_max:
+                lows.append(said.min)
+                highs.append(said.max)
+    return gaps, min(lows, default=None), max(highs, default=None)
 
 
 def _lot(name: str) -> bytes:

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 
 import nbformat
-from jupyter_client.kernelspec import NoSuchKernel
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
@@ -79,14 +78,8 @@ def render_report(record: Path, html: Path, *, title: str, kernel: str | None = 
     notebook = find_notebook()
     with tempfile.TemporaryDirectory(prefix="elfs-") as folder:
         output = Path(folder) / NOTEBOOK
-        try:
-            words = {"record": str(record.resolve())}
-            run_notebook(notebook, output, words, kernel=kernel, last="the list itself is written")
-        except NoSuchKernel as error:
-            raise ElfsError(
-                f"The report needs the Jupyter kernel {error.name!r}: install ipykernel, name "
-                "another with -k, or leave the report out with --no-report."
-            ) from error
+        words = {"record": str(record.resolve())}
+        run_notebook(notebook, output, words, kernel=kernel, last="the list itself is written")
         executed = nbformat.read(output, as_version=4)
     config = Config()
     config.TagRemovePreprocessor.enabled = True

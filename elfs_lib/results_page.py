@@ -227,7 +227,10 @@ def methods() -> str:
         source = "" if name == "random" else f"{{cite:t}}`{method.citation}`"
         seen = "all" if method.supervised else "none"
         what = f"{method.summary}: {method.equation}"
-        lines.append(f"| {name} | {what} | {method.polarity} | {seen} | {source} |")
+        cells = (name, what, method.polarity, seen, source)
+        # the bars of a norm would end a cell
+        whole = [cell.replace("|", r"\|") for cell in cells]
+        lines.append(f"| {' | '.join(whole)} |")
     return "\n".join(lines)
 
 

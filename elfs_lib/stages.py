@@ -171,7 +171,8 @@ class Run:
                 "paths": images.paths,
                 "report": images.report,
                 "left_out": images.left_out,
-                "source": images.source,
+                "source": " ".join(filter(None, (images.source, images.splits))),
+                "splits": images.splits,
             }
             draft.json("about", about)
 

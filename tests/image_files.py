@@ -106,8 +106,8 @@ def class_folders(root: Path, counts: dict[str, int], *, size: int = 12) -> None
 
 def parquet_file(
     file: Path,
-    cells: list[bytes | None],
-    labels: list | None = None,
+    cells: list[bytes | None] | pa.Array,
+    labels: list | pa.Array | None = None,
     *,
     image: str = "img",
     label: str = "label",
@@ -116,8 +116,12 @@ def parquet_file(
 ) -> None:
     """A Parquet file in the Hugging Face layout."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    column = [{"bytes": cell, "path": "x"} for cell in cells] if struct else cells
-    columns = {image: pa.array(column)}
+    column = pa.array(cells)
+    if struct:
+        column = pa.StructArray.from_arrays(
+            [column, pa.array(["x"] * len(cells))], ["bytes", "path"]
+        )
+    columns = {image: column}
     if labels is not None:
         columns[label] = pa.array(labels)
     table = pa.table(columns)

@@ -136,8 +136,8 @@ MUTATIONS = [
         "test_clustering.py",
         (
             "clustering accuracy: Hungarian minimised",
-            "maximize=True)\n    return float",
-            "maximize=False)\n    return float",
+            "(counts, maximize=True)",
+            "(counts, maximize=False)",
         ),
     ),
     *_mutations(
@@ -249,16 +249,16 @@ MUTATIONS = [
         ("next batch: compares budgets", "compare=False)", "compare=True)"),
         (
             "next batch: a list of its own",
-            'stem = meant.stem.removesuffix(".next")',
+            'stem = re.sub(r"(\\.next)?(\\.kept\\d+)?$", "", meant.stem)',
             "stem = meant.stem",
         ),
-        ("next batch: an older one stays", "    _drop_batch(files)\n    return choice", "    return choice"),
+        ("next batch: an older one stays", "    _drop_batch(files, labels, say)\n    return choice", "    return choice"),
     ),
     *_mutations(
         "own_images.py",
         "test_own_images.py",
         ("own images: gone images take room", "if path in known))", "))"),
-        ("own images: a list is a stray file", "if name not in own]", "]"),
+        ("own images: a list is a stray file", 'name) not in own]', "name)]"),
     ),
     *_mutations(
         "label_lock.py",

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import elfs_lib
 from elfs_lib import artifacts
 from elfs_lib.artifacts import (
     MANIFEST,
@@ -28,6 +30,7 @@ from elfs_lib.artifacts import (
     NotBuilt,
     Store,
     canonical_json,
+    package_versions,
     stage_key,
     write_text_atomic,
 )
@@ -512,3 +515,17 @@ def test_text_is_written_as_utf8_whatever_the_locale(tmp_path):
     subprocess.run(command, check=True, env=os.environ | plain)
     assert (tmp_path / "list.csv").read_bytes() == "café.jpg\r\nb\n".encode()
     assert [path.name for path in tmp_path.iterdir()] == ["list.csv"]
+
+
+def test_versions_need_no_installed_elfs(monkeypatch):
+    """A source tree on PYTHONPATH has no metadata, and another build of faiss another name."""
+
+    def version(name: str) -> str:
+        if name in ("elfs", "faiss-cpu"):
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    versions = package_versions.__wrapped__()
+    assert versions["elfs"] == elfs_lib.__version__ and "faiss-cpu" not in versions
+    assert versions["torch"] == "1.0"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import elfs_lib
 from elfs_lib import cli
 from elfs_lib.embedding import embed
 from elfs_lib.errors import ElfsError
@@ -203,7 +204,7 @@ FILES = {
         (["run"], "params_file"),
         (["methods", "--n", "0"], "n, dim and classes"),
         (["methods", "--n", "many"], "'--n'"),
-        (["methods", "--dim", "64"], "--dim plays a part in the cost alone: give --n"),
+        (["methods", "--dim", "64"], "--dim is for the cost alone: give --n"),
         (["sweep", "missing.yaml"], "missing.yaml"),
         (["select", "missing", "--classes", "10", "--budget", "5"], "missing"),
     ],
@@ -220,6 +221,26 @@ def test_command(arguments: list[str], words: str, tmp_path: Path, monkeypatch):
     assert said.startswith("elfs: ") and said.count("\n") == 1, said
     assert re.search(words, said, re.IGNORECASE), said
     assert not (tmp_path / "artifacts" / "embeddings").exists()  # refused before any work
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    def needs(*args, **options):
+        raise ModuleNotFoundError("No module named 'faiss'", name="faiss")
+
+    monkeypatch.setattr(cli, "app", needs)
+    code, error = command(["encoders"], monkeypatch)
+    assert code == 2 and "Python package faiss-cpu, which is missing" in error
+
+
+def test_options_have_a_long_form(tmp_path: Path, monkeypatch):
+    (tmp_path / "p.yaml").write_text("encoder: pixels\n")
+    words = ["run", str(tmp_path / "p.yaml"), "--param", "seed=-1", "--kernel", "python3"]
+    code, error = command(words, monkeypatch)
+    assert code == 2 and "'seed' is -1" in error
+
+
+def test_the_package_lists_what_it_offers():
+    assert dir(elfs_lib) == ["__version__", "select"]
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch):

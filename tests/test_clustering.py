@@ -32,8 +32,10 @@ def test_accuracy_closed_form():
     true = np.repeat([0, 1], 50)
     assert clustering.clustering_accuracy(1 - true, true) == 1.0
     assert clustering.clustering_accuracy(np.zeros(100, int), true) == 0.5
-    # Four clusters for two classes: only two can be matched.
-    assert clustering.clustering_accuracy(np.arange(100) // 25, true) == 0.5
+    # Four clusters for two classes: two for each class.
+    assert clustering.clustering_accuracy(np.arange(100) // 25, true) == 1.0
+    # Asked for and empty, they make the measure the same as of those that are not.
+    assert clustering.clustering_accuracy(np.zeros(100, int), true, clusters=4) == 0.5
 
 
 def test_report_does_not_change_when_clusters_are_renumbered():
@@ -45,15 +47,16 @@ def test_report_does_not_change_when_clusters_are_renumbered():
     assert set(report) == {"accuracy", "nmi", "ari"}
 
 
-def test_matched_confusion_has_the_accuracy_on_its_diagonal():
+@pytest.mark.parametrize("clusters", [4, 6])
+def test_matched_confusion_has_the_accuracy_on_its_diagonal(clusters: int):
     rng = np.random.default_rng(3)
-    predicted, true = rng.integers(0, 6, 300), rng.integers(0, 4, 300)
+    predicted, true = rng.integers(0, clusters, 300), rng.integers(0, 4, 300)
     matrix = clustering.matched_confusion(predicted, true, 4)
     accuracy = clustering.clustering_accuracy(predicted, true)
     assert np.trace(matrix) / 300 == pytest.approx(accuracy)
+    assert matrix.shape == (4, 4) and matrix.sum() == 300
     mapping = clustering.match_clusters(predicted, true)
-    assert len(set(mapping)) == 6  # one to one, clusters without a class too
-    assert matrix.sum() == (mapping[predicted] < 4).sum()
+    assert len(mapping) == clusters and set(mapping) == {0, 1, 2, 3}
 
 
 def test_collapse_is_said():

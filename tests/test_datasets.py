@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import image_files
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.io
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from sklearn.datasets import load_digits
 
 from elfs_lib import datasets, decoding, readers
@@ -191,20 +192,25 @@ def test_altered_cifar_files_are_refused_before_they_are_unpickled(tmp_path):
     assert not (tmp_path / "trap").exists()
 
 
-def test_cifar10_from_parquet(tmp_path):
-    names = ["plane", "car"]
+def named_classes(*names: str) -> dict[str, str]:
+    """Metadata of Hugging Face that name the classes of column ``label``."""
     features = {"img": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+def test_cifar10_from_parquet(tmp_path):
+    metadata = named_classes("plane", "car")
     cells = [
         image_files.encoded(image_files.gradient(32, 32, shade=i), "JPEG", quality=95)
         for i in range(12)
     ]
     folder = tmp_path / "cifar10"
-    image_files.parquet_file(
-        folder / "train-00000-of-00002.parquet", cells[:6], [0, 1] * 3, metadata=metadata
-    )
-    image_files.parquet_file(folder / "train-00001-of-00002.parquet", cells[6:9], [1, 1, 0])
-    image_files.parquet_file(folder / "test-00000-of-00001.parquet", cells[9:], [1, 0, 0])
+    for name, part, labels in (
+        ("train-00000-of-00002", cells[:6], [0, 1] * 3),
+        ("train-00001-of-00002", cells[6:9], [1, 1, 0]),
+        ("test-00000-of-00001", cells[9:], [1, 0, 0]),
+    ):
+        image_files.parquet_file(folder / f"{name}.parquet", part, labels, metadata=metadata)
     images = load_images("cifar10", tmp_path)
     assert images.train.shape == (9, 3, 32, 32) and images.test.shape == (3, 3, 32, 32)
     for row, cell in enumerate(cells[:9]):
@@ -350,6 +356,129 @@ def test_parquet_splits_by_file_or_folder_name(tmp_path):
     assert images.train[:, 2, 0, 0].tolist() == [0, 1]
     assert images.test[:, 2, 0, 0].tolist() == [2]
     assert images.report == {"unused": ["d/validation-0.parquet"]}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (["train0.parquet", "train1.parquet"], ["test0.parquet"]),
+        (["cifar_train-00000.parquet"], ["cifar_test-00000-of-00001-1a2b3c4d5e6f.parquet"]),
+        (["Train.parquet"], ["VALID.parquet"]),
+        (["a/trainset.parquet"], ["a/myDev.parquet"]),
+        (["Training/part-0.parquet"], ["eval/part-0.parquet"]),
+        (["train/year=2020/0.parquet", "train/year=2021/0.parquet"], ["test/0.parquet"]),
+    ],
+)
+def test_parquet_splits_by_the_word_wherever_it_stands(tmp_path, train, test):
+    for shade, name in enumerate([*train, *test]):
+        image_files.parquet_file(tmp_path / name, cells(4)[shade : shade + 1])
+    images = load_images("parquet", path=tmp_path)
+    assert images.train[:, 2, 0, 0].tolist() == [*range(len(train))]
+    assert images.test[:, 2, 0, 0].tolist() == [len(train)]
+    for name in (*train, *test):
+        assert name in images.splits
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["data.parquet", "test.parquet"], "test.parquet is the test split .* no file .* train"),
+        (["test.parquet", "validation.parquet"], "no file .* train"),
+        (["train_test.parquet", "test.parquet"], "names the splits test and train: rename it"),
+        (["one/train-0.parquet", "two/train-0.parquet"], "several sets \\('one', 'two'\\)"),
+        (["train.parquet", "one/test.parquet"], "several sets \\('.', 'one'\\)"),
+    ],
+)
+def test_parquet_files_that_could_be_any_split_are_refused(tmp_path, names, message):
+    for name in names:
+        image_files.parquet_file(tmp_path / name, cells(1))
+    with pytest.raises(ElfsError, match=message):
+        check_dataset("parquet", path=tmp_path)
+
+
+def test_parquet_files_of_one_split_are_all_there_is(tmp_path):
+    for part in "ab":
+        image_files.parquet_file(tmp_path / f"test-{part}.parquet", cells(1))
+    images = load_images("parquet", path=tmp_path)
+    assert len(images.train) == 2 and images.test is None and not images.splits
+
+
+def test_parquet_classes_are_matched_by_name(tmp_path):
+    first, second = named_classes("cat", "dog"), named_classes("dog", "cat")
+    image_files.parquet_file(tmp_path / "train-0.parquet", cells(3), [0, 1, 1], metadata=first)
+    image_files.parquet_file(tmp_path / "train-1.parquet", cells(2), [0, 1], metadata=second)
+    image_files.parquet_file(tmp_path / "train-2.parquet", cells(1), ["dog"])
+    image_files.parquet_file(tmp_path / "test.parquet", cells(2), [0, 1], metadata=second)
+    assert load_images("parquet", path=tmp_path).class_names == ("cat", "dog")
+    assert load_labels("parquet", "train", path=tmp_path).tolist() == [0, 1, 1, 1, 0, 1]
+    assert load_labels("parquet", "test", path=tmp_path).tolist() == [1, 0]
+    image_files.parquet_file(tmp_path / "test.parquet", cells(2), ["cat", "dog"])
+    assert load_labels("parquet", "test", path=tmp_path).tolist() == [0, 1]
+    image_files.parquet_file(
+        tmp_path / "test.parquet", cells(2), [0, 1], metadata=named_classes("cat", "eel")
+    )
+    with pytest.raises(ElfsError, match="'eel', which train lacks"):
+        load_labels("parquet", "test", path=tmp_path)
+
+
+@pytest.mark.parametrize("mixed", [("train", "test"), ("test", "train"), ("train", "train-1")])
+@pytest.mark.parametrize("metadata", [None, named_classes("cat", "dog")])
+def test_parquet_names_and_numbers_are_not_mixed(tmp_path, mixed, metadata):
+    named = [0, 1] if metadata else ["cat", "dog"]
+    image_files.parquet_file(tmp_path / f"{mixed[0]}.parquet", cells(2), named, metadata=metadata)
+    image_files.parquet_file(tmp_path / f"{mixed[1]}.parquet", cells(2), [0, 1])
+    with pytest.raises(ElfsError, match="cannot be matched"):
+        for split in labelled_splits("parquet", path=tmp_path):
+            load_labels("parquet", split, path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([True, False, True]),
+        pa.array(["b", "a", "b"]).dictionary_encode(),
+        pa.array(["b", "a", "b"], pa.string_view()),
+        pa.array(["b", "a", "b"], pa.large_string()),
+        pa.array([1, 0, 1], pa.uint8()),
+    ],
+    ids=lambda labels: str(labels.type),
+)
+def test_parquet_labels_of_many_types(tmp_path, labels):
+    image_files.parquet_file(tmp_path / "x.parquet", cells(3), labels)
+    assert load_labels("parquet", "train", path=tmp_path).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [[-1, -1], pa.nulls(2), pa.array([None, None], pa.string())])
+def test_parquet_labels_that_are_all_none_are_no_labels(tmp_path, labels):
+    image_files.parquet_file(tmp_path / "train.parquet", cells(2), [0, 1])
+    image_files.parquet_file(tmp_path / "test.parquet", cells(2), labels)
+    assert labelled_splits("parquet", path=tmp_path) == ("train",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1, 1], "has a label -1 in column label"),
+        ([0, 1, 2], "has a label 2 in column label"),
+        ([0.0, 1.0, 1.0], "label of double"),
+        ([0, None, 1], "1 gaps"),
+        ([[0], [1], [1]], "column label of list"),
+    ],
+)
+def test_parquet_labels_that_are_no_classes_are_refused_before_work(tmp_path, labels, message):
+    metadata = named_classes("cat", "dog")
+    image_files.parquet_file(tmp_path / "x.parquet", cells(3), labels, metadata=metadata)
+    with pytest.raises(ElfsError, match=message):
+        check_dataset("parquet", path=tmp_path)
+
+
+def test_parquet_images_as_views_and_as_paths(tmp_path):
+    views = pa.array(cells(3), pa.binary_view())
+    image_files.parquet_file(tmp_path / "x.parquet", views, struct=False)
+    assert load_images("parquet", path=tmp_path).train.shape[0] == 3
+    image_files.parquet_file(tmp_path / "x.parquet", pa.array([None] * 3, pa.binary()))
+    with pytest.raises(ElfsError, match="the paths of its images and not their bytes"):
+        check_dataset("parquet", path=tmp_path)
 
 
 def test_parquet_label_names_become_numbers(tmp_path):
@@ -510,6 +639,20 @@ def test_large_photograph_is_reduced_without_ringing_or_shift():
     assert np.abs(difference).max() <= 6
 
 
+def test_png_files_with_much_text_or_a_large_profile_are_whole(tmp_path):
+    about = PngImagePlugin.PngInfo()
+    about.add_text("workflow", "x" * 2**21, zip=True)
+    picture = image_files.gradient()
+    picture.save(tmp_path / "text.png", pnginfo=about)
+    picture.save(tmp_path / "plain.png")
+    picture.save(tmp_path / "profile.png", icc_profile=bytes(2**21))
+    data = (tmp_path / "text.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) * 3 // 4])
+    images = load_images("image_folder", path=tmp_path)
+    assert images.report["damaged"] == ["cut.png"]
+    assert len(images.paths) == 3 and (images.train == images.train[:1]).all()
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
 def test_no_damage_ever_escapes(file_format):
     """Every cut, and a thousand flipped bytes: an image or a report, never an exception."""
@@ -655,6 +798,35 @@ def test_train_and_test_folders(tmp_path):
     image_files.class_folders(tmp_path / "val", {"ape": 1})
     with pytest.raises(ElfsError, match="'ape', which train lacks"):
         load_labels("image_folder", "test", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("train", "valid"),
+        ("cifar_train", "cifar_test"),
+        ("train2017", "val2017"),
+        ("archive/TRAINING", "archive/dev"),
+    ],
+)
+def test_split_folders_by_the_word_wherever_it_stands(tmp_path, train, test):
+    image_files.class_folders(tmp_path / train, {"test tube": 3, "cat": 2})
+    image_files.class_folders(tmp_path / test, {"cat": 1, "test tube": 1})
+    images = load_images("image_folder", path=tmp_path)
+    assert len(images.train) == 5 and len(images.test) == 2
+    assert images.class_names == ("cat", "test tube")
+    assert images.splits == f"Folders taken for train: {train}; test: {test}."
+
+
+def test_folders_that_may_be_splits_or_not(tmp_path):
+    image_files.class_folders(tmp_path, {"valid": 2, "invalid": 2})
+    images = load_images("image_folder", path=tmp_path)
+    assert images.class_names == ("invalid", "valid") and images.test is None
+    assert "valid/ is read like any other folder" in images.splits
+    image_files.class_folders(tmp_path, {"freight train": 2})
+    with pytest.raises(ElfsError, match="'freight train' and 'valid' in .* may be splits or not"):
+        check_dataset("image_folder", path=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -403,6 +403,42 @@ def test_unreadable_checkpoints_are_one_sentence(tmp_path):
         check_encoder("pixels", tmp_path / "noise.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
+        ({"teacher": {}, "output_dir": Path("runs")}, r"also holds a pathlib\.\w*Path"),
+        ({"teacher": {}, "best": np.float64(0.5)}, r"also holds a numpy\.\S+"),
+    ],
+    ids=["lfs", "html", "path", "numpy"],
+)
+def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path, content, message):
+    for name in ("weights.pth", "weights.safetensors")[: 2 if isinstance(content, bytes) else 1]:
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            torch.save(content, tmp_path / name)
+        with pytest.raises(ElfsError, match=message) as error:
+            read_checkpoint(tmp_path / name)
+        assert "\x1b" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_dinov2_blocks_in_chunks_are_blocks():
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, depth=4)
+    ours = model.state_dict()
+
+    def chunked(name: str) -> str:
+        first, *rest = name.split(".")
+        return ".".join([first, str(int(rest[0]) // 2), *rest]) if first == "blocks" else name
+
+    given = {f"teacher.backbone.{chunked(name)}": value for name, value in ours.items()}
+    assert any(".blocks.1.3." in name for name in given)
+    found = embedding._under_our_names(model, given, ours.keys(), "weights.pth")
+    assert found.keys() == ours.keys()
+    assert all(torch.equal(found[name], ours[name]) for name in ours)
+
+
 def test_timm_models_without_weights_need_a_checkpoint():
     with pytest.raises(ElfsError, match="give encoder_checkpoint"):
         check_encoder("botnet50ts_256")

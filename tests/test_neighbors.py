@@ -210,3 +210,25 @@ def test_mistakes_are_one_sentence():
         knn_accuracy(near, np.zeros(9, int), k=3)
     with pytest.raises(ElfsError, match="10 integers"):
         neighbor_information(near, np.full(10, -1))
+
+
+@pytest.mark.parametrize("noise", [1e-3, 3e-3, 1e-2])
+@pytest.mark.parametrize("copies", [0, 130])
+def test_neighbours_in_a_tight_cone_are_those_of_float64(noise: float, copies: int):
+    """Embeddings of some encoders have cosines above 0.9999, which float32 rounds to a few."""
+    rng = np.random.default_rng(0)
+    middle = rng.normal(size=96)
+    rows = (rng.normal(size=(700, 96)) * noise + middle).astype(np.float32)
+    rows[rng.permutation(700)[:copies]] = rows[7]  # more of them than candidates are kept
+    found = nearest_neighbors(rows, 20, block=256)
+    unit = rows.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    distance = np.square(unit[:, None] - unit).sum(axis=2)
+    np.fill_diagonal(distance, np.inf)
+    true = np.argsort(distance, axis=1, kind="stable")[:, :20]
+    best = np.take_along_axis(distance, found.indices, axis=1)
+    np.testing.assert_allclose(best, np.take_along_axis(distance, true, axis=1), rtol=1e-9)
+    assert np.mean(found.indices == true) > 0.999
+    cosines = (unit[:, None] * unit[found.indices]).sum(axis=2)
+    np.testing.assert_allclose(found.similarities, cosines, atol=1e-7)
+    assert (np.diff(found.similarities, axis=1) <= 0).all()

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import image_files
 import numpy as np
@@ -481,7 +482,7 @@ KNOWN = ["a/1.png", "a/2.png", "b, c/3.png", "ü.png"]
         ('\ufeffimage,choice\n/data/local-files/?d=photos/a/1.png,cat\n"/data/local-files/?d=photos'
         '/b%2C%20c/3.png",dog\n'),
         json.dumps([{"image": "x", "path": "a/1.png", "label": "cat"},
-                    {"path": "b, c/3.png", "choice": {"choices": ["dog"]}}]),
+                    {"path": "b, c/3.png", "label": {"choices": ["dog"]}}]),
         json.dumps([
             {"data": {"path": "a/1.png"}, "annotations": [
                 {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]},
@@ -490,8 +491,23 @@ KNOWN = ["a/1.png", "a/2.png", "b, c/3.png", "ü.png"]
                 {"result": [{"type": "choices", "value": {"choices": ["dog"]}}]}]},
             {"data": {"path": "a/2.png"}, "annotations": [{"was_cancelled": True}]},
         ]),
+        "sep=;\r\npath;label\r\na/1.png;cat\r\nb, c/3.png;dog\r\n",
+        'path,label\na/1.png,"{""choices"": [""cat""]}"\n"b, c/3.png","[""dog""]"\n',
+        ('path,label\n/data/upload/3/0a1b2c3d-1.png,cat\n'
+         '/data/local-files/?d=photos%5Cb%2C%20c%5C3.png,dog\n'),
+        json.dumps([
+            {"data": {"path": "a/1.png"}, "annotations": [{"result": [
+                {"from_name": "quality", "value": {"choices": ["blurred"]}},
+                {"from_name": "label", "value": {"choices": ["cat"]}}]}]},
+            {"data": {"path": "b, c/3.png"}, "annotations": [{"result": [
+                {"from_name": "label", "value": {"choices": ["dog"]}},
+                {"from_name": "quality", "value": {"choices": ["sharp"]}}]}]},
+            {"data": {"path": "a/2.png"}, "annotations": [{"result": [
+                {"from_name": "quality", "value": {"choices": ["sharp"]}}]}]},
+        ]),
     ],
-    ids=["csv", "semicolons", "spaces", "urls", "json-min", "json"],
+    ids=["csv", "semicolons", "spaces", "urls", "json-min", "json", "excel", "json in csv",
+         "uploads", "controls"],
 )  # fmt: skip
 def test_labels_are_read_from_whatever_people_export(tmp_path: Path, text: str):
     (tmp_path / "labels").write_text(text, encoding="utf-8")
@@ -513,6 +529,11 @@ def test_labels_are_read_from_whatever_people_export(tmp_path: Path, text: str):
         ("[{", "not valid JSON"),
         (('[{"data": {"path": "a/1.png"}, "annotations": [{"result": [{"value": {"choices": '
          '["cat", "dog"]}}]}]}]'), "labels 'cat' and 'dog'"),
+        ('path,label\na/1.png,"{""choices"": [""cat"", ""dog""]}"\n', "labels 'cat' and 'dog'"),
+        ("sep=,\npath,label\nno.png,cat\n", "line 3: 'no.png' is not a usable image"),
+        (('[{"data": {"path": "a/1.png"}, "annotations": [{"result": [{"from_name": "quality", '
+          '"value": {"choices": ["sharp"]}}]}]}]'), "answers to 'quality' and none to 'label'"),
+        ("path,label\n/data/upload/3/0a1b2c3d-4.png,cat\n", "is not a usable image"),
         ('[{"data": 3, "annotations": []}]', "task 1: is not as"),
         ('[{"path": "a/1.png", "annotations": 3}]', "task 1: is not as"),
     ],
@@ -540,6 +561,39 @@ def test_names_are_found_by_either_way_of_writing_an_accent(tmp_path: Path):
     (tmp_path / "labels.csv").write_text(f"path,label\n{composed},x\n{apart},y\n")
     both = read_labels(tmp_path / "labels.csv", [composed, apart]).given
     assert both == {composed: "x", apart: "y"}
+
+
+def test_uploads_are_known_by_a_name_that_only_one_image_has(tmp_path: Path):
+    file, upload = tmp_path / "labels.csv", "/data/upload/3/0a1b2c3d-my_photo1.png"
+    file.write_text(f"path,label\n{upload},cat\n")
+    assert read_labels(file, ["x/my photo(1).png"]).given == {"x/my photo(1).png": "cat"}
+    with pytest.raises(ElfsError, match="is not a usable image"):
+        read_labels(file, ["x/my photo(1).png", "y/my photo(1).png"])
+
+
+def test_a_plus_sign_in_a_url_need_not_be_encoded(tmp_path: Path):
+    file = tmp_path / "labels.csv"
+    file.write_text(f"path,label\n{LOCAL_FILES}photos/a+b.png,cat\n")
+    for known in ("a+b.png", "a b.png"):
+        assert read_labels(file, [known], folder="photos").given == {known: "cat"}
+
+
+def test_classes_that_look_the_same_are_the_same(tmp_path: Path):
+    file = tmp_path / "labels.csv"
+    spellings = ["caf\u00e9 au lait", "cafe\u0301 au  lait", "caf\u00e9\u00a0au\u200b lait "]
+    rows = [f"{number}.png,{label}" for number, label in enumerate(spellings)]
+    file.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert set(read_labels(file, None).given.values()) == {"caf\u00e9 au lait"}
+
+
+def test_names_of_classes_may_have_commas(tmp_path: Path, monkeypatch, capsys):
+    files = small_list(tmp_path)
+    classes = ["salt, pepper", "cafe\u0301"] * 6
+    typed = pd.read_csv(files.csv).assign(label=classes)
+    typed.to_csv(files.csv, index=False)
+    names = '"salt, pepper", caf\u00e9'
+    assert run_cli(monkeypatch, "labels", "import", files.csv, "--names", names) == 0
+    assert set(stored_labels(files).values()) == {"salt, pepper", "caf\u00e9"}
 
 
 def test_tasks_come_back_as_they_went(tmp_path: Path):
@@ -795,15 +849,41 @@ def test_an_older_batch_does_not_stand_beside_a_new_list(tmp_path: Path):
     label(files.csv)
     evaluate(files, folds=3, batch=10)
     assert all(file.exists() for file in batch)
-    make_list(tmp_path / "photos", files, request, store)
+    waiting, said = files.next.csv.read_text(), []
+    make_list(tmp_path / "photos", files, request, store, say=said.append)
     assert not any(file.exists() for file in batch)
+    kept = files.csv.with_name("list.next.kept1.csv")  # somebody may be labelling it
+    assert kept.read_text() == waiting and any(str(kept) in line for line in said)
+    assert own_labels.find_list(None, kept).csv == files.csv
     label(files.csv)
     evaluate(files, folds=3, batch=0)
-    said: list[str] = []
     while evaluate(files, folds=3, batch=10, say=said.append)[1]:
         label(files.next.csv)
     assert said[-1].endswith("has a label: there is no next batch.")
     assert not any(file.exists() for file in batch)
+
+
+def test_a_list_that_is_not_labelled_is_kept(tmp_path: Path):
+    files = small_list(tmp_path)
+    request, store = read_record(files.record).request, Store(tmp_path / "store")
+    first = files.csv.read_text()
+    make_list(tmp_path / "photos", files, request, store)  # the same list again
+    assert not list(tmp_path.glob("*kept*"))
+    make_list(tmp_path / "photos", files, replace(request, budget=6), store)
+    assert (tmp_path / "list.kept1.csv").read_text() == first
+    import_labels(files, _labelled(tmp_path / "list.kept1.csv"))
+    make_list(tmp_path / "photos", files, request, store)
+    evaluate(files, folds=3, batch=4)
+    batch = files.next.csv.read_text()
+    evaluate(files, folds=3, batch=6)
+    assert (tmp_path / "list.next.kept1.csv").read_text() == batch
+
+
+def _labelled(file: Path) -> Path:
+    frame = pd.read_csv(file)
+    labelled = file.with_name("given.csv")
+    frame.assign(label=["a", "b"] * (len(frame) // 2)).to_csv(labelled, index=False)
+    return labelled
 
 
 def test_what_the_model_says_is_no_label(tmp_path: Path):
@@ -1086,7 +1166,11 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     page = (tmp_path / "list.html").read_text()
     assert "<script" not in page.lower()
     assert "&lt;script&gt;alert" in page
-    assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", page)
+    assert not re.findall(r"""src=["'](?!data:)""", page)
+    links = {unquote(link) for link in re.findall(r'href="([^"#]+)"', page)}
+    assert links and all((tmp_path / link).is_file() for link in links)
+    assert {(tmp_path / link).resolve() for link in links} <= {*folder.rglob("*")}
+    assert "least like their own nearest" in page and "outlier" not in page.lower()
     assert str(tmp_path) not in page and str(folder) not in page
     assert "In common is the share" in page
     for heading in ("To label", "Too hard", "Copies", "Too easy", "Files left out", "Clusters"):

@@ -83,6 +83,20 @@ def test_names_injected_by_papermill_are_checked_and_others_are_not():
         Params.from_notebook({"In": cells, "budget": 0.2})
 
 
+def test_a_file_that_leaves_keys_out_means_the_same_to_papermill(tmp_path: Path, capsys):
+    """A notebook's own values are for the digits, not defaults of other data."""
+    page = read_yaml(ROOT / "params" / "digits.yaml")
+    file = {"dataset": "image_folder", "data_path": "photos", "classes": 4}
+    cell = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in file.items())
+    found = Params.from_notebook(page | file | {"In": ["", cell]})
+    assert found == Params.make(file) and found.floor_knn is None
+    said = capsys.readouterr().out
+    assert "dataset, data_path, classes. All others are the library's defaults" in said
+    found = Params.from_notebook(page | {"budget": 0.2, "In": ["", "# Parameters\nbudget = 0.2"]})
+    assert found == Params.make(page | {"budget": 0.2})
+    assert "All others are those of this notebook" in capsys.readouterr().out
+
+
 def test_a_run_from_a_notebook_is_checked_before_any_work(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     with pytest.raises(ElfsError, match="neighbors.*5000.*1436"):
@@ -163,3 +177,8 @@ def test_numbers_of_numpy_are_numbers():
 def test_of_many_names_the_nearest_is_said_alone():
     with pytest.raises(ElfsError, match=r"^Unknown parameter 'budgte': did you mean 'budget'\?$"):
         Params.make({"budgte": 0.1})
+
+
+def test_a_list_as_papermill_passes_it_is_told_the_option_for_lists():
+    with pytest.raises(ElfsError, match=r"'budgets' is the text .* -y 'budgets: \[0.1, 0.2\]'"):
+        Params.make({"budgets": "[0.1, 0.2]"})

@@ -6,9 +6,11 @@ import dataclasses
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from elfs_lib import datasets, pipeline
 from elfs_lib.artifacts import Store
@@ -340,6 +342,37 @@ def test_a_notebook_is_executed_where_the_command_was_started(tmp_path, monkeypa
     )
     pipeline.run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, last="kept")
     assert given.get("cwd") is None  # papermill's own default is the current folder
+
+
+def test_a_kernel_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "notebooks").mkdir()
+    kernel = {"name": "gone", "display_name": "Gone", "language": "python"}
+    page = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    nbformat.write(page, tmp_path / "notebooks" / "01_embeddings.ipynb")
+    monkeypatch.chdir(tmp_path)
+    there = {"python3": "", "mine": ""}
+    monkeypatch.setattr(pipeline, "_kernels", lambda: there)
+    with pytest.raises(ElfsError, match="kernel 'gone': choose one of mine, python3"):
+        pipeline.check_notebooks(["01_embeddings"])
+    with pytest.raises(ElfsError, match="needs the Jupyter kernel 'gone'.* mine, python3 with -k"):
+        pipeline.execute("01_embeddings", tmp_path / "out", {})
+    there.clear()
+    with pytest.raises(ElfsError, match="no Jupyter kernel: install ipykernel"):
+        pipeline.check_notebooks(["01_embeddings"])
+
+
+def test_notebooks_of_a_run_get_every_parameter(tmp_path, monkeypatch):
+    """Else what a file leaves out would be the library's in the stages and the digits' here."""
+    given = []
+    monkeypatch.setattr(
+        pipeline, "execute", lambda name, target, values, **options: given.append(values)
+    )
+    params = Params.make({"dataset": "image_folder", "data_path": "photos", "classes": 4})
+    monkeypatch.chdir(ROOT)
+    pipeline.run_notebooks(["06_coreset_evaluation"], params, tmp_path)
+    assert given[0].keys() == Params.model_fields.keys()
+    assert Params.make(given[0]) == params
 
 
 def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):

@@ -185,6 +185,16 @@ def test_a_bad_method_leaves_the_panel_and_the_legend_says_how_far_down_it_goes(
     assert "AUM hardest" in [line.get_label() for line in every.lines]
 
 
+def test_panels_of_accuracy_have_one_axis():
+    table = pd.DataFrame(results(methods=["random", "elfs", "ccs"]))
+    table.loc[table["method"] == "ccs", "accuracy"] += 12
+    published = pd.DataFrame(
+        {"pruning_rate": [0.7, 0.9], "accuracy": [90.0, 95.0], "method": "elfs"}
+    )
+    figure = plots.accuracy_vs_pruning(summarise(table), supervised=["ccs"], published=published)
+    assert len(figure.axes) == 3 and len({axes.get_ylim() for axes in figure.axes}) == 1
+
+
 def test_differences_has_a_panel_for_each_budget_and_a_row_for_each_pair():
     pairs = pd.concat(paired_difference(results(), name, "random") for name in ("elfs", "ccs"))
     panels = plots.differences(pairs).axes

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
 from elfs_lib import evaluation, results_page
 
@@ -130,6 +133,15 @@ def test_the_last_section_says_what_made_each_table(every):
     assert lines[0].startswith("- Digits: `elfs run a.yaml`, seeds 0, 1, 2; recipe `small`")
     assert "200 steps each; 18 TFLOP in 18 min of training on cpu; elfs 0.1.0." in lines[0]
     assert lines[1].startswith("- Digits, eval_steps=800: ")
+
+
+def test_norms_do_not_split_the_cells_of_the_methods():
+    html = MarkdownIt().enable("table").render(results_page.methods())
+    rows = [re.findall("<td>(.*?)</td>", row) for row in html.split("<tr>")[2:]]
+    assert [row[0] for row in rows] == list(results_page.METHODS)
+    for name, what, _, seen, _ in rows:
+        assert seen in ("all", "none"), name
+        assert what.count("|") == results_page.METHODS[name].equation.count("|")
 
 
 def test_every_method_of_the_registry_is_listed_with_its_source():

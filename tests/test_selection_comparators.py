@@ -456,6 +456,11 @@ def test_zcore_matches_brute_force(per, dims, neighbors):
     np.testing.assert_allclose(scores, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize(("n", "subspaces"), [(20, 400), (150, 1000), (1000, 1000)])
+def test_zcore_draws_many_subspaces_where_images_are_few(n: int, subspaces: int):
+    assert select("zcore", make_inputs(n), 5, neighbors=2).info["subspaces"] == subspaces
+
+
 def test_zcore_prefers_the_lonely_to_the_crowded():
     rng = np.random.default_rng(0)
     crowd = rng.normal(scale=0.01, size=(40, 2))

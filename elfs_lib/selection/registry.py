@@ -160,7 +160,7 @@ def _methods() -> dict[str, Method]:
                "neither typical nor atypical images"),
         Method("zcore", zcore, needs("embeddings"), None, False, "highest score first",
                "griffin2024", "+1 to the nearest image, -1 shared by its neighbours (1 / d^4)",
-               "coverage minus redundancy in random subspaces", seeded=True),
+               "coverage minus redundancy in random subspaces", seeded=True, revision=2),
         Method("dual", dual, needs("scores"), "dual", False, dual_polarity, "cho2025",
                dual_formula, "DUAL of pseudo-labels with beta-sampling", nested=False,
                seeded=True, also_reads=("dual_mean",)),

@@ -11,6 +11,7 @@ from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.geometry import check_finite
 
 SAMPLES_AN_IMAGE, MOST_SAMPLES = 20, 1_000_000  # the paper's million is 20 an image on CIFAR
+SUBSPACES = 1000  # with a tenth of them, or fewer, two seeds agree much less on small sets
 
 
 def zcore_samples(n: int) -> int:
@@ -25,7 +26,7 @@ def zcore(
     seed: int,
     samples: int | None = None,
     subspace_dim: int = 2,
-    samples_per_subspace: int = 1000,
+    samples_per_subspace: int | None = None,
     neighbors: int = 1000,
     exponent: float = 4.0,
     random_start: bool = True,
@@ -38,13 +39,14 @@ def zcore(
     (copies at distance 0 share all of it). Scores start uniform in [0, 1).
 
     The authors draw a new subspace for every sample. Here a subspace serves for
-    ``samples_per_subspace`` samples, so that one k-d tree answers them all, and among copies of the
+    ``samples_per_subspace`` samples, so that one k-d tree answers them all; and among copies of the
     covering image all lose alike, where the authors' code takes the first.
 
     Args:
         samples: Number of samples; None: 20 an image, at most a million.
         subspace_dim: Dimensions of a subspace (2 in the paper).
-        samples_per_subspace: Samples that share a subspace; 1 is the paper's scheme.
+        samples_per_subspace: Samples that share a subspace; None: a thousandth of them, so that
+            there are 1,000 subspaces; 1 is the paper's scheme.
         neighbors: Nearest neighbours that lose score (1000 in the paper).
         exponent: Power of the distance (4 in the paper).
         random_start: Start from uniform scores; False starts from 0.
@@ -52,6 +54,8 @@ def zcore(
     n, dim = inputs.embeddings.shape
     if samples is None:
         samples = zcore_samples(n)
+    if samples_per_subspace is None:
+        samples_per_subspace = max(1, -(-samples // SUBSPACES))
     if min(samples, subspace_dim, samples_per_subspace, neighbors) < 1 or subspace_dim > dim:
         raise ElfsError(
             "samples, samples_per_subspace and neighbors must be at least 1 and subspace_dim from "
