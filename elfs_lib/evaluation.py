@@ -45,6 +45,7 @@ _SPELLED = {
     "d2": "D2",
     "badge": "BADGE",
     "zcore": "ZCore",
+    "typiclust": "TypiClust",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "imagenet": "ImageNet",

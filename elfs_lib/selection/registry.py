@@ -21,6 +21,7 @@ from elfs_lib.selection.double_end import double_end, double_end_balanced
 from elfs_lib.selection.dual import dual
 from elfs_lib.selection.geometry import herding, k_center, moderate, prototypicality
 from elfs_lib.selection.message_passing import d2, d2_supervised
+from elfs_lib.selection.prototypes import typiclust
 from elfs_lib.selection.score_based import hardest, random
 from elfs_lib.selection.zcore import zcore
 
@@ -113,6 +114,8 @@ def _methods() -> dict[str, Method]:
     d2_formula = "s_i = x_i + sum_j e_ij(g_f) x_j; s_j -= e_ij(g_r) s_i; e_ij(g) = exp(-g d_ij^2)"
     dual_polarity = "weight DUAL x Beta density of mean p_y; in order of drawing"
     dual_formula = "Beta(C + 1 - b, b), b = C (1 - mu)(1 - r^c)"
+    one_of_each = "one of each of as many clusters as images; largest clusters first"
+    coverage = "covers most that earlier picks do not; in greedy order"
     lines = [
         Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
                "u_i ~ U(0, 1)", "uniform sample", seeded=True),
@@ -183,6 +186,12 @@ def _methods() -> dict[str, Method]:
         Method("dual_supervised", dual, needs("scores"), "dual", True, dual_polarity, "cho2025",
                dual_formula, "DUAL of true labels with beta-sampling", nested=False,
                seeded=True, also_reads=("dual_mean",)),
+    ]  # fmt: skip
+    # For few labels a class; at the end, since the looks in the figures go by place
+    lines += [
+        Method("typiclust", typiclust, needs("embeddings"), None, False, one_of_each,
+               "hacohen2022", "argmax_{i in cluster} 1 / mean_{j in 20-NN of it} ||z_i - z_j||",
+               "the most typical image of each k-means cluster", nested=False, seeded=True),
     ]  # fmt: skip
     return {method.name: method for method in lines}
 

@@ -1,0 +1,175 @@
+"""Methods for few labels a class: each against a plain, slow reference in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from elfs_lib.clustering import kmeans_labels
+from elfs_lib.errors import ElfsError
+from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.selection import METHODS, SelectionInputs, select
+
+LOW_BUDGET = (
+    "typiclust",
+)
+COVERAGE = ()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("ELFS_PROGRESS", "0")
+
+
+def make_inputs(n: int = 120, dim: int = 6, classes: int = 4, seed: int = 0) -> SelectionInputs:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    embeddings = (rng.normal(size=(n, dim)) + 2.5 * np.eye(dim)[labels]).astype(np.float32)
+    near = nearest_neighbors(embeddings, min(12, n - 1))
+    return SelectionInputs(
+        n=n,
+        embeddings=embeddings,
+        neighbors=near.indices,
+        similarities=near.similarities,
+        classes=classes,
+    )
+
+
+def run(method: str, inputs: SelectionInputs, count: int, seed: int = 0, **options):
+    if method == "usl":
+        options.setdefault("k", 7)
+    return select(method, inputs, count, seed=seed, **options)
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    rows = embeddings.astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def distances(rows: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+
+
+# ---------------------------------------------------------------- what all of them promise
+
+
+@pytest.mark.parametrize("method", LOW_BUDGET)
+@pytest.mark.parametrize("count", [1, 2, 501, 640, 699, 700])
+def test_any_count_up_to_all_images_is_exact(method, count):
+    inputs = make_inputs(700, dim=4)
+    got = run(method, inputs, count, seed=2)
+    assert len(set(got.indices.tolist())) == count
+    assert got.indices.tolist() == run(method, inputs, count, seed=2).indices.tolist()
+
+
+@pytest.mark.parametrize("method", LOW_BUDGET)
+def test_a_list_of_500_begins_with_the_list_of_100_where_the_registry_says_so(method):
+    inputs = make_inputs(600)
+    short, long = (run(method, inputs, count, seed=1).indices.tolist() for count in (100, 500))
+    assert (long[:100] == short) == METHODS[method].nested
+
+
+@pytest.mark.parametrize("method", LOW_BUDGET)
+def test_the_length_of_the_embeddings_does_not_matter(method):
+    inputs = make_inputs(150)
+    lengths = 2.0 ** np.random.default_rng(3).integers(-3, 9, (150, 1))  # exact in float32
+    scaled = {**vars(inputs), "embeddings": inputs.embeddings * lengths.astype(np.float32)}
+    for count in (5, 40):
+        expected = run(method, inputs, count).indices.tolist()
+        assert run(method, SelectionInputs(**scaled), count).indices.tolist() == expected
+
+
+@pytest.mark.parametrize("method", LOW_BUDGET)
+def test_the_order_of_the_images_does_not_matter_but_for_ties(method, monkeypatch):
+    """With the clusters given, since k-means starts from images that it draws by place."""
+    inputs = make_inputs(150)
+    labels = kmeans_labels(inputs.embeddings, 12)
+    order = np.random.default_rng(4).permutation(150)
+    place = np.argsort(order)
+    shuffled = SelectionInputs(
+        n=150,
+        embeddings=inputs.embeddings[order],
+        neighbors=place[inputs.neighbors[order]].astype(np.int32),
+        similarities=inputs.similarities[order],
+        classes=4,
+    )
+    lists = []
+    for images, clusters in ((inputs, labels), (shuffled, labels[order])):
+        for module in ("prototypes",):
+            monkeypatch.setattr(
+                f"elfs_lib.selection.{module}.kmeans_clusters", lambda *a, c=clusters, **k: c
+            )
+        lists.append(run(method, images, 8))
+    (expected, got) = lists
+    if method == "prob_cover":  # images that cover equally many are common: the first wins
+        assert got.info["delta"] == pytest.approx(expected.info["delta"], abs=1e-6)
+        assert got.scores[0] == expected.scores[0]
+    elif method in COVERAGE:
+        assert order[got.indices].tolist() == expected.indices.tolist()
+    else:  # clusters of one size come in the order of their images
+        assert (
+            sorted(order[got.indices]) == sorted(expected.indices)
+            or len(np.unique(np.bincount(labels))) < 12
+        )
+
+
+# ---------------------------------------------------------------- one of each cluster
+
+
+def slow_deal(labels: np.ndarray, worth: list[float], count: int, fewest: int = 1) -> list[int]:
+    """Round by round, the largest cluster first, by plain loops."""
+    members = {c: [i for i in range(len(labels)) if labels[i] == c] for c in set(labels.tolist())}
+    for own in members.values():
+        own.sort(key=lambda i: (-worth[i], i))
+    picks: list[int] = []
+    for large_enough in (True, False):
+        queues = [own for own in members.values() if (len(own) >= fewest) == large_enough]
+        for turn in range(len(labels)):
+            best = [(-len(own), own[turn]) for own in queues if turn < len(own)]
+            picks += [i for _, i in sorted(best)]
+    return picks[:count]
+
+
+def slow_typicality(rows: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
+    gap, worth = distances(rows), []
+    for i in range(len(rows)):
+        near = sorted(gap[i, j] for j in range(len(rows)) if j != i and labels[j] == labels[i])
+        worth.append(1 / np.mean(near[:k]) if near else 0.0)
+    return worth
+
+
+@pytest.mark.parametrize(("count", "most"), [(3, 500), (25, 500), (40, 10), (119, 30)])
+def test_typiclust_matches_the_plain_loop(count, most):
+    inputs = make_inputs()
+    labels = kmeans_labels(inputs.embeddings, min(count, most), seed=5, restarts=1)
+    worth = slow_typicality(unit(inputs.embeddings), labels, 7)
+    got = run("typiclust", inputs, count, seed=5, most_clusters=most, k=7)
+    assert got.indices.tolist() == slow_deal(labels, worth, count, fewest=5)
+    np.testing.assert_allclose(got.scores, np.array(worth)[got.indices], rtol=1e-4)
+
+
+def test_typiclust_takes_the_middle_of_a_cluster_and_not_the_stray_pair():
+    rng = np.random.default_rng(0)
+    crowds = np.repeat(np.eye(3), [40, 30, 2], axis=0)
+    spread = np.r_[0.0, rng.uniform(0.1, 0.4, 39), 0.0, rng.uniform(0.1, 0.4, 29), 0.0, 0.01]
+    noise = rng.normal(size=(72, 3))
+    points = crowds + spread[:, None] * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    inputs = SelectionInputs(72, embeddings=points.astype(np.float32))
+    got = run("typiclust", inputs, 3)
+    assert set(got.indices[:2].tolist()) <= set(range(70)) and got.info["clusters"] == 3
+    assert got.indices[2] < 70 or len(got.indices) == 3
+
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        ("typiclust", {"most_clusters": 0}, "at least 1"),
+        ("typiclust", {"k": 2.5}, "at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_said(method, options, says):
+    with pytest.raises(ElfsError, match=says):
+        run(method, make_inputs(), 5, **options)
