@@ -46,6 +46,7 @@ _SPELLED = {
     "badge": "BADGE",
     "zcore": "ZCore",
     "typiclust": "TypiClust",
+    "kmeans_nearest": "K-means nearest",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "imagenet": "ImageNet",

@@ -14,6 +14,7 @@ from elfs_lib.selection import METHODS, SelectionInputs, select
 
 LOW_BUDGET = (
     "typiclust",
+    "kmeans_nearest",
 )
 COVERAGE = ()
 
@@ -160,6 +161,17 @@ def test_typiclust_takes_the_middle_of_a_cluster_and_not_the_stray_pair():
     got = run("typiclust", inputs, 3)
     assert set(got.indices[:2].tolist()) <= set(range(70)) and got.info["clusters"] == 3
     assert got.indices[2] < 70 or len(got.indices) == 3
+
+
+@pytest.mark.parametrize("count", [2, 17, 100])
+def test_kmeans_nearest_matches_the_plain_loop(count):
+    inputs = make_inputs()
+    rows, labels = unit(inputs.embeddings), kmeans_labels(inputs.embeddings, count, restarts=1)
+    away = [math.dist(rows[i], rows[labels == labels[i]].mean(0)) for i in range(120)]
+    got = run("kmeans_nearest", inputs, count)
+    assert got.indices.tolist() == slow_deal(labels, [-round(a, 6) for a in away], count)
+    np.testing.assert_allclose(got.scores, np.array(away)[got.indices], atol=1e-6)
+    assert len(set(labels[got.indices].tolist())) == count
 
 
 

@@ -65,6 +65,23 @@ def typiclust(
     return Selection(indices, typicality[indices], {"clusters": len(np.unique(clusters))})
 
 
+def kmeans_nearest(inputs: SelectionInputs, count: int, *, seed: int) -> Selection:
+    """The image next to each centroid (the baseline of Pourahmadi et al. 2021): k-means with as
+    many clusters as images are asked for on L2-normalised embeddings, largest clusters first.
+
+    Returns:
+        Scores are distances to the centroid in [0, 2].
+
+    Raises:
+        ElfsError: if a row of the embeddings is zero or not finite.
+    """
+    rows = unit_rows(inputs.embeddings)
+    clusters = kmeans_clusters(rows, count, seed=seed)
+    distances = distances_to_own_mean(rows, clusters)
+    indices = _deal(clusters, -distances, count)
+    return Selection(indices, distances[indices])
+
+
 def density(similarities: np.ndarray) -> np.ndarray:
     """1 / the mean distance to the neighbours.
 
