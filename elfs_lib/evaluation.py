@@ -47,6 +47,7 @@ _SPELLED = {
     "zcore": "ZCore",
     "typiclust": "TypiClust",
     "kmeans_nearest": "K-means nearest",
+    "usl": "USL",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "imagenet": "ImageNet",

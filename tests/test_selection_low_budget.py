@@ -15,6 +15,7 @@ from elfs_lib.selection import METHODS, SelectionInputs, select
 LOW_BUDGET = (
     "typiclust",
     "kmeans_nearest",
+    "usl",
 )
 COVERAGE = ()
 
@@ -174,12 +175,24 @@ def test_kmeans_nearest_matches_the_plain_loop(count):
     assert len(set(labels[got.indices].tolist())) == count
 
 
+@pytest.mark.parametrize(("count", "k"), [(2, 12), (17, 3), (100, 7)])
+def test_usl_matches_the_plain_loop(count, k):
+    inputs = make_inputs()
+    gap = np.sort(distances(unit(inputs.embeddings)), axis=1)
+    dense = (1 / gap[:, 1 : k + 1].mean(1)).tolist()
+    labels = kmeans_labels(inputs.embeddings, count, seed=3, restarts=1)
+    got = run("usl", inputs, count, seed=3, k=k)
+    assert got.indices.tolist() == slow_deal(labels, dense, count)
+    np.testing.assert_allclose(got.scores, np.array(dense)[got.indices], rtol=1e-4)
+
+
 
 @pytest.mark.parametrize(
     ("method", "options", "says"),
     [
         ("typiclust", {"most_clusters": 0}, "at least 1"),
         ("typiclust", {"k": 2.5}, "at least 1"),
+        ("usl", {"k": 13}, "k must be from 1 to the 12"),
     ],
 )
 def test_what_does_not_fit_is_said(method, options, says):

@@ -82,6 +82,33 @@ def kmeans_nearest(inputs: SelectionInputs, count: int, *, seed: int) -> Selecti
     return Selection(indices, distances[indices])
 
 
+def usl(inputs: SelectionInputs, count: int, *, seed: int, k: int = 20) -> Selection:
+    """USL (Wang et al., ECCV 2022): the densest image of each of ``count`` k-means clusters,
+    largest clusters first.
+
+    Density is 1 / the mean distance to the k nearest of all images, between L2-normalised
+    embeddings. The paper's regulariser, which moves picks of adjacent clusters apart in further
+    rounds, is left out.
+
+    Args:
+        k: Neighbours, at most K of ``inputs.neighbors``; the authors set 20 on ImageNet and 400 on
+            CIFAR.
+
+    Returns:
+        Scores are densities, above 0; copies count as 1e-6 apart.
+
+    Raises:
+        ElfsError: if k is out of range, or a row of the embeddings is zero or not finite.
+    """
+    found = inputs.neighbors.shape[1]
+    if not is_whole(k, 1, found):
+        raise ElfsError(f"k must be from 1 to the {found} neighbours there are, not {k!r}.")
+    dense = density(inputs.similarities[:, :k])
+    clusters = kmeans_clusters(unit_rows(inputs.embeddings), count, seed=seed)
+    indices = _deal(clusters, dense, count)
+    return Selection(indices, dense[indices])
+
+
 def density(similarities: np.ndarray) -> np.ndarray:
     """1 / the mean distance to the neighbours.
 

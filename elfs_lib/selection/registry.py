@@ -21,7 +21,7 @@ from elfs_lib.selection.double_end import double_end, double_end_balanced
 from elfs_lib.selection.dual import dual
 from elfs_lib.selection.geometry import herding, k_center, moderate, prototypicality
 from elfs_lib.selection.message_passing import d2, d2_supervised
-from elfs_lib.selection.prototypes import kmeans_nearest, typiclust
+from elfs_lib.selection.prototypes import kmeans_nearest, typiclust, usl
 from elfs_lib.selection.score_based import hardest, random
 from elfs_lib.selection.zcore import zcore
 
@@ -195,6 +195,9 @@ def _methods() -> dict[str, Method]:
         Method("kmeans_nearest", kmeans_nearest, needs("embeddings"), None, False, one_of_each,
                "pourahmadi2021", "argmin_{i in cluster} ||z_i - centroid||",
                "the image next to each k-means centroid", nested=False, seeded=True),
+        Method("usl", usl, needs("embeddings", "neighbors"), None, False, one_of_each,
+               "wang2022usl", "argmax_{i in cluster} 1 / mean_{j in 20-NN} ||z_i - z_j||",
+               "the densest image of each k-means cluster", nested=False, seeded=True),
     ]  # fmt: skip
     return {method.name: method for method in lines}
 
