@@ -10,14 +10,15 @@ import pytest
 from elfs_lib.clustering import kmeans_labels
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.selection import METHODS, SelectionInputs, select
+from elfs_lib.selection import METHODS, SelectionInputs, coverage, select
 
 LOW_BUDGET = (
     "typiclust",
+    "max_herding",
     "kmeans_nearest",
     "usl",
 )
-COVERAGE = ()
+COVERAGE = ("max_herding",)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def test_the_order_of_the_images_does_not_matter_but_for_ties(method, monkeypatc
     )
     lists = []
     for images, clusters in ((inputs, labels), (shuffled, labels[order])):
-        for module in ("prototypes",):
+        for module in ("coverage", "prototypes"):
             monkeypatch.setattr(
                 f"elfs_lib.selection.{module}.kmeans_clusters", lambda *a, c=clusters, **k: c
             )
@@ -186,6 +187,70 @@ def test_usl_matches_the_plain_loop(count, k):
     np.testing.assert_allclose(got.scores, np.array(dense)[got.indices], rtol=1e-4)
 
 
+# ---------------------------------------------------------------- coverage
+
+
+def slow_coverage(kernel: np.ndarray, count: int) -> tuple[list[int], list[float]]:
+    """Greedy on the dense kernel: every gain anew for every pick, equal gains by index."""
+    n = len(kernel)
+    covered, picks, gains = np.zeros(n), [], []
+    while len(picks) < count:
+        gain = np.maximum(kernel - covered, 0).sum(axis=1)
+        gain[picks] = -1
+        if gain.max() <= 1e-5:
+            covered[:] = 0
+            continue
+        best = int(np.flatnonzero(gain >= gain.max() - 1e-5 * (1 + gain.max()))[0])
+        picks.append(best)
+        gains.append(gain[best] / n)
+        covered = np.maximum(covered, kernel[best])
+    return picks, gains
+
+
+@pytest.mark.parametrize("first", [1, 16])
+@pytest.mark.parametrize("tile", [(512, 4096), (7, 11)])
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+def test_max_herding_matches_the_plain_greedy_loop(monkeypatch, sigma, tile, first):
+    monkeypatch.setattr(coverage, "TILE", tile)
+    monkeypatch.setattr(coverage, "FIRST", first)
+    inputs = make_inputs()
+    kernel = np.exp(-(distances(unit(inputs.embeddings)) ** 2) / sigma**2)
+    got = run("max_herding", inputs, 100, sigma=sigma)
+    picks, gains = slow_coverage(kernel, 100)
+    assert got.indices.tolist() == picks
+    np.testing.assert_allclose(got.scores, gains, atol=1e-6)
+    assert (np.diff(got.scores) < 1e-6).all()
+
+
+def test_later_gains_are_not_computed_for_all_images(monkeypatch):
+    """Lazy greedy: far fewer gains than a pass over all images for each pick."""
+    inputs, computed = make_inputs(800, dim=16), []
+    plain = coverage._gains
+    monkeypatch.setattr(
+        coverage,
+        "_gains",
+        lambda rows, which, *rest: computed.append(len(which)) or plain(rows, which, *rest),
+    )
+    for method in COVERAGE:
+        computed.clear()
+        run(method, inputs, 100)
+        assert sum(computed) < 0.3 * 800 * 100
+
+
+@pytest.mark.parametrize("method", COVERAGE)
+def test_images_that_cover_themselves_alone_are_taken_by_index_at_once(monkeypatch, method):
+    inputs, computed = SelectionInputs(300, embeddings=np.eye(300, dtype=np.float32)), []
+    plain = coverage._gains
+
+    def counted(rows, which, *rest):
+        computed.append(len(which))
+        return plain(rows, which, *rest)
+
+    monkeypatch.setattr(coverage, "_gains", counted)
+    options = {"prob_cover": {"delta": 0.5}}.get(method, {})
+    assert run(method, inputs, 200, **options).indices.tolist() == list(range(200))
+    assert sum(computed) <= 700 + 200 * coverage.FIRST
+
 
 @pytest.mark.parametrize(
     ("method", "options", "says"),
@@ -193,6 +258,7 @@ def test_usl_matches_the_plain_loop(count, k):
         ("typiclust", {"most_clusters": 0}, "at least 1"),
         ("typiclust", {"k": 2.5}, "at least 1"),
         ("usl", {"k": 13}, "k must be from 1 to the 12"),
+        ("max_herding", {"sigma": 0}, "sigma must be above 0"),
     ],
 )
 def test_what_does_not_fit_is_said(method, options, says):

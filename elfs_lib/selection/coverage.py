@@ -1,0 +1,126 @@
+"""Coverage: greedy picks so that every image lies close to one (ProbCover, MaxHerding, facility
+location).
+
+All three maximise the generalised coverage of Bae et al. (ECCV 2024),
+
+    C(S) = mean_n max_{s in S} k(x_s, x_n),
+
+with a kernel k >= 0 of their own: a top-hat, a Gaussian, the cosine. C grows with S, and what an
+image adds only shrinks as S grows (it is submodular), so an old gain bounds the present one and few
+of them have to be computed anew for a pick. The kernel is computed in tiles and never kept: memory
+is O(N D), time O(N^2 D) once and less from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from elfs_lib.clustering import unit_rows
+from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
+from elfs_lib.selection.base import Selection, SelectionInputs
+from elfs_lib.selection.prototypes import kmeans_clusters
+
+TILE = 512, 4096  # candidates and images compared at once: 8 MB, which stay in the cache
+FIRST = 16  # candidates whose gains are brought up to date first
+ROUNDING = 1e-6  # of cosines in float32
+ALIKE = 1e-5  # gains that differ by less, beside 1 and themselves, are equal
+
+# Turns cosine similarities float32 into values of the kernel, float32, in place
+Kernel = Callable[[np.ndarray], np.ndarray]
+
+
+def max_herding(inputs: SelectionInputs, count: int, *, seed: int, sigma: float = 1.0) -> Selection:
+    """MaxHerding (Bae et al., ECCV 2024): greedy coverage with a Gaussian kernel,
+    k(x, y) = exp(-||x - y||^2 / sigma^2) on L2-normalised embeddings. The seed is ignored.
+
+    Args:
+        sigma: Width of the kernel, above 0.
+
+    Returns:
+        Scores are gains of coverage in [0, 1], descending. A smaller count is a prefix of a larger
+        one.
+
+    Raises:
+        ElfsError: if sigma is not above 0, or a row of the embeddings is zero or not finite.
+    """
+    if not 0 < sigma < np.inf:
+        raise ElfsError(f"sigma must be above 0, not {sigma!r}.")
+    scale = np.float32(2 / sigma**2)
+
+    def gaussian(cosine: np.ndarray) -> np.ndarray:
+        cosine -= 1
+        cosine *= scale
+        return np.exp(cosine, out=cosine)
+
+    return _greedy_coverage(unit_rows(inputs.embeddings), count, gaussian, "MaxHerding")
+
+
+def _greedy_coverage(rows: np.ndarray, count: int, kernel: Kernel, name: str) -> Selection:
+    """Lazy greedy (Minoux 1978) on the coverage of unit rows float32 [N, D].
+
+    Gains are brought up to date in blocks of doubling size, from the best bound downwards, until no
+    bound is above the best gain. Where no image adds coverage any more, coverage starts anew from
+    the images that are left, so that lists of any length are as spread as the first picks.
+    """
+    n = len(rows)
+    covered = np.zeros(n, dtype=np.float32)
+    full = _gains(rows, np.arange(n), covered, kernel)
+    bound = full.copy()
+    indices, scores, rounds = np.empty(count, dtype=np.int64), np.empty(count), 1
+    for position in track(range(count), name):
+        best = _best(rows, bound, covered, kernel)
+        if bound[best] <= ALIKE:
+            covered[:], rounds = 0, rounds + 1
+            bound = np.where(np.isinf(bound), -np.inf, full)
+            best = _best(rows, bound, covered, kernel)
+        indices[position], scores[position] = best, bound[best] / n
+        bound[best] = -np.inf
+        for part in _parts(n):
+            np.maximum(covered[part], kernel(rows[part] @ rows[best]), out=covered[part])
+    return Selection(indices, scores, {"rounds": rounds})
+
+
+def _best(rows: np.ndarray, bound: np.ndarray, covered: np.ndarray, kernel: Kernel) -> int:
+    """The image of the largest gain, of equals the first; bounds are tightened in place.
+
+    Ties are common: of two images that only cover each other, either adds as much, and a far image
+    covers itself alone. So gains that differ by no more than rounding are equal, and of images
+    that can at best be equal only those before the winner are looked at.
+    """
+    index, stale = np.arange(len(bound)), ~np.isinf(bound)
+    size, winner, least, most = FIRST, len(bound), -np.inf, -np.inf
+    while True:
+        open_ones = np.flatnonzero(stale & ((bound > most) | (bound >= least) & (index < winner)))
+        if not len(open_ones):
+            return winner
+        best_first = np.argsort(-bound[open_ones], kind="stable")[:size]
+        which = np.sort(open_ones[best_first])
+        bound[which] = np.minimum(bound[which], _gains(rows, which, covered, kernel))
+        stale[which] = False
+        best = bound[~stale].max()
+        least, most = best - ALIKE * (1 + best), best + ALIKE * (1 + best)
+        winner = int(np.argmax(~stale & (bound >= least)))
+        size *= 2
+
+
+def _gains(
+    rows: np.ndarray, candidates: np.ndarray, covered: np.ndarray, kernel: Kernel
+) -> np.ndarray:
+    """Sum over all images of what each candidate adds to their coverage: float64 [B]."""
+    gains = np.zeros(len(candidates))
+    for start in range(0, len(candidates), TILE[0]):
+        block = rows[candidates[start : start + TILE[0]]]
+        for part in _parts(len(rows)):
+            added = kernel(block @ rows[part].T)
+            added -= covered[part]
+            np.maximum(added, 0, out=added)
+            gains[start : start + TILE[0]] += added.sum(axis=1)
+    return gains
+
+
+def _parts(n: int, first: int = 0) -> list[slice]:
+    """The rows from ``first`` on, a tile at a time."""
+    return [slice(start, start + TILE[1]) for start in range(first, n, TILE[1])]
