@@ -15,10 +15,11 @@ from elfs_lib.selection import METHODS, SelectionInputs, coverage, select
 LOW_BUDGET = (
     "typiclust",
     "max_herding",
+    "facility_location",
     "kmeans_nearest",
     "usl",
 )
-COVERAGE = ("max_herding",)
+COVERAGE = ("max_herding", "facility_location")
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +221,16 @@ def test_max_herding_matches_the_plain_greedy_loop(monkeypatch, sigma, tile, fir
     assert got.indices.tolist() == picks
     np.testing.assert_allclose(got.scores, gains, atol=1e-6)
     assert (np.diff(got.scores) < 1e-6).all()
+
+
+def test_facility_location_matches_the_plain_greedy_loop():
+    inputs = make_inputs()
+    cosine = unit(inputs.embeddings) @ unit(inputs.embeddings).T
+    got = run("facility_location", inputs, 100)
+    picks, gains = slow_coverage((1 + cosine) / 2, 100)
+    assert got.indices.tolist() == picks
+    np.testing.assert_allclose(got.scores, gains, atol=1e-6)
+    assert picks[0] == cosine.sum(1).argmax()
 
 
 def test_later_gains_are_not_computed_for_all_images(monkeypatch):

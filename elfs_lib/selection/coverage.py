@@ -58,6 +58,31 @@ def max_herding(inputs: SelectionInputs, count: int, *, seed: int, sigma: float 
     return _greedy_coverage(unit_rows(inputs.embeddings), count, gaussian, "MaxHerding")
 
 
+def facility_location(inputs: SelectionInputs, count: int, *, seed: int) -> Selection:
+    """Facility location (Wei et al., ICML 2015, for selection of data): greedy coverage with
+    k(x, y) = (1 + cos(x, y)) / 2. The seed is ignored.
+
+    The similarity is shifted to be at least 0, so that the first pick is the image closest to all
+    others; later picks are those of the cosine as it is.
+
+    Returns:
+        Scores are gains of coverage in [0, 1], descending. A smaller count is a prefix of a larger
+        one.
+
+    Raises:
+        ElfsError: if a row of the embeddings is zero or not finite.
+    """
+
+    def shifted_cosine(cosine: np.ndarray) -> np.ndarray:
+        cosine += 1
+        cosine *= np.float32(0.5)
+        return cosine
+
+    return _greedy_coverage(
+        unit_rows(inputs.embeddings), count, shifted_cosine, "facility location"
+    )
+
+
 def _greedy_coverage(rows: np.ndarray, count: int, kernel: Kernel, name: str) -> Selection:
     """Lazy greedy (Minoux 1978) on the coverage of unit rows float32 [N, D].
 

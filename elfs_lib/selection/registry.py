@@ -17,7 +17,7 @@ from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.selection.badge import badge
 from elfs_lib.selection.base import SCORES, Selection, SelectionInputs
 from elfs_lib.selection.ccs import ccs
-from elfs_lib.selection.coverage import max_herding
+from elfs_lib.selection.coverage import facility_location, max_herding
 from elfs_lib.selection.double_end import double_end, double_end_balanced
 from elfs_lib.selection.dual import dual
 from elfs_lib.selection.geometry import herding, k_center, moderate, prototypicality
@@ -196,6 +196,9 @@ def _methods() -> dict[str, Method]:
         Method("max_herding", max_herding, needs("embeddings"), None, False, coverage, "bae2024",
                "argmax_i mean_n max(k(z_i, z_n) - max_{s in S} k(z_s, z_n), 0), Gaussian k",
                "greedy generalised coverage with a Gaussian kernel"),
+        Method("facility_location", facility_location, needs("embeddings"), None, False, coverage,
+               "wei2015", "argmax_i sum_n max(cos(z_i, z_n) - max_{s in S} cos(z_s, z_n), 0)",
+               "greedy coverage by cosine similarity"),
         Method("kmeans_nearest", kmeans_nearest, needs("embeddings"), None, False, one_of_each,
                "pourahmadi2021", "argmin_{i in cluster} ||z_i - centroid||",
                "the image next to each k-means centroid", nested=False, seeded=True),
