@@ -46,6 +46,7 @@ _SPELLED = {
     "badge": "BADGE",
     "zcore": "ZCore",
     "typiclust": "TypiClust",
+    "prob_cover": "ProbCover",
     "max_herding": "MaxHerding",
     "kmeans_nearest": "K-means nearest",
     "usl": "USL",

@@ -11,15 +11,17 @@ from elfs_lib.clustering import kmeans_labels
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.selection import METHODS, SelectionInputs, coverage, select
+from elfs_lib.selection.coverage import nearest_of_other_clusters
 
 LOW_BUDGET = (
     "typiclust",
+    "prob_cover",
     "max_herding",
     "facility_location",
     "kmeans_nearest",
     "usl",
 )
-COVERAGE = ("max_herding", "facility_location")
+COVERAGE = ("prob_cover", "max_herding", "facility_location")
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +210,17 @@ def slow_coverage(kernel: np.ndarray, count: int) -> tuple[list[int], list[float
     return picks, gains
 
 
+def slow_delta(rows: np.ndarray, labels: np.ndarray, purity: float) -> float:
+    """The largest radius, out of all distances there are, at which enough open balls are pure."""
+    gap, fitting = distances(rows), [0.0]
+    strangers = labels[:, None] != labels[None]
+    for radius in np.unique(gap[strangers]):
+        pure = ~((gap < radius) & strangers).any(axis=1)
+        if pure.mean() >= purity - 1e-9:
+            fitting.append(radius)
+    return max(fitting)
+
+
 @pytest.mark.parametrize("first", [1, 16])
 @pytest.mark.parametrize("tile", [(512, 4096), (7, 11)])
 @pytest.mark.parametrize("sigma", [0.3, 1.0])
@@ -231,6 +244,37 @@ def test_facility_location_matches_the_plain_greedy_loop():
     assert got.indices.tolist() == picks
     np.testing.assert_allclose(got.scores, gains, atol=1e-6)
     assert picks[0] == cosine.sum(1).argmax()
+
+
+@pytest.mark.parametrize("purity", [0.5, 0.9, 0.95, 1.0])
+def test_prob_cover_matches_the_plain_greedy_loop(purity):
+    inputs = make_inputs()
+    rows = unit(inputs.embeddings)
+    delta = slow_delta(rows, kmeans_labels(inputs.embeddings, 4, seed=6, restarts=1), purity)
+    got = run("prob_cover", inputs, 110, seed=6, purity=purity)
+    assert got.info["delta"] == pytest.approx(delta, abs=1e-5)
+    picks, gains = slow_coverage((distances(rows) < delta - 1e-9).astype(float), 110)
+    assert got.indices.tolist() == picks
+    np.testing.assert_allclose(got.scores, gains, atol=1e-7)
+
+
+def test_prob_cover_starts_anew_once_everything_is_covered():
+    crowds = np.repeat(np.eye(3, dtype=np.float32), [5, 4, 3], axis=0)
+    inputs = SelectionInputs(12, embeddings=crowds)
+    got = run("prob_cover", inputs, 12, delta=0.5)
+    assert got.indices.tolist() == [0, 5, 9, 1, 6, 10, 2, 7, 11, 3, 8, 4]
+    assert got.info["rounds"] == 5
+
+
+def test_strangers_are_those_of_other_clusters(monkeypatch):
+    monkeypatch.setattr(coverage, "TILE", (5, 7))
+    rng = np.random.default_rng(1)
+    rows = unit(rng.normal(size=(60, 4))).astype(np.float32)
+    labels = rng.choice([0, 2, 5], 60, p=[0.7, 0.2, 0.1])
+    cosine = rows @ rows.T
+    cosine[labels[:, None] == labels] = -1
+    np.testing.assert_allclose(nearest_of_other_clusters(rows, labels), cosine.max(1), atol=1e-6)
+    assert (nearest_of_other_clusters(rows, np.zeros(60, dtype=int)) == -1).all()
 
 
 def test_later_gains_are_not_computed_for_all_images(monkeypatch):
@@ -270,8 +314,18 @@ def test_images_that_cover_themselves_alone_are_taken_by_index_at_once(monkeypat
         ("typiclust", {"k": 2.5}, "at least 1"),
         ("usl", {"k": 13}, "k must be from 1 to the 12"),
         ("max_herding", {"sigma": 0}, "sigma must be above 0"),
+        ("prob_cover", {"delta": -1.0}, "delta must be above 0"),
+        ("prob_cover", {"purity": 0}, r"purity must be in \(0, 1\]"),
+        ("prob_cover", {"clusters": 121}, "classes is 121"),
     ],
 )
 def test_what_does_not_fit_is_said(method, options, says):
     with pytest.raises(ElfsError, match=says):
         run(method, make_inputs(), 5, **options)
+
+
+def test_prob_cover_asks_for_the_number_of_clusters():
+    inputs = SelectionInputs(120, embeddings=make_inputs().embeddings)
+    with pytest.raises(ElfsError, match="give clusters or delta"):
+        run("prob_cover", inputs, 5)
+    assert len(run("prob_cover", inputs, 5, delta=0.4).indices) == 5

@@ -32,6 +32,89 @@ ALIKE = 1e-5  # gains that differ by less, beside 1 and themselves, are equal
 Kernel = Callable[[np.ndarray], np.ndarray]
 
 
+def prob_cover(
+    inputs: SelectionInputs,
+    count: int,
+    *,
+    seed: int,
+    delta: float | None = None,
+    clusters: int | None = None,
+    purity: float = 0.95,
+) -> Selection:
+    """ProbCover (Yehuda et al., NeurIPS 2022, algorithm 1): the image whose ball covers the most
+    images that no earlier ball covers; a ball holds what is closer than delta.
+
+    Delta is the largest radius at which at least ``purity`` of the balls are pure, that is, hold
+    images of one k-means cluster only. A ball is pure up to the distance of the
+    nearest image of another cluster, so delta is a quantile of these distances and no grid is
+    searched. Embeddings are L2-normalised. Once everything is covered, coverage starts anew.
+
+    Args:
+        delta: Radius of the balls, above 0; None: found as above.
+        clusters: k of k-means; None: the number of classes.
+        purity: Share of the balls that must be pure, in (0, 1].
+
+    Returns:
+        Scores are the shares of all images that the pick covers first, in [0, 1]; ``info`` has
+        delta and how often coverage started. A smaller count is a prefix of a larger one.
+
+    Raises:
+        ElfsError: if an option is out of range, the number of clusters is not known, or a row of
+            the embeddings is zero or not finite.
+    """
+    if delta is not None and not 0 < delta < np.inf:
+        raise ElfsError(f"delta must be above 0, not {delta!r}.")
+    if not 0 < purity <= 1:
+        raise ElfsError(f"purity must be in (0, 1], not {purity!r}.")
+    rows = unit_rows(inputs.embeddings)
+    if delta is None:
+        clusters = inputs.classes if clusters is None else clusters
+        if clusters is None:
+            raise ElfsError("The number of classes is not known: give clusters or delta a value.")
+        labels = kmeans_clusters(rows, clusters, seed=seed)
+        others = np.sort(nearest_of_other_clusters(rows, labels))[::-1]
+        # The balls of as many images as may be impure reach past their nearest stranger
+        threshold = float(others[min(int(round((1 - purity) * len(rows), 9)), len(rows) - 1)])
+    else:
+        threshold = 1 - delta**2 / 2
+    least = np.float32(threshold + ROUNDING)  # whoever is at delta itself stays outside
+
+    def top_hat(cosine: np.ndarray) -> np.ndarray:
+        return np.greater(cosine, least, out=cosine)
+
+    chosen = _greedy_coverage(rows, count, top_hat, "ProbCover")
+    radius = float(np.sqrt(max(2 - 2 * threshold, 0)))
+    return Selection(chosen.indices, chosen.scores, {"delta": radius, **chosen.info})
+
+
+def nearest_of_other_clusters(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cosine similarity of each image to the nearest one of another cluster.
+
+    Args:
+        rows: float32 [N, D] of length 1.
+        labels: int [N], the clusters.
+
+    Returns:
+        float32 [N] in [-1, 1]; -1 where there is no other cluster.
+    """
+    order = np.argsort(labels, kind="stable")
+    rows = rows[order]
+    ends = np.searchsorted(labels[order], labels[order], side="right")
+    nearest = np.full(len(rows), -1, dtype=np.float32)
+    start = 0
+    while start < len(rows):  # each pair once: with the clusters that come later
+        end = ends[start]
+        own = slice(start, min(start + TILE[0], end))
+        for part in _parts(len(rows), first=end):
+            cosine = rows[own] @ rows[part].T
+            np.maximum(nearest[own], cosine.max(axis=1), out=nearest[own])
+            np.maximum(nearest[part], cosine.max(axis=0), out=nearest[part])
+        start = own.stop
+    found = np.empty_like(nearest)
+    found[order] = nearest
+    return found
+
+
 def max_herding(inputs: SelectionInputs, count: int, *, seed: int, sigma: float = 1.0) -> Selection:
     """MaxHerding (Bae et al., ECCV 2024): greedy coverage with a Gaussian kernel,
     k(x, y) = exp(-||x - y||^2 / sigma^2) on L2-normalised embeddings. The seed is ignored.

@@ -17,7 +17,7 @@ from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.selection.badge import badge
 from elfs_lib.selection.base import SCORES, Selection, SelectionInputs
 from elfs_lib.selection.ccs import ccs
-from elfs_lib.selection.coverage import facility_location, max_herding
+from elfs_lib.selection.coverage import facility_location, max_herding, prob_cover
 from elfs_lib.selection.double_end import double_end, double_end_balanced
 from elfs_lib.selection.dual import dual
 from elfs_lib.selection.geometry import herding, k_center, moderate, prototypicality
@@ -193,6 +193,9 @@ def _methods() -> dict[str, Method]:
         Method("typiclust", typiclust, needs("embeddings"), None, False, one_of_each,
                "hacohen2022", "argmax_{i in cluster} 1 / mean_{j in 20-NN of it} ||z_i - z_j||",
                "the most typical image of each k-means cluster", nested=False, seeded=True),
+        Method("prob_cover", prob_cover, needs("embeddings"), None, False, coverage,
+               "yehuda2022", "argmax_i |{j uncovered: ||z_i - z_j|| < delta}|",
+               "balls of one radius cover as many images as possible", seeded=True),
         Method("max_herding", max_herding, needs("embeddings"), None, False, coverage, "bae2024",
                "argmax_i mean_n max(k(z_i, z_n) - max_{s in S} k(z_s, z_n), 0), Gaussian k",
                "greedy generalised coverage with a Gaussian kernel"),
