@@ -45,7 +45,7 @@ def make_inputs(n: int = 90, dim: int = 6, classes: int = 3, seed: int = 0) -> S
 
 def options_of(method: str, inputs: SelectionInputs) -> dict:
     options = dict(OPTIONS.get(method, {}))
-    if "k" in METHODS[method].options:
+    if "k" in METHODS[method].options and "neighbors" in METHODS[method].needs:
         options["k"] = min(5, inputs.neighbors.shape[1])
     return options | dict.fromkeys(METHODS[method].required, 0.0)
 

@@ -44,8 +44,6 @@ def make_inputs(n: int = 120, dim: int = 6, classes: int = 4, seed: int = 0) -> 
 
 
 def run(method: str, inputs: SelectionInputs, count: int, seed: int = 0, **options):
-    if method == "usl":
-        options.setdefault("k", 7)
     return select(method, inputs, count, seed=seed, **options)
 
 
@@ -179,11 +177,11 @@ def test_kmeans_nearest_matches_the_plain_loop(count):
     assert len(set(labels[got.indices].tolist())) == count
 
 
-@pytest.mark.parametrize(("count", "k"), [(2, 12), (17, 3), (100, 7)])
+@pytest.mark.parametrize(("count", "k"), [(2, 12), (17, 3), (100, 7), (17, None)])
 def test_usl_matches_the_plain_loop(count, k):
     inputs = make_inputs()
     gap = np.sort(distances(unit(inputs.embeddings)), axis=1)
-    dense = (1 / gap[:, 1 : k + 1].mean(1)).tolist()
+    dense = (1 / gap[:, 1 : (k or 12) + 1].mean(1)).tolist()
     labels = kmeans_labels(inputs.embeddings, count, seed=3, restarts=1)
     got = run("usl", inputs, count, seed=3, k=k)
     assert got.indices.tolist() == slow_deal(labels, dense, count)

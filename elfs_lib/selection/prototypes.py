@@ -19,6 +19,7 @@ from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.selection.geometry import distances_to_own_mean
 
+DENSITY_NEIGHBORS = 20  # of USL
 FEWEST = 5  # images of a cluster that TypiClust takes from before the others have run out
 
 
@@ -82,7 +83,7 @@ def kmeans_nearest(inputs: SelectionInputs, count: int, *, seed: int) -> Selecti
     return Selection(indices, distances[indices])
 
 
-def usl(inputs: SelectionInputs, count: int, *, seed: int, k: int = 20) -> Selection:
+def usl(inputs: SelectionInputs, count: int, *, seed: int, k: int | None = None) -> Selection:
     """USL (Wang et al., ECCV 2022): the densest image of each of ``count`` k-means clusters,
     largest clusters first.
 
@@ -91,8 +92,8 @@ def usl(inputs: SelectionInputs, count: int, *, seed: int, k: int = 20) -> Selec
     rounds, is left out.
 
     Args:
-        k: Neighbours, at most K of ``inputs.neighbors``; the authors set 20 on ImageNet and 400 on
-            CIFAR.
+        k: Neighbours, at most K of ``inputs.neighbors``; None: 20, as the authors set on ImageNet
+            (400 on CIFAR), or K if that is less.
 
     Returns:
         Scores are densities, above 0; copies count as 1e-6 apart.
@@ -101,6 +102,7 @@ def usl(inputs: SelectionInputs, count: int, *, seed: int, k: int = 20) -> Selec
         ElfsError: if k is out of range, or a row of the embeddings is zero or not finite.
     """
     found = inputs.neighbors.shape[1]
+    k = min(DENSITY_NEIGHBORS, found) if k is None else k
     if not is_whole(k, 1, found):
         raise ElfsError(f"k must be from 1 to the {found} neighbours there are, not {k!r}.")
     dense = density(inputs.similarities[:, :k])
