@@ -242,8 +242,12 @@ MUTATIONS = [
     ),
     *_mutations(
         "low_budget.py",
-        "test_low_budget.py",
-        ("track: lists of labelled stages", 'stage_lock("never", stage="the choice', 'stage_lock("evaluation", stage="the choice'),
+        "test_low_budget.py::test_a_method_that_opens_labels_is_stopped",
+        ("track: labels are open during the choice", 'stage_lock("never", stage="the choice', 'stage_lock("evaluation", stage="the choice'),
+    ),
+    *_mutations(
+        "low_budget.py",
+        "test_low_budget.py::test_the_probe_is_the_minimum_of_its_loss",
         ("probe: no regularisation", "C=strength", "C=1e6 * strength"),
         ("probe: tested on raw lengths", "model.predict(tests)", "model.predict(test_embeddings)"),
     ),
