@@ -596,6 +596,89 @@ def accuracy_vs_pruning(
     return figure
 
 
+@_styled
+def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Accuracy against labels a class, one line a method, bands of one standard deviation over
+    seeds; the names stand at the ends of the lines.
+
+    Args:
+        table: As :func:`elfs_lib.low_budget.probe_lists` returns it, for one dataset. A method
+            whose seeds all agree, or that has one, has no band.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if the table is empty or holds several datasets.
+    """
+    _filled("table", table)
+    if table["dataset"].nunique() > 1:
+        raise ElfsError("table holds several datasets: pass the rows of one.")
+    methods = _ordered(table["method"].unique())
+    styles = method_styles(methods)
+    figure, axes = _page(max(4.2, 0.24 * len(methods) + 1.2))
+    ends = {}
+    for method in methods:
+        groups = table[table["method"] == method].groupby("labels_per_class")["accuracy"]
+        mean, sd = groups.mean(), groups.std()
+        fixed = method in _EVERYWHERE
+        axes.plot(
+            mean.index,
+            mean,
+            **styles[method],
+            lw=2.6 if fixed else 1.5,
+            zorder=4 if fixed else 3,
+            label=display_name(method),
+        )
+        if (sd > 0).any():
+            axes.fill_between(
+                mean.index, mean - sd, mean + sd, color=styles[method]["color"], alpha=0.12, lw=0
+            )
+        ends[method] = mean.index[-1], mean.iloc[-1]
+    sizes = sorted(table["labels_per_class"].unique())
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size}" for size in sizes])
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    _label(axes, "Labels a class", "Test accuracy of a linear probe (%)", title)
+    _names_at_ends(axes, ends, {name: look["color"] for name, look in styles.items()})
+    return figure
+
+
+def _names_at_ends(
+    axes: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]
+) -> None:
+    """Names right of the axes, as high as their lines end but never on each other, each joined to
+    its line."""
+    points = axes.figure.get_figheight() * 72 * 0.8  # height of the axes, about
+    low, high = axes.get_ylim()
+    line = 1.25 * _RC["legend.fontsize"] / points * (high - low)
+    names = sorted(ends, key=lambda name: ends[name][1])
+    places = _spread([ends[name][1] for name in names], line, low, high)
+    for name, place in zip(names, places, strict=True):
+        axes.annotate(
+            display_name(name),
+            xy=ends[name],
+            xytext=(1.06, (place - low) / (high - low)),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=_RC["legend.fontsize"],
+            color=colours[name],
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colours[name], "lw": 0.7, "shrinkB": 4},
+        )
+    axes.set_ylim(low, high)
+
+
+def _spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move ascending values as little as needed to lie at least ``gap`` apart, inside low..high if
+    they fit there."""
+    steps = gap * np.arange(len(values))
+    # Values minus their steps must ascend: the nearest such sequence is the isotonic regression
+    from sklearn.isotonic import isotonic_regression  # only here: it takes a while to load
+
+    flat = isotonic_regression(np.asarray(values, dtype=float) - steps)
+    top = max(low, high - (steps[-1] if len(steps) else 0.0))
+    return list(np.clip(flat, low, top) + steps)
+
+
 def _accuracy_lines(axes: Axes, summary: pd.DataFrame, methods: Sequence[str]) -> None:
     styles = method_styles(methods)
     fixed_means = summary.loc[summary["method"].isin(_EVERYWHERE), "mean"]

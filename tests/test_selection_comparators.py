@@ -45,7 +45,7 @@ def make_inputs(n: int = 90, dim: int = 6, classes: int = 3, seed: int = 0) -> S
 
 def options_of(method: str, inputs: SelectionInputs) -> dict:
     options = dict(OPTIONS.get(method, {}))
-    if "k" in METHODS[method].options:
+    if "k" in METHODS[method].options and "neighbors" in METHODS[method].needs:
         options["k"] = min(5, inputs.neighbors.shape[1])
     return options | dict.fromkeys(METHODS[method].required, 0.0)
 
@@ -101,7 +101,9 @@ def test_a_method_that_breaks_its_promise_is_named(monkeypatch, indices, scores,
 def test_the_seed_matters_where_the_registry_says_so(method):
     inputs = make_inputs()
     lists = {tuple(run(method, inputs, 20, seed=seed).indices.tolist()) for seed in range(6)}
-    assert (len(lists) > 1) == METHODS[method].seeded or method == "prototypicality"
+    # whose k-means finds the same three clusters from every seed
+    always_alike = method in ("prototypicality", "prob_cover")
+    assert (len(lists) > 1) == METHODS[method].seeded or always_alike
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].nested])
@@ -112,7 +114,9 @@ def test_a_smaller_budget_is_a_prefix_where_promised(method):
         assert run(method, inputs, count, seed=1).indices.tolist() == large[:count].tolist()
 
 
-WITHOUT_LOTS = [(m, {}) for m in METHODS if not METHODS[m].seeded] + [
+# Of two images that only cover each other either will do, and the index decides
+TIED = ("max_herding", "facility_location")
+WITHOUT_LOTS = [(m, {}) for m in METHODS if not METHODS[m].seeded and m not in TIED] + [
     # seeded methods, with options that leave nothing to a draw for each image
     ("d2", {"difficulty": "uniform"}),
     ("zcore", {"random_start": False}),

@@ -17,10 +17,12 @@ from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.selection.badge import badge
 from elfs_lib.selection.base import SCORES, Selection, SelectionInputs
 from elfs_lib.selection.ccs import ccs
+from elfs_lib.selection.coverage import facility_location, max_herding, prob_cover
 from elfs_lib.selection.double_end import double_end, double_end_balanced
 from elfs_lib.selection.dual import dual
 from elfs_lib.selection.geometry import herding, k_center, moderate, prototypicality
 from elfs_lib.selection.message_passing import d2, d2_supervised
+from elfs_lib.selection.prototypes import kmeans_nearest, typiclust, usl
 from elfs_lib.selection.score_based import hardest, random
 from elfs_lib.selection.zcore import zcore
 
@@ -113,6 +115,8 @@ def _methods() -> dict[str, Method]:
     d2_formula = "s_i = x_i + sum_j e_ij(g_f) x_j; s_j -= e_ij(g_r) s_i; e_ij(g) = exp(-g d_ij^2)"
     dual_polarity = "weight DUAL x Beta density of mean p_y; in order of drawing"
     dual_formula = "Beta(C + 1 - b, b), b = C (1 - mu)(1 - r^c)"
+    one_of_each = "one of each of as many clusters as images; largest clusters first"
+    coverage = "covers most that earlier picks do not; in greedy order"
     lines = [
         Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
                "u_i ~ U(0, 1)", "uniform sample", seeded=True),
@@ -183,6 +187,27 @@ def _methods() -> dict[str, Method]:
         Method("dual_supervised", dual, needs("scores"), "dual", True, dual_polarity, "cho2025",
                dual_formula, "DUAL of true labels with beta-sampling", nested=False,
                seeded=True, also_reads=("dual_mean",)),
+    ]  # fmt: skip
+    # For few labels a class; at the end, since the looks in the figures go by place
+    lines += [
+        Method("typiclust", typiclust, needs("embeddings"), None, False, one_of_each,
+               "hacohen2022", "argmax_{i in cluster} 1 / mean_{j in 20-NN of it} ||z_i - z_j||",
+               "the most typical image of each k-means cluster", nested=False, seeded=True),
+        Method("prob_cover", prob_cover, needs("embeddings"), None, False, coverage,
+               "yehuda2022", "argmax_i |{j uncovered: ||z_i - z_j|| < delta}|",
+               "balls of one radius cover as many images as possible", seeded=True),
+        Method("max_herding", max_herding, needs("embeddings"), None, False, coverage, "bae2024",
+               "argmax_i mean_n max(k(z_i, z_n) - max_{s in S} k(z_s, z_n), 0), Gaussian k",
+               "greedy generalised coverage with a Gaussian kernel"),
+        Method("facility_location", facility_location, needs("embeddings"), None, False, coverage,
+               "wei2015", "argmax_i sum_n max(cos(z_i, z_n) - max_{s in S} cos(z_s, z_n), 0)",
+               "greedy coverage by cosine similarity"),
+        Method("kmeans_nearest", kmeans_nearest, needs("embeddings"), None, False, one_of_each,
+               "pourahmadi2021", "argmin_{i in cluster} ||z_i - centroid||",
+               "the image next to each k-means centroid", nested=False, seeded=True),
+        Method("usl", usl, needs("embeddings", "neighbors"), None, False, one_of_each,
+               "wang2022usl", "argmax_{i in cluster} 1 / mean_{j in 20-NN} ||z_i - z_j||",
+               "the densest image of each k-means cluster", nested=False, seeded=True),
     ]  # fmt: skip
     return {method.name: method for method in lines}
 
