@@ -1,13 +1,11 @@
 """The low-budget track: accuracy of a linear probe against labels a class, a line a method.
 
     python -m benchmarks.low_budget params/digits.yaml
-    python -m benchmarks.low_budget params/cifar10.yaml --train-embeddings train.npy \\
-        --test-embeddings test.npy
+    python -m benchmarks.low_budget params/cifar10.yaml
 
-Every method chooses from the same embeddings without labels, then a probe is fitted on each list.
-Without the files both splits are embedded by the encoder of the parameters, which must be a frozen
-one. Writes ``low_budget_<dataset>.csv`` (a row a method, number of labels a class, and seed), its
-differences from random, and the figure.
+Every method chooses from the same embeddings of the training images without labels, then a probe is
+fitted on each list and tested on the test images. Writes ``low_budget_<dataset>.csv`` (a row a
+method, number of labels a class, and seed), its differences from random, and the figure.
 """
 
 from __future__ import annotations
@@ -20,9 +18,6 @@ import numpy as np
 
 from benchmarks.book_data import DATA
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.embedding import embed
-from elfs_lib.encoders import split_encoders, trains_here
-from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name
 from elfs_lib.low_budget import (
     LABELS_PER_CLASS,
@@ -32,7 +27,7 @@ from elfs_lib.low_budget import (
     probe_lists,
 )
 from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.params import Params, read_yaml
+from elfs_lib.params import Params
 from elfs_lib.plots import accuracy_vs_labels
 from elfs_lib.project import default_store
 from elfs_lib.selection import METHODS, SelectionInputs
@@ -47,30 +42,6 @@ def label_free() -> list[str]:
     return [name for name, m in METHODS.items() if m.needs <= enough and not m.supervised]
 
 
-def embeddings_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test images by the encoder of a run.
-
-    Raises:
-        ElfsError: if the encoder is trained on the training images, so that it is not at hand for
-            others.
-    """
-    p = run.params
-    if any(map(trains_here, split_encoders(p.encoder, p.encoder_checkpoint))):
-        raise ElfsError(
-            f"Encoder {p.encoder!r} is trained on the training images: embed both splits, and give "
-            "--train-embeddings and --test-embeddings."
-        )
-    test = embed(
-        run.test_images,
-        p.encoder,
-        checkpoint=p.encoder_checkpoint,
-        input_size=p.encoder_size,
-        device=p.device,
-        precision=p.precision,
-    )
-    return np.asarray(run.embeddings.array("embeddings")), test
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,17 +50,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=label_free())
     parser.add_argument("--labels", nargs="+", type=int, help="numbers of labels a class")
     parser.add_argument("--seeds", type=int, default=5, help="of the whole choice")
-    parser.add_argument("--train-embeddings", type=Path, help=".npy, float32 [N, D]")
-    parser.add_argument("--test-embeddings", type=Path, help=".npy, float32 [M, D]")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     given = parser.parse_args()
-    run = Run(Params.make(read_yaml(given.params)), default_store())
-    if (given.train_embeddings is None) != (given.test_embeddings is None):
-        parser.error("--train-embeddings and --test-embeddings go together")
-    if given.train_embeddings:
-        train, test = np.load(given.train_embeddings), np.load(given.test_embeddings)
-    else:
-        train, test = embeddings_of(run)
+    run = Run(Params.load(given.params), default_store())
+    run.check()
+    train = np.asarray(run.embeddings.array("embeddings"))
+    test = np.asarray(run.test_embeddings.array("embeddings"))
     inputs = with_neighbors(train, run.classes)
     sizes = given.labels or [n for n in LABELS_PER_CLASS if n * run.classes <= inputs.n]
     begun = time.process_time()

@@ -443,20 +443,23 @@ def book(
 
 @app.command()
 def verdict() -> None:
-    """Write what the results tables bear out of ELFS against others to book/data/verdict.json.
+    """Write what the results tables bear out of ELFS against others.
 
-    README and the results page read their claims from it. Rows say the dataset, budget, rival,
-    difference with its 95% interval, number of runs, recipe and accuracy of the pseudo-labels.
+    To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
+    number of runs, recipe and accuracy of the pseudo-labels. From these the table of README.md is
+    written, and the results page draws its curve.
 
     Example:
 
         elfs verdict
     """
+    from elfs_lib.project import project_root
     from elfs_lib.results import result_tables
-    from elfs_lib.verdict import verdict_file, write_verdict
+    from elfs_lib.verdict import update_readme, verdict_file, write_verdict
 
-    rows = write_verdict(result_tables())
-    print(f"Written: {verdict_file()} ({len(rows)} rows)")
+    rows, readme = write_verdict(result_tables()), project_root() / "README.md"
+    update_readme(rows, readme)
+    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme}")
 
 
 @app.command()

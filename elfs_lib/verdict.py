@@ -1,11 +1,13 @@
 """What the results tables bear out of ELFS against others, as rows that README and pages read.
 
-``elfs verdict`` writes ``book/data/verdict.json`` from the tables of :mod:`elfs_lib.results`.
+``elfs verdict`` writes ``book/data/verdict.json`` from the tables of :mod:`elfs_lib.results`, and
+the table of the README from that.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.evaluation import paired_difference
+from elfs_lib.errors import ElfsError
+from elfs_lib.evaluation import display_name, paired_difference, verdict
 from elfs_lib.project import project_root
 from elfs_lib.provenance import WHOLE_PIPELINES
 from elfs_lib.results_page import Tables
@@ -112,3 +115,57 @@ def read_verdict(**wanted: Any) -> pd.DataFrame:
     rows: Iterable[dict[str, Any]] = json.loads(verdict_file().read_text(encoding="utf-8"))
     kept = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return pd.DataFrame(kept, columns=list(COLUMNS))
+
+
+# ------------------------------------------------------------------ what README shows of it
+
+BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict writes -->"
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """Whole pipelines against random as a table, and what the table bears out in sentences; the
+    digits, which every run makes anew, are left out."""
+    found = [r for r in rows if r["whole_pipelines"] and r["dataset"] != "digits"]
+    lines = [
+        (
+            "| dataset | labelled | steps | pseudo-labels right (%) | random (%) | ELFS (%) "
+            "| difference (95% interval) | pipelines |"
+        ),
+        "| --- " + "| ---: " * 7 + "|",
+    ]
+    for row in found:
+        if (row["method"], row["against"]) != ("elfs", "random"):
+            continue
+        right = row["pseudo_label_accuracy"]
+        changed = f", {row['setting']}" if row["setting"] else ""
+        lines.append(
+            f"| {display_name(row['dataset'])}{changed} | {100 * row['budget']:.3g}% "
+            f"| {row['steps']:,} | {'' if right is None else f'{right:.1f}'} "
+            f"| {row['against_accuracy']:.1f} | {row['accuracy']:.1f} "
+            f"| {row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f}) "
+            f"| {row['runs']} |"
+        )
+    lines.append("")
+    for row in found:
+        if row["method"] == "elfs" and not row["setting"]:
+            lines.append(f"- {display_name(row['dataset'])}: {_sentence(row)}")
+    return "\n".join(lines)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    gaps = {name: math.nan if row[name] is None else row[name] for name in ("low", "high")}
+    return verdict({**row, **gaps, "rival": row["against"], "n": row["runs"]})
+
+
+def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
+    """Put :func:`as_markdown` between the two marks of a README.
+
+    Raises:
+        ElfsError: if it has no marks.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ElfsError(f"{readme} has no {BEGIN} and {END} to write between: put them in.")
+    write_text_atomic(readme, f"{before}{BEGIN}\n{as_markdown(rows)}\n{END}{after}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from importlib.metadata import distributions
@@ -13,10 +14,9 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from elfs_lib import evaluation, results_page
+from elfs_lib import verdict
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.pipeline import NOTEBOOKS
-from elfs_lib.provenance import WHOLE_PIPELINES
 from elfs_lib.results import result_tables
 from elfs_lib.selection import METHODS, SCORES
 
@@ -99,52 +99,16 @@ def test_an_option_of_a_directive_is_one_line():
                 assert not line.startswith((" ", "\t")), f"{page.name}: {line}"
 
 
-LONGER = "search_steps=400, eval_steps=800"  # params/sweeps/cifar10_long.yaml
-LONGER_PIPELINES = f"{WHOLE_PIPELINES}, {LONGER}"  # params/sweeps/cifar10_long_pipelines.yaml
-
-
 def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     monkeypatch.chdir(ROOT)
-    tables = result_tables()
-    expected = [
-        f"| {evaluation.display_name(dataset)} | {100 * row.budget:.3g}% | {row.rival_mean:.1f} "
-        f"| {row.method_mean:.1f} | {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) "
-        f"| {row.n} |"
-        for shown in ("", WHOLE_PIPELINES, LONGER, LONGER_PIPELINES)
-        for (dataset, setting), table in tables.items()
-        if setting == shown and dataset != "digits"  # those are made anew by every run
-        for row in evaluation.paired_difference(table, "elfs", "random").itertuples()
-    ]
-    readme = (ROOT / "README.md").read_text().splitlines()
-    shown = [line for line in readme if line.startswith(("| CIFAR-10", "| Fashion-MNIST"))]
-    assert [line for line in shown if line.count("(") == 1] == expected
-    numbers = "none one two three four five six seven eight nine ten".split()
-    found = results_page.cuts(tables)
-    cuts = [
-        f"| {row.dataset} | {row.budget} | {row._3} | {row._4} | {row._5} | {row._6} | {row._7} |"
-        for row in found.itertuples()
-    ]
-    assert cuts and [line for line in shown if line.count("(") != 1] == cuts
-    lost = sum(" to -" in text for text in found["hard cut"])
-    won = sum("(+" in text for text in found["then the easy cut"])
-    assert (
-        f"beyond its interval in {numbers[lost]} of {numbers[len(found)]} rows, and the easy cut "
-        f"wins about as much back, beyond its interval in {numbers[won]}." in " ".join(readme)
-    )
-    control = [
-        row.difference < 0
-        for (dataset, setting), table in tables.items()
-        if not setting and dataset != "digits"
-        for row in evaluation.paired_difference(table, "elfs", "ccs_pseudo").itertuples()
-    ]
-    assert (
-        f"In {numbers[sum(control)]} of these {numbers[len(control)]} rows the control"
-        in " ".join(readme)
-    )
-    pipelines = tables["fashion_mnist", WHOLE_PIPELINES]
-    ahead = evaluation.paired_difference(pipelines, "ccs_pseudo", "elfs")["difference"]
-    assert "`ccs_pseudo` is further above random than ELFS at both budgets" in " ".join(readme)
-    assert len(ahead) == 2 and (ahead > 0).all()
+    every = {key: table for key, table in result_tables().items() if key[0] != "digits"}
+    rows = verdict.verdict_rows(every)  # the digits are made anew by every run
+    committed = json.loads(verdict.verdict_file().read_text())
+    assert [row for row in committed if row["dataset"] != "digits"] == rows
+    shown = (ROOT / "README.md").read_text().partition(verdict.BEGIN)[2].partition(verdict.END)[0]
+    assert shown.strip() == verdict.as_markdown(rows).strip()
+    whole = [row for row in rows if row["whole_pipelines"] and row["against"] == "random"]
+    assert {row["dataset"] for row in whole} == {"cifar10", "fashion_mnist"}
 
 
 @pytest.mark.parametrize(

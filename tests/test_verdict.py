@@ -1,0 +1,92 @@
+"""The rows that README and pages read, from tables whose answers are known."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from elfs_lib import plots, verdict
+from elfs_lib.errors import ElfsError
+from elfs_lib.provenance import WHOLE_PIPELINES
+
+
+def table(**accuracies: list[float]) -> pd.DataFrame:
+    """A results table of CIFAR-10 at 10%, a row a method and seed."""
+    return pd.DataFrame(
+        {
+            "dataset": "cifar10",
+            "method": method,
+            "budget": 0.1,
+            "count": 5000,
+            "seed": seed,
+            "accuracy": accuracy,
+            "steps": 500,
+            "recipe": "speedrun, revision 3",
+            "hard_prune_ratio": 0.3 if method.startswith("elfs") else None,
+            "pseudo_label_accuracy": 80.0 + seed if method == "elfs" else None,
+            "command": "elfs sweep x.yaml",
+        }
+        for method, own in accuracies.items()
+        for seed, accuracy in enumerate(own)
+    )
+
+
+EVERY = {
+    ("cifar10", WHOLE_PIPELINES): table(random=[80, 81, 82], elfs=[82, 84, 84], elfs_true=[85]),
+    ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random"): table(random=[80, 81], elfs=[80, 83]),
+    ("cifar10", ""): table(random=[80], elfs=[79]),
+}
+
+
+def test_rows_say_who_is_ahead_of_whom_and_by_what_pseudo_labels():
+    rows = verdict.verdict_rows(EVERY)
+    assert all(set(row) == set(verdict.COLUMNS) for row in rows)
+    first = rows[0]
+    assert (first["method"], first["against"], first["runs"]) == ("elfs", "random", 3)
+    # differences 2, 3, 2: mean 7/3, t(0.975, 2) = 4.3027, sd 0.57735
+    assert first["difference"] == pytest.approx(2.333, abs=1e-3)
+    assert first["low"] == pytest.approx(7 / 3 - 4.3027 * 0.57735 / 3**0.5, abs=2e-3)
+    assert first["pseudo_label_accuracy"] == 81 and first["hard_prune_ratios"] == [0.3] * 3
+    assert first["whole_pipelines"] and first["setting"] == "" and first["steps"] == 500
+    pairs = [(r["method"], r["against"], r["setting"]) for r in rows]
+    assert ("elfs_true", "random", "") in pairs and ("elfs", "random", "temi_start=random") in pairs
+    alone = rows[-1]
+    assert not alone["whole_pipelines"] and alone["low"] is None and alone["difference"] == -1
+
+
+def test_the_file_is_json_and_is_read_back_by_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdict, "verdict_file", lambda: tmp_path / "verdict.json")
+    rows = verdict.write_verdict(EVERY)
+    assert json.loads((tmp_path / "verdict.json").read_text()) == rows
+    found = verdict.read_verdict(against="random", method="elfs", whole_pipelines=True)
+    assert found["runs"].tolist() == [3, 2]
+
+
+def test_readme_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{verdict.BEGIN}\nold\n{verdict.END}\nafter\n")
+    rows = verdict.verdict_rows(EVERY)
+    for _ in range(2):
+        verdict.update_readme(rows, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| CIFAR-10 | 10% | 500 | 81.0 | 81.0 | 83.3 | +2.3 (+0.9 to +3.8) | 3 |" in text
+    assert "| CIFAR-10, temi_start=random | 10%" in text
+    assert "ELFS is above Random by 2.3 points at 10%" in text
+    assert "-1.0" not in text  # one coreset is no pipeline
+    readme.write_text("no marks")
+    with pytest.raises(ElfsError, match="put them in"):
+        verdict.update_readme(rows, readme)
+
+
+def test_the_curve_has_a_line_a_budget_in_the_order_of_the_labels():
+    rows = pd.DataFrame(verdict.verdict_rows(EVERY))
+    rows = rows[(rows["against"] == "random") & rows["whole_pipelines"]]
+    rows = rows.assign(pseudo_label_accuracy=rows["pseudo_label_accuracy"].fillna(100.0))
+    (axes,) = plots.gain_curve(rows).axes
+    (line,) = (axes.lines[1].get_xdata(),)
+    assert list(line) == sorted(line) and line[-1] == 100
+    with pytest.raises(ElfsError):
+        plots.gain_curve(rows[:0])
