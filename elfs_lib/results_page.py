@@ -68,6 +68,40 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows), lines
 
 
+def gains(every: Tables) -> pd.DataFrame:
+    """ELFS minus random over whole pipelines of known pseudo-labels: a row a setting and budget of
+    the datasets that have several settings of one training; empty if none has."""
+    rows = []
+    for (_dataset, setting), table in every.items():
+        if not setting.startswith(WHOLE_PIPELINES) or not {"elfs", "random"} <= {*table["method"]}:
+            continue
+        for row in paired_difference(table, "elfs", "random").itertuples():
+            own = table[(table["budget"] == row.budget) & (table["method"] == "elfs")]
+            rows.append(
+                row._asdict()
+                | {"setting": setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")}
+                | {"pseudo_label_accuracy": pd.to_numeric(own["pseudo_label_accuracy"]).mean()}
+                | {"training": (own["recipe"].iloc[0], own["steps"].iloc[0])}
+            )
+    frame = pd.DataFrame(rows, columns=[*_GAINS]).dropna(subset=["pseudo_label_accuracy"])
+    alike = frame.groupby(["dataset", "budget", "training"])["setting"].transform("nunique")
+    return frame[alike > 1].sort_values(["dataset", "budget", "pseudo_label_accuracy"])
+
+
+_GAINS = "dataset budget setting pseudo_label_accuracy training n difference low high".split()
+
+
+def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
+    """:func:`gains` as texts."""
+    return pd.DataFrame(
+        {"dataset": display_name(row.dataset), "budget": _share(row.budget)}
+        | {"changed": row.setting or "nothing"}
+        | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
+        | {"ELFS minus random": _signed(row), "pipelines": row.n}
+        for row in curve.itertuples()
+    )
+
+
 def in_words(every: Tables) -> list[str]:
     """What the tables bear out, as Markdown lines, dataset by dataset."""
     lines = []

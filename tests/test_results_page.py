@@ -148,3 +148,31 @@ def test_every_method_of_the_registry_is_listed_with_its_source():
     lines = results_page.methods().splitlines()
     assert len(lines) == 2 + len(results_page.METHODS)
     assert "{cite:t}`zheng2025elfs`" in next(line for line in lines if "| elfs |" in line)
+
+
+def test_the_curve_compares_settings_of_one_training_alone():
+    def pipelines(right: float, gain: float, steps: int = 500) -> pd.DataFrame:
+        rows = [
+            {"dataset": "a", "method": method, "budget": 0.1, "count": 10, "seed": seed,
+             "accuracy": 80 + seed + (gain + seed) * (method == "elfs"), "steps": steps,
+             "recipe": "r", "hard_prune_ratio": 0.2,
+             "pseudo_label_accuracy": right if method == "elfs" else None}
+            for method in ("random", "elfs") for seed in range(3)
+        ]  # fmt: skip
+        return evaluation.results_table(rows)
+
+    whole = results_page.WHOLE_PIPELINES
+    every = {
+        ("a", whole): pipelines(80, 2),
+        ("a", f"{whole}, temi_start=random"): pipelines(70, 1),
+        ("a", f"{whole}, eval_steps=800"): pipelines(80, 5, steps=800),  # another training
+        ("b", whole): pipelines(90, 1).assign(dataset="b"),  # nothing to compare with
+        ("a", ""): pipelines(60, 3),
+    }
+    found = results_page.gains(every)
+    assert found["pseudo_label_accuracy"].tolist() == [70, 80]
+    assert found["difference"].tolist() == [2, 3] and found["n"].tolist() == [3, 3]
+    shown = results_page.as_gains(found)
+    assert shown["changed"].tolist() == ["temi_start=random", "nothing"]
+    assert results_page.gains({("a", ""): pipelines(60, 3)}).empty
+    assert results_page.as_gains(found[:0]).empty
