@@ -6,7 +6,7 @@ Trains proxies of each recipe on one subset of CIFAR-10 with its true labels (th
 compares their AUM by Spearman's rank correlation, and trains one coreset model for each: the ELFS
 selection at one budget and one hard-prune ratio, all with the same recipe. Two proxies of one
 recipe that differ only in their seed show how much of a difference is noise. Writes
-``book/data/proxies.json`` and the table of the page on performance.
+``book/data/proxies.json`` and a table beside it.
 """
 
 from __future__ import annotations

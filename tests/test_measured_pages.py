@@ -31,8 +31,8 @@ def bench(load) -> ModuleType:
         ("page", "book/data/bench.json", "performance"),
         ("selection_page", "elfs_lib/selection/growth.json", "performance"),
         ("whole_runs", "book/data/whole_runs.json", "performance"),
-        ("compare_proxies", "book/data/proxies.json", "performance"),
         ("speedrun", "book/data/speedrun.json", "performance"),
+        ("pseudo_labels", "book/data/pseudo_labels.json", "pseudo_labels"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
