@@ -39,7 +39,12 @@ P = ParamSpec("P")
 # ELFS and random are in every comparison and get a look of their own; the second control is a
 # lighter first one.
 _EVERYWHERE = ("elfs", "random")
-_FIXED = {"elfs": (MIDDLE, "o"), "random": ("#444444", "s"), "ccs_pseudo_beta": ("#A3B86C", "d")}
+_FIXED = {
+    "elfs": (MIDDLE, "o"),
+    "random": ("#444444", "s"),
+    "ccs_pseudo_beta": ("#A3B86C", "d"),
+    "best_supervised": ("#8C4B2E", "D"),  # of the published tables
+}
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
 _COLOURS = ("#CC79A7", "#B8860B", "#56B4E9", "#7F4FBF", "#8C4B2E", "#C2185B", "#6B8E23", "#2B2D7C",
@@ -919,13 +924,12 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method: the same on every page, by its place in the registry.
 
     Args:
-        methods: Names of methods; that of the published tables comes after the registry's, any
-            other by its checksum.
+        methods: Names of methods; the look of one that is not in the registry goes by its checksum.
 
     Returns:
         name -> {"color": ..., "marker": ...}.
     """
-    listed = (name for name in [*METHODS, "best_supervised"] if name not in _FIXED)
+    listed = (name for name in METHODS if name not in _FIXED)
     places = {name: place for place, name in enumerate(listed)}
     styles = {}
     for name in methods:

@@ -124,8 +124,8 @@ def test_a_method_looks_the_same_alone_and_in_company():
     free = [name for name, method in selection.METHODS.items() if not method.supervised]
     rivals = [name for name in free if not name.startswith(("elfs", "random"))]
     for drawn in ([*rivals, "elfs", "random", "elfs_balanced"], ["ccs", "ccs_pseudo", "elfs"]):
-        styles = plots.method_styles(drawn)  # together in a figure
-        assert len({look["color"] for look in styles.values()}) == len(drawn)
+        styles = plots.method_styles(drawn)  # together in a figure: those of few labels among them
+        assert len({tuple(look.values()) for look in styles.values()}) == len(drawn)
     line = FIGURES["accuracy_one"].axes[0].lines[0]
     assert line.get_color() == together["elfs"]["color"]
 

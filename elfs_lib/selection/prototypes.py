@@ -13,7 +13,6 @@ import numpy as np
 
 from elfs_lib.clustering import kmeans_labels, unit_rows
 from elfs_lib.errors import ElfsError, is_whole
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.progress import track
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.by_class import rank_in_class
@@ -54,6 +53,8 @@ def typiclust(
             f"most_clusters and k must be whole numbers of at least 1, not {most_clusters!r} and "
             f"{k!r}."
         )
+    from elfs_lib.neighbors import nearest_neighbors  # only here: it needs PyTorch
+
     rows = unit_rows(inputs.embeddings)
     clusters = kmeans_clusters(rows, min(count, most_clusters), seed=seed)
     typicality = np.zeros(inputs.n)
