@@ -132,6 +132,37 @@ MUTATIONS = [
         ),
     ),
     *_mutations(
+        "spectral.py",
+        "test_spectral.py",
+        ("spectral: least informative first", "key=lambda pair: -pair[0]", "key=lambda pair: pair[0]"),
+        ("spectral: not scaled by degrees", "scale @ graph @ scale", "graph.astype(float)"),
+        ("spectral: a graph's parts are not found", "if parts == 1:", "if parts:"),
+    ),
+    *_mutations(
+        "temi.py",
+        "test_spectral.py",
+        ("TEMI's start: away from the targets", "dim=1) - wanted", "dim=1) + wanted"),
+        ("TEMI's start: the teacher stays random", "torch._foreach_copy_(list(self.teacher)", "(lambda *a: 0)(list(self.teacher)"),
+    ),
+    *_mutations(
+        "embedding.py",
+        "test_encoder_file.py",
+        ("crops: the first counts for all", "yield crop.flip(3) if self.mirror and number % 2 else crop", "yield crop.flip(3) if self.mirror else crop"),
+        ("crops: lengths count in the mean", "sum(F.normalize(self._features(crop))", "sum((self._features(crop))"),
+        ("PCA: rows are not centred", "- self.mean) @ self.axes", "- 0 * self.mean) @ self.axes"),
+    ),
+    *_mutations(
+        "emp_ssl.py",
+        "test_emp_ssl.py",
+        ("EMP-SSL: crops part", "-invariance * cosine.mean()", "invariance * cosine.mean()"),
+        ("coding rate: N and D change places", "columns / (rows * eps)", "rows / (columns * eps)"),
+    ),
+    *_mutations(
+        "verdict.py",
+        "test_verdict.py",
+        ("verdict: of all rows, not those of the method", 'at["method"] == pair.method', 'at["method"] == pair.rival'),
+    ),
+    *_mutations(
         "clustering.py",
         "test_clustering.py",
         (
