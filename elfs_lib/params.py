@@ -155,7 +155,9 @@ class Params(BaseModel):
     def _check(self) -> Params:
         spec = DATASETS[choose("dataset", self.dataset, DATASETS)]
         self._check_device()
-        check_encoder(self.encoder, self.encoder_checkpoint, input_size=self.encoder_size)
+        # whether its file is there is the machine's affair, like the dataset: Run.check looks
+        size = self.encoder_size
+        check_encoder(self.encoder, self.encoder_checkpoint, input_size=size, there=False)
         check_method(self.encoder, self.encoder_method)
         if self.encoder_network is not None:
             from elfs_lib.training.models import NETWORKS

@@ -83,6 +83,8 @@ class Run:
         """
         p = self.params
         datasets.check_dataset(**self._source)
+        size = p.encoder_size
+        encoders.check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
         self.check_device()
         self.check_neighbors()
         self.check_pca()

@@ -28,10 +28,6 @@ PARAMETERS = [
     ({"dataset": 3}, "'dataset' is 3"),
     ({"encoder": "pixel"}, "encoder 'pixel'.*pixels"),
     ({"encoder": "dino_vitb61"}, "encoder 'dino_vitb61'.*dino_vitb16"),
-    (
-        {"encoder": "efficientnet_lite0", "encoder_checkpoint": "missing.pth"},
-        "encoder_checkpoint.*missing.pth",
-    ),
     ({"encoder": "efficientnet_lite0", "encoder_size": 0}, "'encoder_size' is 0"),
     ({"image_size": 1}, "'image_size' is 1"),
     ({"image_size": "big"}, "'image_size' is 'big'"),

@@ -115,8 +115,15 @@ def test_files_that_hold_no_encoder_are_one_sentence(trained, tmp_path: Path):
     assert not is_encoder_file(path)
     with pytest.raises(ElfsError, match="cannot be read"):
         Params.make({"encoder": "self_supervised", "encoder_checkpoint": str(path)})
-    with pytest.raises(ElfsError, match="does not exist"):
-        Params.make({"encoder": "self_supervised", "encoder_checkpoint": "absent.safetensors"})
+
+
+@pytest.mark.parametrize("encoder", ["self_supervised", "efficientnet_lite0"])
+def test_parameters_may_name_a_file_of_another_machine_but_no_run_starts_without(
+    encoder: str, tmp_path: Path
+):
+    params = Params.make({"encoder": encoder, "encoder_checkpoint": "absent.safetensors"})
+    with pytest.raises(ElfsError, match="absent.safetensors does not exist"):
+        Run(params, Store(tmp_path)).check()
 
 
 def test_checkpoints_are_found_in_the_folder_of_encoders(tmp_path: Path, monkeypatch):
