@@ -343,7 +343,8 @@ def _table(rows: Sequence[Mapping[str, Any] | None]) -> pd.DataFrame:
     table = pd.DataFrame([row for row in rows if row is not None])
     if table.empty:
         return pd.DataFrame(columns=list(COLUMNS))
-    return table.astype({"hard_prune_ratio": float})  # methods without one hold None
+    some = ("hard_prune_ratio", "pseudo_label_accuracy")  # methods without one hold None
+    return table.astype(dict.fromkeys(some, float))
 
 
 def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path]:

@@ -302,7 +302,8 @@ def test_what_is_done_is_skipped_and_collected(project: Path):
     assert sweeps.collect(sweep, store).empty
     run = Run(sweep.pipelines[0], store)
     first = run.result_row("random", 0.1, 0)
-    expected = pd.DataFrame([first]).astype({"hard_prune_ratio": float})
+    expected = pd.DataFrame([first])
+    expected = expected.astype({"hard_prune_ratio": float, "pseudo_label_accuracy": float})
     pd.testing.assert_frame_equal(sweeps.collect(sweep, store), expected)
     assert [c.seed for c in sweeps.plan(sweep, store).waiting] == [1]
     run.evaluate("random", 0.1, 1)

@@ -36,6 +36,7 @@ STAGES = (  # in the order of a run
     "true_proxy",
     "search",
     "coreset",
+    "pseudo_quality",
     "evaluation",
 )
 CLOCKS = ("wall_s", "cpu_s", "train_s", "share_of_peak", "seconds", "finished")
