@@ -446,8 +446,8 @@ def verdict() -> None:
     """Write what the results tables bear out of ELFS against others.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
-    number of runs, recipe and accuracy of the pseudo-labels. From these the table of README.md is
-    written, and the results page draws its curve.
+    number of runs, recipe and accuracy of the pseudo-labels. The table of README.md is written
+    from these.
 
     Example:
 

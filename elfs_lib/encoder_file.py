@@ -3,9 +3,8 @@
 Tensors are named ``backbone.*`` (a network of :data:`elfs_lib.training.models.NETWORKS` without its
 head, or a timm model), ``expander.*`` (layers behind it whose output is the embedding, if any) and
 ``input.mean`` and ``input.std`` [1, C, 1, 1] for images in [0, 1]. Safetensors: nothing in them can
-run. Their metadata holds texts: the
-method, the images, the network and the size of the images; what it leaves out is read off the
-tensors.
+run. Their metadata holds texts: the method, the images, the network and the size of the images;
+what it leaves out is read off the tensors.
 """
 
 from __future__ import annotations

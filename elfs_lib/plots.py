@@ -775,7 +775,7 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Gain over random against the accuracy of the pseudo-labels, a line a budget.
 
     Args:
-        rows: Of :func:`elfs_lib.verdict.read_verdict`, one rival: ``budget``,
+        rows: Of :func:`elfs_lib.results_page.gains`: ``budget``,
             ``pseudo_label_accuracy`` in percent (100 where selection saw the true labels),
             ``difference``, ``low``, ``high`` in points, ``low`` and ``high`` empty for one run.
         title: Printed above, if given.

@@ -16,6 +16,7 @@ from elfs_lib.evaluation import display_name, paired_difference, verdicts
 from elfs_lib.provenance import WHOLE_PIPELINES
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import is_current
+from elfs_lib.verdict import COLUMNS, verdict_rows
 
 Tables = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -69,26 +70,15 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
 
 
 def gains(every: Tables) -> pd.DataFrame:
-    """ELFS minus random over whole pipelines of known pseudo-labels: a row a setting and budget of
-    the datasets that have several settings of one training; empty if none has."""
-    rows = []
-    for (_dataset, setting), table in every.items():
-        if not setting.startswith(WHOLE_PIPELINES) or not {"elfs", "random"} <= {*table["method"]}:
-            continue
-        for row in paired_difference(table, "elfs", "random").itertuples():
-            own = table[(table["budget"] == row.budget) & (table["method"] == "elfs")]
-            rows.append(
-                row._asdict()
-                | {"setting": setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")}
-                | {"pseudo_label_accuracy": pd.to_numeric(own["pseudo_label_accuracy"]).mean()}
-                | {"training": (own["recipe"].iloc[0], own["steps"].iloc[0])}
-            )
-    frame = pd.DataFrame(rows, columns=[*_GAINS]).dropna(subset=["pseudo_label_accuracy"])
-    alike = frame.groupby(["dataset", "budget", "training"])["setting"].transform("nunique")
-    return frame[alike > 1].sort_values(["dataset", "budget", "pseudo_label_accuracy"])
-
-
-_GAINS = "dataset budget setting pseudo_label_accuracy training n difference low high".split()
+    """ELFS minus random over whole pipelines of known pseudo-labels, for datasets that have several
+    settings of one training: rows of :func:`elfs_lib.verdict.verdict_rows`."""
+    frame = pd.DataFrame(verdict_rows(every), columns=[*COLUMNS])
+    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    frame = frame[kept & (frame["whole_pipelines"] == True)]  # noqa: E712 - an empty column is no bool
+    frame = frame.dropna(subset=["pseudo_label_accuracy"])
+    alike = ["dataset", "budget", "recipe", "steps"]
+    several = frame.groupby(alike)["setting"].transform("nunique") > 1
+    return frame[several].sort_values(["dataset", "budget", "pseudo_label_accuracy"])
 
 
 def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +88,7 @@ def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
         | {"changed": row.setting or "nothing"}
         | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
         | {"ELFS minus random": _signed(row), "pipelines": row.n}
-        for row in curve.itertuples()
+        for row in curve.rename(columns={"runs": "n"}).itertuples()
     )
 
 

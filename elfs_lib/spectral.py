@@ -54,14 +54,14 @@ def spectral_labels(
     near = Neighbors(neighbors, np.ones(neighbors.shape, np.float32))
     found = []
     plan = list(itertools.product(range(rounds), sizes, widths))
-    for number, k, width in track(plan, "spectral clustering"):
-        points = vectors[k][:, :width]
-        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
-        draw = np.random.SeedSequence([seed, number, k, width]).generate_state(1)[0]
-        model = KMeans(classes, n_init=RESTARTS, random_state=int(draw), copy_x=False)
-        with two_threads():
+    with two_threads():
+        for number, k, width in track(plan, "spectral clustering"):
+            points = vectors[k][:, :width]
+            points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+            draw = np.random.SeedSequence([seed, number, k, width]).generate_state(1)[0]
+            model = KMeans(classes, n_init=RESTARTS, random_state=int(draw), copy_x=False)
             labels = model.fit_predict(points).astype(np.int64)
-        found.append((neighbor_information(near, labels), labels))
+            found.append((neighbor_information(near, labels), labels))
     found.sort(key=lambda pair: -pair[0])  # stable: of equals the first
     return np.stack([labels for _, labels in found[:count]])
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,7 +18,9 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name, paired_difference, verdict
 from elfs_lib.project import project_root
 from elfs_lib.provenance import WHOLE_PIPELINES
-from elfs_lib.results_page import Tables
+
+if TYPE_CHECKING:
+    from elfs_lib.results_page import Tables
 
 #: Who is compared with whom.
 PAIRS = (
@@ -108,13 +109,6 @@ def write_verdict(every: Tables) -> list[dict[str, Any]]:
     lines = ",\n".join(json.dumps(row) for row in rows)
     write_text_atomic(verdict_file(), f"[\n{lines}\n]\n")
     return rows
-
-
-def read_verdict(**wanted: Any) -> pd.DataFrame:
-    """The rows of the file whose columns have the given values."""
-    rows: Iterable[dict[str, Any]] = json.loads(verdict_file().read_text(encoding="utf-8"))
-    kept = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return pd.DataFrame(kept, columns=list(COLUMNS))
 
 
 # ------------------------------------------------------------------ what README shows of it

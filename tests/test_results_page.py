@@ -171,7 +171,7 @@ def test_the_curve_compares_settings_of_one_training_alone():
     }
     found = results_page.gains(every)
     assert found["pseudo_label_accuracy"].tolist() == [70, 80]
-    assert found["difference"].tolist() == [2, 3] and found["n"].tolist() == [3, 3]
+    assert found["difference"].tolist() == [2, 3] and found["runs"].tolist() == [3, 3]
     shown = results_page.as_gains(found)
     assert shown["changed"].tolist() == ["temi_start=random", "nothing"]
     assert results_page.gains({("a", ""): pipelines(60, 3)}).empty
