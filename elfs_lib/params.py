@@ -140,6 +140,7 @@ class Params(BaseModel):
     eval_recipe: str = Field("resnet18", description=f"how coreset models are trained; {_RECIPES}")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
+    eval_batch: int | None = Field(None, ge=2, description="images a step; null: the recipe's")
     eval_seeds: ListOf[Seed] = Field(
         (0, 1, 2, 3, 4), description="of random selection and of training on the coreset"
     )

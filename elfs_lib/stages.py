@@ -960,7 +960,7 @@ class Run:
                 self.train_images,
                 self.labels.open("train", purpose="evaluation")[subset],
                 self.classes,
-                find_recipe(p.eval_recipe),
+                find_recipe(p.eval_recipe, batch=p.eval_batch),
                 Length(epochs=p.eval_epochs, steps=steps),
                 seeds=Seeds.all(seed),
                 subset=subset,
@@ -991,6 +991,8 @@ class Run:
         params = self._some(*names) | {"seed": seed, "classes": self.classes} | self.label_params
         if not p.eval_epochs:
             params["eval_steps"] = p.eval_steps
+        if p.eval_batch:
+            params["eval_batch"] = p.eval_batch
         return self.store.run(
             "evaluation",
             build,
