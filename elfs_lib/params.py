@@ -32,6 +32,11 @@ _Item = TypeVar("_Item")
 ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
+# YAML reads off and on as truth values
+OffAutoOn = Annotated[
+    Literal["off", "auto", "on"],
+    BeforeValidator(lambda v: ("off", "on")[v] if isinstance(v, bool) else v),
+]
 _RECIPES = ", ".join(RECIPES)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -57,6 +62,9 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of clustering, proxy and search")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matmuls")
+    compile: OffAutoOn = Field(
+        "off", description="torch.compile, and CUDA graphs; auto: on CUDA, where it pays"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(

@@ -411,6 +411,7 @@ class Run:
             "views": views,
             "device": p.device,
             "precision": p.precision,
+            "compile": p.compile,
         }
 
     @property
@@ -489,6 +490,7 @@ class Run:
                 seed=self.params.seed,
                 device=self.params.device,
                 precision=self.params.precision,
+                compile=self.params.compile,
             )
             draft.array("head_losses", heads.head_losses)
             draft.array("loss_curves", heads.loss_curves)
@@ -619,8 +621,8 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device and precision."""
-        return self._some("flip", "crop_pad", "device", "precision")
+        """How networks are trained on the images: flips, crops, device, precision, compile."""
+        return self._some("flip", "crop_pad", "device", "precision", "compile")
 
     @property
     def _proxy_params(self) -> dict[str, Any]:
