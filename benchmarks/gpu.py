@@ -35,6 +35,7 @@ import torch
 
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.compute import matmul_peak, resolve_device, resolve_precision
+from elfs_lib.errors import ElfsError
 
 FACTS = DATA / "gpu.json"
 NEEDED = "timm pandas scipy sklearn pyarrow pydantic yaml filelock tqdm safetensors typer papermill"
@@ -423,11 +424,11 @@ KEY = ("device", "torch", "tiny", "row", "what", "way")
 
 def put(file: Path, fact: dict) -> list[dict]:
     """Write a figure in place of an older one of its kind, device and torch. Returns all."""
-    from elfs_lib.artifacts import write_text_atomic
-
     old = json.loads(file.read_text()) if file.exists() else []
     rows = [r for r in old if any(r[name] != fact[name] for name in KEY)] + [fact]
-    write_text_atomic(file, json.dumps(rows, indent=1) + "\n")
+    beside = file.with_suffix(".tmp")  # this file needs no package but numpy, pandas and torch
+    beside.write_text(json.dumps(rows, indent=1) + "\n")
+    beside.replace(file)
     return rows
 
 
@@ -472,9 +473,6 @@ TABLES: Tables = {"performance_gpu.csv": gpu_table}
 
 def missing(setting: Setting) -> list[str]:
     """What stands between this machine and the whole table, a sentence each."""
-    from elfs_lib.datasets import check_dataset
-    from elfs_lib.errors import ElfsError
-
     found = [
         f"The Python package {name} is missing."
         for name in NEEDED.split()
@@ -484,9 +482,11 @@ def missing(setting: Setting) -> list[str]:
         found.append("There is no CUDA: figures are those of the CPU, and none of graphs.")
     if not setting.tiny:
         try:
+            from elfs_lib.datasets import check_dataset
+
             check_dataset("cifar10")
         except (ElfsError, ImportError) as error:
-            found.append(f"speedrun: {error}")
+            found.append(f"What speedrun trains on: {error}")
     return found
 
 
