@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from elfs_lib.clustering_registry import CLUSTERINGS
 from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder, check_method
-from elfs_lib.errors import ElfsError, choose, first_fault
+from elfs_lib.errors import ElfsError, choose, first_fault, own_error
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
@@ -246,6 +246,8 @@ class Params(BaseModel):
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
+            if own := own_error(error):
+                raise own from None
             fault = first_fault(error)
             if isinstance(fault.value, str) and fault.value.lstrip().startswith("["):
                 raise ElfsError(
