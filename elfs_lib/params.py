@@ -33,6 +33,11 @@ _Item = TypeVar("_Item")
 ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
+# YAML reads off and on as truth values
+OffAutoOn = Annotated[
+    Literal["off", "auto", "on"],
+    BeforeValidator(lambda v: ("off", "on")[v] if isinstance(v, bool) else v),
+]
 _RECIPES = ", ".join(RECIPES)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -58,6 +63,9 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of clustering, proxy and search")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matmuls")
+    compile: OffAutoOn = Field(
+        "off", description="torch.compile, and CUDA graphs; auto: on CUDA, where it pays"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(
@@ -144,6 +152,7 @@ class Params(BaseModel):
     eval_recipe: str = Field("resnet18", description=f"how coreset models are trained; {_RECIPES}")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
+    eval_batch: int | None = Field(None, ge=2, description="images a step; null: the recipe's")
     eval_seeds: ListOf[Seed] = Field(
         (0, 1, 2, 3, 4), description="of random selection and of training on the coreset"
     )

@@ -59,6 +59,7 @@ def temi(given: Given, draft: Draft) -> None:
         seed=p.seed,
         device=p.device,
         precision=p.precision,
+        compile=p.compile,
     )
     draft.array("head_losses", heads.head_losses)
     draft.array("loss_curves", heads.loss_curves)

@@ -261,7 +261,7 @@ def _evaluation_asks(run: Run, **arguments: Any) -> dict[str, Call]:
 
 
 def _evaluation_key(given: Given) -> dict[str, Any]:
-    names = ("eval_recipe", "eval_epochs", "flip", "crop_pad", "precision", "classes")
+    names = ("eval_recipe", "eval_epochs", "eval_batch", "flip", "crop_pad", "precision", "classes")
     length = () if given.params.eval_epochs else ("eval_steps",)
     return given.key(*names, *length) | {"seed": given.args.seed}
 
@@ -277,6 +277,7 @@ def _evaluation_key(given: Given) -> dict[str, Any]:
         *("eval_recipe", "eval_epochs", "eval_steps"),
         *("flip", "crop_pad", "precision", "classes"),
     ],
+    later={"eval_batch": None},
     key=_evaluation_key,
     labels="evaluation",
 )
@@ -291,7 +292,7 @@ def evaluation(given: Given, draft: Draft) -> None:
         given.train_images,
         given.labels.open("train", purpose="evaluation")[subset],
         p.classes,
-        find_recipe(p.eval_recipe),
+        find_recipe(p.eval_recipe, batch=p.eval_batch),
         length,
         seeds=Seeds.all(seed),
         subset=subset,

@@ -145,6 +145,7 @@ def embedding_options(given: Given) -> dict[str, Any]:
         "views": _views(p),
         "device": p.device,
         "precision": p.precision,
+        "compile": p.compile,
     }
 
 

@@ -24,8 +24,11 @@ from elfs_lib.training.recipes import recipe_key
 if TYPE_CHECKING:
     from elfs_lib.stages import Run
 
-#: Where a stage runs changes its results by rounding alone.
-UNKEYED = frozenset({"device"})
+#: Where and how fast a stage runs changes its results by rounding alone.
+UNKEYED = frozenset({"device", "compile"})
+
+#: What :func:`elfs_lib.training.loop.train` takes from the parameters as it is.
+TRAINING = ("flip", "crop_pad", "device", "precision", "compile")
 
 
 class UndeclaredParameter(RuntimeError):
@@ -172,8 +175,8 @@ class Given:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device and precision."""
-        return self.some("flip", "crop_pad", "device", "precision")
+        """How networks are trained on the images: flips, crops, device, precision, compile."""
+        return self.some(*TRAINING)
 
     def key(self, *names: str) -> dict[str, Any]:
         """Parameters as keys hold them: recipes with their revision, and none of those that joined

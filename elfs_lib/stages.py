@@ -58,7 +58,7 @@ from elfs_lib.stage_embedding import (
     test_embeddings,
     trains_encoder,
 )
-from elfs_lib.stage_graph import Call, Stage, given_stage
+from elfs_lib.stage_graph import TRAINING, Call, Stage, given_stage
 from elfs_lib.training.recipes import recipe_key
 
 #: Every stage, in the order of a run.
@@ -415,10 +415,8 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device and precision."""
-        p = self.params
-        names = ("flip", "crop_pad", "device", "precision")
-        return {name: getattr(p, name) for name in names}
+        """How networks are trained on the images: flips, crops, device, precision, compile."""
+        return {name: getattr(self.params, name) for name in TRAINING}
 
     @property
     def proxy_calls(self) -> dict[str, Call]:

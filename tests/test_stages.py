@@ -51,6 +51,7 @@ CHANGES = {  # of each parameter that a stage reads, to a value that gives somet
     "search_recipe": {"search_recipe": "resnet18"},
     "eval_recipe": {"eval_recipe": "resnet18"},
     "eval_epochs": {"eval_epochs": 3},
+    "eval_batch": {"eval_batch": 9},
 }
 # Where all parameters of a stage count at once.
 BASE = {
@@ -113,7 +114,7 @@ def test_only_device_and_words_are_read_without_a_key():
     words = {"encoder": {"dataset"}, "embeddings": {"encoder_method"}}
     of_training_images = STAGES["embeddings"].reads
     for name, each in STAGES.items():
-        allowed = {"device"} | words.get(name, set())
+        allowed = {"device", "compile"} | words.get(name, set())
         allowed |= of_training_images if name == "test_embeddings" else set()
         assert each.unkeyed <= allowed, name
 
