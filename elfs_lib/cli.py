@@ -445,8 +445,8 @@ def verdict() -> None:
     """Write what the results tables bear out of ELFS against others.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
-    number of runs, recipe and accuracy of the pseudo-labels. The table of README.md is written
-    from these.
+    number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
+    pictures in book/images are written from these and from the executed notebooks.
 
     Example:
 
@@ -454,11 +454,14 @@ def verdict() -> None:
     """
     from elfs_lib.project import project_root
     from elfs_lib.results import result_tables
-    from elfs_lib.verdict import update_readme, verdict_file, write_verdict
+    from elfs_lib.verdict import update_readme, verdict_file, write_pictures, write_verdict
 
-    rows, readme = write_verdict(result_tables()), project_root() / "README.md"
+    root = project_root()
+    rows, readme = write_verdict(result_tables()), root / "README.md"
     update_readme(rows, readme)
-    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme}")
+    notebook = root / "book/runs/cifar10/05_double_end_pruning.ipynb"
+    pictures = write_pictures(rows, root / "book/images", notebook)
+    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme},", *pictures)
 
 
 @app.command()

@@ -806,6 +806,37 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 @_styled
+def gain_by_budget(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Gain over random against the share that is labelled, a line a method, with 95% intervals.
+
+    Args:
+        rows: Of :func:`elfs_lib.verdict.verdict_rows`, all against random and of one dataset and
+            setting: ``method``, ``budget``, ``difference``, ``low``, ``high`` in points.
+        title: Printed above, if given.
+
+    Raises:
+        ElfsError: if there are no rows.
+    """
+    _filled("rows", rows)
+    figure, axes = _page(3.4)
+    axes.axhline(0, color=NEUTRAL, lw=1)
+    methods = _ordered(rows["method"].unique())
+    for number, method in enumerate(methods):
+        own = rows[rows["method"] == method].sort_values("budget")
+        x, y = 100 * own["budget"].to_numpy(float), own["difference"].to_numpy(float)
+        bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
+        look = {key: v for key, v in method_styles(methods)[method].items() if key != "label"}
+        aside = number - (len(methods) - 1) / 2  # intervals of one budget beside each other
+        axes.errorbar(
+            x + aside, y, np.nan_to_num(bars), capsize=3, **look, label=display_name(method)
+        )
+    axes.set_xticks(100 * np.sort(rows["budget"].unique()))
+    _label(axes, "images labelled (%)", "accuracy minus random's (points)", title)
+    _legend_right(figure, axes)
+    return figure
+
+
+@_styled
 def jaccard_heatmap(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Overlap between coresets.
 
