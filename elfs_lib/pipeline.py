@@ -33,7 +33,8 @@ NOTEBOOKS = (
     "07_comparison",
 )
 LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
-SUMMARIES = (
+# pages over all runs, written anew with each book
+SUMMARIES = ("results", "results_tables", "encoders")
     "results",
     "results_tables",
     "encoders",
