@@ -1,39 +1,49 @@
 """The low-budget track: accuracy of a linear probe against labels a class, a line a method.
 
     python -m benchmarks.low_budget params/digits.yaml
-    python -m benchmarks.low_budget params/cifar10.yaml
+    python -m benchmarks.low_budget params/cifar10.yaml --methods elfs ccs_pseudo --seeds 0 1 2
 
-Every method chooses from the same embeddings of the training images without labels, then a probe is
-fitted on each list and tested on the test images. Writes ``low_budget_<dataset>.csv`` (a row a
-method, number of labels a class, and seed), its differences from random, and the figure.
+Every method chooses from the images of one run without labels, then a probe is fitted on each list
+and tested on the test images. A seed is one of the whole choice: of ELFS, its clustering and proxy
+too. Lists are artifacts, so that an interrupted command goes on where it stopped. Writes
+``low_budget_<dataset>.csv`` (a row a method, number of labels a class, and seed; rows of other
+methods and seeds stay while the embeddings are the same), the tables made from it, and the figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.book_data import DATA
-from elfs_lib.artifacts import write_text_atomic
+from benchmarks.machine import machine_name
+from elfs_lib.artifacts import package_versions, write_text_atomic
+from elfs_lib.compute import resolve_device
 from elfs_lib.evaluation import display_name
 from elfs_lib.low_budget import (
     LABELS_PER_CLASS,
+    Chooser,
     choose_lists,
     coverage_table,
     difference_table,
     probe_lists,
 )
-from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.params import Params
+from elfs_lib.params import Params, parse_yaml
 from elfs_lib.plots import accuracy_vs_labels
 from elfs_lib.project import default_store
-from elfs_lib.selection import METHODS, SelectionInputs
+from elfs_lib.provenance import as_setting
+from elfs_lib.selection import METHODS
 from elfs_lib.stages import Run
 
-NEIGHBORS = 20
+# Of ELFS at every budget: a search at each costs more than everything else here
+BETA = 0.3
+KEY = ["method", "labels_per_class", "seed"]
 
 
 def label_free() -> list[str]:
@@ -49,55 +59,95 @@ def main() -> None:
     parser.add_argument("params", type=Path, help="YAML file of parameters")
     parser.add_argument("--methods", nargs="+", default=label_free())
     parser.add_argument("--labels", nargs="+", type=int, help="numbers of labels a class")
-    parser.add_argument("--seeds", type=int, default=5, help="of the whole choice")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--beta", type=float, default=BETA, help="hard-prune ratio of ELFS")
+    parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     given = parser.parse_args()
-    run = Run(Params.load(given.params), default_store())
+    changes = {name: parse_yaml(text) for name, _, text in (p.partition("=") for p in given.p)}
+    fixed = {"hard_prune_ratio": given.beta}
+    run = Run(Params.load(given.params, {**changes, **fixed}), default_store())
     run.check()
-    train = np.asarray(run.embeddings.array("embeddings"))
-    test = np.asarray(run.test_embeddings.array("embeddings"))
-    inputs = with_neighbors(train, run.classes)
-    sizes = given.labels or [n for n in LABELS_PER_CLASS if n * run.classes <= inputs.n]
+    sizes = given.labels or [n for n in LABELS_PER_CLASS if n * run.classes <= run.n]
     begun = time.process_time()
     lists = choose_lists(
-        inputs,
+        chooser(run),
         given.methods,
+        n=run.n,
         classes=run.classes,
         labels_per_class=sizes,
-        seeds=range(given.seeds),
+        seeds=given.seeds,
     )
     chosen = time.process_time()
-    table = probe_lists(lists, train, test, run.labels, dataset=run.params.dataset)
+    table = probe_lists(
+        lists,
+        np.asarray(run.embeddings.array("embeddings")),
+        np.asarray(run.test_embeddings.array("embeddings")),
+        run.labels,
+        dataset=run.params.dataset,
+    )
     done = time.process_time()
     print(f"Lists took {chosen - begun:.1f} s of the processor, probes {done - chosen:.1f} s.")
-    write(table, given.out)
+    write(table, setting(run) | {"changes": as_setting(changes)}, given.out)
 
 
-def with_neighbors(embeddings: np.ndarray, classes: int) -> SelectionInputs:
-    """The embeddings and their nearest neighbours."""
-    near = nearest_neighbors(embeddings, min(NEIGHBORS, len(embeddings) - 1))
-    return SelectionInputs(
-        n=len(embeddings),
-        embeddings=embeddings,
-        neighbors=near.indices,
-        similarities=near.similarities,
-        classes=classes,
-    )
+def chooser(run: Run) -> Chooser:
+    """Lists as artifacts of the run with the seed that is asked for."""
+
+    @lru_cache(maxsize=1)
+    def seeded(seed: int) -> Run:
+        return Run(run.params.model_copy(update={"seed": seed}), run.store)
+
+    def choose_list(method: str, count: int, seed: int) -> np.ndarray:
+        return seeded(seed).coreset(method, count).table("coreset")["index"].to_numpy()
+
+    return choose_list
 
 
-def write(table, folder: Path) -> None:
-    """The table of the track, its differences from random, and the figure."""
-    dataset = table["dataset"].iloc[0]
+def setting(run: Run) -> dict:
+    """What the numbers of a dataset were measured on."""
+    return {
+        "dataset": run.params.dataset,
+        "encoder": str(run.encoder_facts["encoder"]),
+        "images": run.n,
+        "test_images": len(run.test_embeddings.array("embeddings")),
+        "beta": run.params.hard_prune_ratio,
+        "embeddings": run.embeddings.key,
+        "machine": machine_name(resolve_device("cpu")),
+        "versions": package_versions(),
+    }
+
+
+def write(table: pd.DataFrame, facts: dict, folder: Path) -> None:
+    """The table of the track with the older rows that still hold, and all that is made from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = difference_table(table)
-    for name, frame in ((dataset, table), (f"{dataset}_differences", shown)):
-        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        write_text_atomic(folder / f"low_budget_{name}.csv", text)
+    dataset = facts["dataset"]
+    measured, about = folder / f"low_budget_{dataset}.csv", folder / f"low_budget_{dataset}.json"
+    same = about.exists() and json.loads(about.read_text())["embeddings"] == facts["embeddings"]
+    if same and measured.exists():
+        table = pd.concat([pd.read_csv(measured), table]).drop_duplicates(KEY, keep="last")
+    order = [*METHODS]
+    table = table.sort_values(KEY, key=lambda c: c.map(order.index) if c.name == "method" else c)
+    write_text_atomic(about, json.dumps(facts, indent=1) + "\n")
+    write_text_atomic(measured, _as_csv(table))
+    for name, made in tables(table).items():
+        write_text_atomic(folder / name, _as_csv(made))
+        print(f"\n{name}\n{made.to_string(index=False)}")
     figure = accuracy_vs_labels(table, title=display_name(dataset))
     figure.savefig(folder / f"low_budget_{dataset}.svg", metadata={"Date": None})
-    print(shown.to_string(index=False))
-    print("\nClasses covered:")
-    print(coverage_table(table).to_string(index=False))
+
+
+def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables of the page for one dataset, by the names of their files."""
+    dataset = table["dataset"].iloc[0]
+    return {
+        f"low_budget_{dataset}_differences.csv": difference_table(table),
+        f"low_budget_{dataset}_coverage.csv": coverage_table(table),
+    }
+
+
+def _as_csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ same embeddings, and a seed is one of the whole choice.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import display_name, paired_difference
 from elfs_lib.label_lock import LabelOracle, stage_lock
 from elfs_lib.progress import track
-from elfs_lib.selection import METHODS, SelectionInputs, select
+from elfs_lib.selection import METHODS
 
 LABELS_PER_CLASS = (1, 2, 5, 10, 20, 50, 100)
 BASELINE = "random"
@@ -42,6 +42,9 @@ COLUMNS: dict[str, str] = {
 }
 
 
+Chooser = Callable[[str, int, int], np.ndarray]
+
+
 class Choice(NamedTuple):
     """What one list was chosen by."""
 
@@ -51,13 +54,13 @@ class Choice(NamedTuple):
 
 
 def choose_lists(
-    inputs: SelectionInputs,
+    choose_list: Chooser,
     methods: Iterable[str],
     *,
+    n: int,
     classes: int,
     labels_per_class: Sequence[int] = LABELS_PER_CLASS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[Choice, np.ndarray]:
     """Choose every list of the track without labels.
 
@@ -65,12 +68,12 @@ def choose_lists(
     a method that draws nothing runs for one seed.
 
     Args:
-        inputs: What the methods look at: embeddings, and whatever else they need.
+        choose_list: Called with (method, count, seed); gives the list int64 [count], best first.
         methods: Names in ``selection.METHODS``, label-free.
+        n: Number of training images, N.
         classes: Number of classes, C; a list has C images for each label a class.
         labels_per_class: Numbers of labels a class, each at least 1.
         seeds: Of the whole choice.
-        options: Options by method, for example ``{"elfs": {"hard_prune_ratio": 0.2}}``.
 
     Returns:
         int64 [count] for each method, number of labels a class and seed, in the order to label.
@@ -81,23 +84,27 @@ def choose_lists(
         LabelLockError: if a method opens labels.
     """
     methods, sizes = list(dict.fromkeys(methods)), sorted(set(labels_per_class))
-    _check(methods, sizes, classes, inputs.n)
-    options, lists = options or {}, {}
+    _check(methods, sizes, classes, n)
+    lists = {}
     with stage_lock("never", stage="the choice of low-budget lists"):
-        jobs = [(m, s) for m in methods for s in (seeds if METHODS[m].seeded else seeds[:1])]
+        jobs = [(m, s) for m in methods for s in (seeds if _draws(m) else seeds[:1])]
         for method, seed in track(jobs, "lists"):
             own = {}
             for size in reversed(sizes):
                 if METHODS[method].nested and own:
                     own[size] = own[sizes[-1]][: size * classes]
-                    continue
-                chosen = select(
-                    method, inputs, size * classes, seed=seed, **options.get(method, {})
-                )
-                own[size] = chosen.indices
-            for twin in [seed] if METHODS[method].seeded else seeds:
+                else:
+                    own[size] = choose_list(method, size * classes, seed)
+            for twin in [seed] if _draws(method) else seeds:
                 lists |= {Choice(method, size, twin): own[size] for size in sizes}
     return lists
+
+
+def _draws(method: str) -> bool:
+    """Whether a seed changes the list: the method's own, or that of the clustering and the proxy
+    behind what it reads."""
+    entry = METHODS[method]
+    return entry.seeded or not entry.needs <= {"embeddings", "neighbors"}
 
 
 def probe_lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 
 import numpy as np
@@ -48,11 +49,25 @@ def make_inputs() -> SelectionInputs:
     return SelectionInputs(150, embeddings=make_split(150, 0)[0], classes=CLASSES)
 
 
+def chooser(**options):
+    inputs = make_inputs()
+    return lambda method, count, seed: select(method, inputs, count, seed=seed, **options).indices
+
+
+def choose(methods, sizes, seeds=(0, 1, 2, 3, 4), choose_list=None):
+    return choose_lists(
+        choose_list or chooser(),
+        methods,
+        n=150,
+        classes=CLASSES,
+        labels_per_class=sizes,
+        seeds=seeds,
+    )
+
+
 def make_table(seeds=(0, 1, 2), methods=("random", "typiclust", "max_herding")) -> pd.DataFrame:
     (train, train_labels), (test, test_labels) = make_split(150, 0), make_split(300, 1)
-    lists = choose_lists(
-        make_inputs(), methods, classes=CLASSES, labels_per_class=(1, 4, 10), seeds=seeds
-    )
+    lists = choose(methods, (1, 4, 10), seeds)
     oracle = LabelOracle({"train": train_labels, "test": test_labels}.get, ("train", "test"))
     table = probe_lists(lists, train, test, oracle, dataset="digits")
     assert oracle.opened == ["train:evaluation", "test:evaluation"]
@@ -65,9 +80,7 @@ def make_table(seeds=(0, 1, 2), methods=("random", "typiclust", "max_herding")) 
 @pytest.mark.parametrize("method", ["random", "typiclust", "max_herding", "k_center"])
 def test_each_list_is_what_select_gives(method):
     inputs = make_inputs()
-    lists = choose_lists(
-        inputs, [method], classes=CLASSES, labels_per_class=[5, 1, 20], seeds=(3, 4)
-    )
+    lists = choose([method], [5, 1, 20], (3, 4))
     assert list(lists) == [Choice(method, n, seed) for seed in (3, 4) for n in (1, 5, 20)]
     for (_, size, seed), indices in lists.items():
         drawn = seed if METHODS[method].seeded else 3
@@ -85,7 +98,7 @@ def test_methods_run_no_more_often_than_they_must(monkeypatch):
 
         monkeypatch.setitem(METHODS, name, dataclasses.replace(METHODS[name], function=counted))
     names = ("typiclust", "k_center", "max_herding")
-    choose_lists(make_inputs(), names, classes=CLASSES, labels_per_class=[2, 4], seeds=(0, 1))
+    choose(names, [2, 4], (0, 1))
     assert sorted(runs) == [
         ("k_center", 12, 0),
         ("k_center", 12, 1),
@@ -94,14 +107,13 @@ def test_methods_run_no_more_often_than_they_must(monkeypatch):
     ]
 
 
-def test_options_reach_their_method():
-    inputs = make_inputs()
-    options = {"prob_cover": {"delta": 0.9}}
-    lists = choose_lists(
-        inputs, ["prob_cover"], classes=CLASSES, labels_per_class=[4], seeds=[0], options=options
-    )
-    expected = select("prob_cover", inputs, 12, delta=0.9).indices.tolist()
-    assert [own.tolist() for own in lists.values()] == [expected]
+def test_a_method_that_reads_a_proxy_has_a_list_for_each_of_its_seeds():
+    lists = choose(["elfs"], [2, 4], (3, 4), lambda method, count, seed: seed + np.arange(count))
+    assert {choice: own.tolist() for choice, own in lists.items()} == {
+        Choice("elfs", size, seed): [seed + i for i in range(3 * size)]
+        for seed in (3, 4)
+        for size in (2, 4)
+    }
 
 
 def test_a_method_that_opens_labels_is_stopped(monkeypatch):
@@ -112,7 +124,7 @@ def test_a_method_that_opens_labels_is_stopped(monkeypatch):
 
     monkeypatch.setitem(METHODS, "random", dataclasses.replace(METHODS["random"], function=peeks))
     with pytest.raises(LabelLockError, match="label-free"):
-        choose_lists(make_inputs(), ["random"], classes=CLASSES, labels_per_class=[1])
+        choose(["random"], [1])
     assert oracle.opened == []
 
 
@@ -128,7 +140,7 @@ def test_a_method_that_opens_labels_is_stopped(monkeypatch):
 )
 def test_what_does_not_fit_is_said_before_any_work(methods, sizes, says):
     with pytest.raises(ElfsError, match=says):
-        choose_lists(make_inputs(), methods, classes=CLASSES, labels_per_class=sizes)
+        choose(methods, sizes)
 
 
 # ---------------------------------------------------------------- the probe
@@ -267,17 +279,31 @@ def test_names_move_no_farther_than_they_must():
     assert _spread([9.9, 10.0], 1.0, 0, 10) == pytest.approx([9.0, 10.0])
 
 
-def test_the_command_runs_on_digits(monkeypatch, tmp_path, capsys):
+def test_the_command_runs_on_digits(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "store"))
-    methods = ["random", "typiclust", "facility_location"]
-    arguments = ["--methods", *methods, "--labels", "1", "10", "--seeds", "2"]
-    params = str(ROOT / "params" / "digits.yaml")
-    monkeypatch.setattr(sys, "argv", ["low_budget", params, *arguments, "--out", str(tmp_path)])
-    importlib.import_module("benchmarks.low_budget").main()
-    table = pd.read_csv(tmp_path / "low_budget_digits.csv")
-    assert list(table) == list(COLUMNS) and len(table) == 3 * 2 * 2
-    assert (table[table["labels_per_class"] == 10]["accuracy"] > 75).all()
+    track = importlib.import_module("benchmarks.low_budget")
+
+    def run(*arguments):
+        params = str(ROOT / "params" / "digits.yaml")
+        command = ["low_budget", params, *arguments, "--labels", "1", "10", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", command)
+        track.main()
+        return pd.read_csv(tmp_path / "low_budget_digits.csv")
+
+    run("--methods", "random", "typiclust", "--seeds", "0")
+    before = run("--methods", "random", "typiclust", "facility_location", "--seeds", "0", "1")
+    assert list(before) == list(COLUMNS) and len(before) == 3 * 2 * 2
+    assert (before[before["labels_per_class"] == 10]["accuracy"] > 75).all()
     assert (tmp_path / "low_budget_digits.svg").stat().st_size > 5000
-    assert "Facility location" in (tmp_path / "low_budget_digits_differences.csv").read_text()
-    assert "Classes covered" in capsys.readouterr().out
+    for table in ("differences", "coverage"):
+        text = (tmp_path / f"low_budget_digits_{table}.csv").read_text()
+        assert "Facility location" in text
+
+    table = run("--methods", "k_center", "--seeds", "1")
+    own = table["method"] == "k_center"
+    assert own.sum() == 2
+    pd.testing.assert_frame_equal(table[~own].reset_index(drop=True), before)
+    facts = json.loads((tmp_path / "low_budget_digits.json").read_text())
+    track.write(before, facts | {"embeddings": "others"}, tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "low_budget_digits.csv"), before)
