@@ -33,6 +33,7 @@ from elfs_lib.low_budget import (
     coverage_table,
     difference_table,
     probe_lists,
+    standing_table,
 )
 from elfs_lib.params import Params, parse_yaml
 from elfs_lib.plots import accuracy_vs_labels
@@ -140,10 +141,14 @@ def write(table: pd.DataFrame, facts: dict, folder: Path) -> None:
 def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The tables of the page for one dataset, by the names of their files."""
     dataset = table["dataset"].iloc[0]
-    return {
-        f"low_budget_{dataset}_differences.csv": difference_table(table),
-        f"low_budget_{dataset}_coverage.csv": coverage_table(table),
+    made = {
+        "differences": difference_table(table),
+        "coverage": coverage_table(table),
+        "standing": standing_table(table, "random"),
     }
+    if "elfs" in set(table["method"]):
+        made["elfs"] = standing_table(table, "elfs")
+    return {f"low_budget_{dataset}_{name}.csv": own for name, own in made.items()}
 
 
 def _as_csv(table: pd.DataFrame) -> str:

@@ -225,11 +225,8 @@ def differences_from_random(table: pd.DataFrame) -> pd.DataFrame:
     methods = [m for m in _in_order(table["method"].unique()) if m != BASELINE]
     if not methods:
         raise ElfsError("The table has no method besides random: there is nothing to compare.")
-    paired = pd.concat(paired_difference(table, method, BASELINE) for method in methods)
-    sizes = table.assign(budget=table["budget"].round(9))  # as paired_difference rounds it
-    sizes = sizes[["dataset", "budget", "labels_per_class"]].drop_duplicates()
-    return paired.merge(sizes, on=["dataset", "budget"]).sort_values(
-        ["dataset", "labels_per_class"], kind="stable", ignore_index=True
+    return _with_sizes(
+        table, pd.concat(paired_difference(table, method, BASELINE) for method in methods)
     )
 
 
@@ -274,6 +271,50 @@ def coverage_table(table: pd.DataFrame) -> pd.DataFrame:
     means = means.loc[_in_order(means.index)]
     shown = means.map("{:.1f}".format).rename(index=display_name, columns=_labels_a_class)
     return shown.rename_axis(index="Method", columns=None).reset_index()
+
+
+def standing_table(table: pd.DataFrame, rival: str) -> pd.DataFrame:
+    """Where each method is ahead of a rival, and where behind it: the 95% interval of the paired
+    difference over seeds does not include zero.
+
+    Args:
+        table: As :func:`probe_lists` returns it, of one dataset.
+        rival: A method of the table.
+
+    Returns:
+        One row a method, with texts: the numbers of labels a class at which it is ahead, behind,
+        and neither.
+
+    Raises:
+        ElfsError: if the rival is missing or shares no seed with a method, or there are several
+            datasets.
+    """
+    _one_dataset(table)
+    rows = []
+    for method in _in_order(table["method"].unique()):
+        if method == rival:
+            continue
+        found = _with_sizes(table, paired_difference(table, method, rival))
+        sides = {
+            f"Ahead of {display_name(rival)}": found["low"] > 0,
+            f"Behind {display_name(rival)}": found["high"] < 0,
+        }
+        sides["Neither"] = ~np.logical_or.reduce([*sides.values()])
+        sizes = {name: found.loc[own, "labels_per_class"] for name, own in sides.items()}
+        rows.append(
+            {"Method": display_name(method)}
+            | {name: ", ".join(map(str, own)) for name, own in sizes.items()}
+        )
+    return pd.DataFrame(rows)
+
+
+def _with_sizes(table: pd.DataFrame, paired: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences with their numbers of labels a class, ascending."""
+    sizes = table.assign(budget=table["budget"].round(9))  # as paired_difference rounds it
+    sizes = sizes[["dataset", "budget", "labels_per_class"]].drop_duplicates()
+    return paired.merge(sizes, on=["dataset", "budget"]).sort_values(
+        ["dataset", "labels_per_class"], kind="stable", ignore_index=True
+    )
 
 
 def _check(methods: Collection[str], sizes: Sequence[int], classes: int, n: int) -> None:

@@ -26,6 +26,7 @@ from elfs_lib.low_budget import (
     differences_from_random,
     linear_probe,
     probe_lists,
+    standing_table,
 )
 from elfs_lib.plots import _spread, accuracy_vs_labels
 from elfs_lib.selection import METHODS, SelectionInputs, select
@@ -245,6 +246,28 @@ def test_the_tables_say_differences_and_coverage_in_words():
         difference_table(pd.concat([table, table.assign(dataset="cifar10")]))
 
 
+def test_a_method_is_ahead_or_behind_only_where_the_interval_leaves_out_zero():
+    steps = {  # over random, by seed, at 1, 2 and 5 labels a class
+        "typiclust": [(4, 5, 6), (-4, 5, 1), (-4, -5, -6)],
+        "elfs": [(-1, -2, -3), (1, 2, 3), (8, 9, 7)],
+        "random": [(0, 0, 0)] * 3,
+    }
+    rows = [
+        ("digits", method, n, n / 50, 3 * n, seed, 50.0 + 3 * seed + step, 3)
+        for method, by_size in steps.items()
+        for n, by_seed in zip((1, 2, 5), by_size, strict=True)
+        for seed, step in enumerate(by_seed)
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    assert standing_table(table, "random").to_dict("records") == [
+        {"Method": "ELFS", "Ahead of Random": "5", "Behind Random": "", "Neither": "1, 2"},
+        {"Method": "TypiClust", "Ahead of Random": "1", "Behind Random": "5", "Neither": "2"},
+    ]
+    assert standing_table(table, "elfs")["Ahead of ELFS"].tolist() == ["", "1"]
+    with pytest.raises(ElfsError, match="one dataset"):
+        standing_table(pd.concat([table, table.assign(dataset="cifar10")]), "random")
+
+
 # ---------------------------------------------------------------- the figure, the command
 
 
@@ -296,7 +319,7 @@ def test_the_command_runs_on_digits(monkeypatch, tmp_path):
     assert list(before) == list(COLUMNS) and len(before) == 3 * 2 * 2
     assert (before[before["labels_per_class"] == 10]["accuracy"] > 75).all()
     assert (tmp_path / "low_budget_digits.svg").stat().st_size > 5000
-    for table in ("differences", "coverage"):
+    for table in ("differences", "coverage", "standing"):
         text = (tmp_path / f"low_budget_digits_{table}.csv").read_text()
         assert "Facility location" in text
 
