@@ -44,6 +44,7 @@ from elfs_lib.stages import Run
 
 # Of ELFS at every budget: a search at each costs more than everything else here
 BETA = 0.3
+SETTINGS = "low_budget_settings.csv"
 KEY = ["method", "labels_per_class", "seed"]
 
 
@@ -131,11 +132,28 @@ def write(table: pd.DataFrame, facts: dict, folder: Path) -> None:
     table = table.sort_values(KEY, key=lambda c: c.map(order.index) if c.name == "method" else c)
     write_text_atomic(about, json.dumps(facts, indent=1) + "\n")
     write_text_atomic(measured, _as_csv(table))
+    write_text_atomic(folder / SETTINGS, _as_csv(settings_table(folder)))
     for name, made in tables(table).items():
         write_text_atomic(folder / name, _as_csv(made))
         print(f"\n{name}\n{made.to_string(index=False)}")
     figure = accuracy_vs_labels(table, title=display_name(dataset))
     figure.savefig(folder / f"low_budget_{dataset}.svg", metadata={"Date": None})
+
+
+def settings_table(folder: Path) -> pd.DataFrame:
+    """What each dataset in a folder was measured on, one column a dataset."""
+    columns = {"": ["Encoder", "Images", "Test images", "Beta of ELFS", "Machine", "Versions"]}
+    for path in sorted(folder.glob("low_budget_*.json")):
+        facts = json.loads(path.read_text())
+        columns[display_name(facts["dataset"])] = [
+            ", ".join(filter(None, (facts["encoder"], facts["changes"]))),
+            f"{facts['images']:,}",
+            f"{facts['test_images']:,}",
+            f"{facts['beta']:g}",
+            facts["machine"],
+            ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        ]
+    return pd.DataFrame(columns)
 
 
 def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

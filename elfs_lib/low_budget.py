@@ -239,7 +239,7 @@ def difference_table(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a method, one column a number of labels a class: "+3.1 (+1.0 to +5.2)" in points,
         the difference from random and its 95% interval over seeds; no interval with one seed. The
-        first row is the accuracy of random in percent.
+        first row is the accuracy of random in percent; "Seeds" counts those of each method.
 
     Raises:
         ElfsError: as :func:`differences_from_random`, or if there are several datasets.
@@ -248,11 +248,15 @@ def difference_table(table: pd.DataFrame) -> pd.DataFrame:
     found = differences_from_random(table)
     sizes = sorted(table["labels_per_class"].unique())
     own = table[table["method"] == BASELINE].groupby("labels_per_class")["accuracy"].mean()
-    rows = [{"method": f"{display_name(BASELINE)} (%)"} | {n: f"{own[n]:.1f}" for n in sizes}]
+    seeds = table.groupby("method")["seed"].nunique()
+    rows = [
+        {"method": f"{display_name(BASELINE)} (%)", "Seeds": seeds[BASELINE]}
+        | {n: f"{own[n]:.1f}" for n in sizes}
+    ]
     for method in dict.fromkeys(found["method"]):
         here = found[found["method"] == method].set_index("labels_per_class")
         rows.append(
-            {"method": display_name(method)}
+            {"method": display_name(method), "Seeds": seeds[method]}
             | {n: _with_interval(here.loc[n]) for n in sizes if n in here.index}
         )
     shown = pd.DataFrame(rows).fillna("")
@@ -269,7 +273,11 @@ def coverage_table(table: pd.DataFrame) -> pd.DataFrame:
     _one_dataset(table)
     means = table.pivot_table("classes_covered", "method", "labels_per_class")
     means = means.loc[_in_order(means.index)]
-    shown = means.map("{:.1f}".format).rename(index=display_name, columns=_labels_a_class)
+    shown = (
+        means.map("{:.1f}".format, na_action="ignore")
+        .fillna("")
+        .rename(index=display_name, columns=_labels_a_class)
+    )
     return shown.rename_axis(index="Method", columns=None).reset_index()
 
 

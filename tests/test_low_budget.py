@@ -238,6 +238,7 @@ def test_the_tables_say_differences_and_coverage_in_words():
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     shown = difference_table(table)
     assert shown["Method"].tolist() == ["Random (%)", "TypiClust"]
+    assert shown["Seeds"].tolist() == [3, 3]
     assert shown["1 a class"].tolist() == ["52.0", "+12.0 (+7.0 to +17.0)"]
     once = difference_table(table[table["seed"] == 0])
     assert once["2 a class"].tolist() == ["52.0", "+10.0"]
@@ -328,5 +329,6 @@ def test_the_command_runs_on_digits(monkeypatch, tmp_path):
     assert own.sum() == 2
     pd.testing.assert_frame_equal(table[~own].reset_index(drop=True), before)
     facts = json.loads((tmp_path / "low_budget_digits.json").read_text())
+    assert "1,437" in (tmp_path / "low_budget_settings.csv").read_text()
     track.write(before, facts | {"embeddings": "others"}, tmp_path)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "low_budget_digits.csv"), before)
