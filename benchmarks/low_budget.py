@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.compute import resolve_device
 from elfs_lib.evaluation import display_name
 from elfs_lib.low_budget import (
+    COLUMNS,
     LABELS_PER_CLASS,
+    Choice,
     Chooser,
     choose_lists,
     coverage_table,
@@ -44,6 +47,17 @@ from elfs_lib.stages import Run
 
 # Of ELFS at every budget: a search at each costs more than everything else here
 BETA = 0.3
+# The others are in the tables: their lines would hide these, or be hidden
+DRAWN = (
+    "random",
+    "elfs",
+    "elfs_balanced",
+    "ccs_pseudo",
+    "typiclust",
+    "prob_cover",
+    "max_herding",
+    "kmeans_nearest",
+)
 SETTINGS = "low_budget_settings.csv"
 KEY = ["method", "labels_per_class", "seed"]
 
@@ -63,6 +77,11 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=int, help="numbers of labels a class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--beta", type=float, default=BETA, help="hard-prune ratio of ELFS")
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train the network of eval_recipe for eval_steps on each list, no probe",
+    )
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     given = parser.parse_args()
@@ -81,29 +100,59 @@ def main() -> None:
         seeds=given.seeds,
     )
     chosen = time.process_time()
-    table = probe_lists(
+    table = train_on(lists, run) if given.from_scratch else probe(lists, run)
+    done = time.process_time()
+    print(f"Lists took {chosen - begun:.1f} s of the processor, learning {done - chosen:.1f} s.")
+    learner = f"{run.params.eval_recipe}, {run.params.eval_steps} steps"
+    facts = setting(run) | {
+        "learner": learner if given.from_scratch else "linear probe",
+        "changes": as_setting(changes),
+    }
+    write(table, facts, given.out, "_from_scratch" if given.from_scratch else "")
+
+
+@lru_cache(maxsize=1)
+def with_seed(run: Run, seed: int) -> Run:
+    return Run(run.params.model_copy(update={"seed": seed}), run.store)
+
+
+def chooser(run: Run) -> Chooser:
+    """Lists as artifacts of the run with the seed that is asked for."""
+
+    def choose_list(method: str, count: int, seed: int) -> np.ndarray:
+        return with_seed(run, seed).coreset(method, count).table("coreset")["index"].to_numpy()
+
+    return choose_list
+
+
+def probe(lists: Mapping[Choice, np.ndarray], run: Run) -> pd.DataFrame:
+    """A linear probe on each list."""
+    return probe_lists(
         lists,
         np.asarray(run.embeddings.array("embeddings")),
         np.asarray(run.test_embeddings.array("embeddings")),
         run.labels,
         dataset=run.params.dataset,
     )
-    done = time.process_time()
-    print(f"Lists took {chosen - begun:.1f} s of the processor, probes {done - chosen:.1f} s.")
-    write(table, setting(run) | {"changes": as_setting(changes)}, given.out)
 
 
-def chooser(run: Run) -> Chooser:
-    """Lists as artifacts of the run with the seed that is asked for."""
-
-    @lru_cache(maxsize=1)
-    def seeded(seed: int) -> Run:
-        return Run(run.params.model_copy(update={"seed": seed}), run.store)
-
-    def choose_list(method: str, count: int, seed: int) -> np.ndarray:
-        return seeded(seed).coreset(method, count).table("coreset")["index"].to_numpy()
-
-    return choose_list
+def train_on(lists: Mapping[Choice, np.ndarray], run: Run) -> pd.DataFrame:
+    """A network trained from scratch on each list, with the list's seed; columns as of a probe."""
+    true = run.labels.open("train", purpose="analysis")
+    rows = [
+        {
+            "dataset": run.params.dataset,
+            **choice._asdict(),
+            "budget": len(own) / run.n,
+            "count": len(own),
+            "accuracy": with_seed(run, choice.seed)
+            .evaluate(choice.method, len(own), choice.seed)
+            .json("result")["accuracy"],
+            "classes_covered": len(np.unique(true[own])),
+        }
+        for choice, own in sorted(lists.items(), key=lambda item: item[0].seed)
+    ]
+    return pd.DataFrame(rows)[list(COLUMNS)]
 
 
 def setting(run: Run) -> dict:
@@ -120,11 +169,11 @@ def setting(run: Run) -> dict:
     }
 
 
-def write(table: pd.DataFrame, facts: dict, folder: Path) -> None:
+def write(table: pd.DataFrame, facts: dict, folder: Path, suffix: str = "") -> None:
     """The table of the track with the older rows that still hold, and all that is made from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = facts["dataset"]
-    measured, about = folder / f"low_budget_{dataset}.csv", folder / f"low_budget_{dataset}.json"
+    stem = f"low_budget_{facts['dataset']}{suffix}"
+    measured, about = folder / f"{stem}.csv", folder / f"{stem}.json"
     same = about.exists() and json.loads(about.read_text())["embeddings"] == facts["embeddings"]
     if same and measured.exists():
         table = pd.concat([pd.read_csv(measured), table]).drop_duplicates(KEY, keep="last")
@@ -134,31 +183,36 @@ def write(table: pd.DataFrame, facts: dict, folder: Path) -> None:
     write_text_atomic(measured, _as_csv(table))
     write_text_atomic(folder / SETTINGS, _as_csv(settings_table(folder)))
     for name, made in tables(table).items():
-        write_text_atomic(folder / name, _as_csv(made))
+        write_text_atomic(folder / f"{stem}_{name}.csv", _as_csv(made))
         print(f"\n{name}\n{made.to_string(index=False)}")
-    figure = accuracy_vs_labels(table, title=display_name(dataset))
-    figure.savefig(folder / f"low_budget_{dataset}.svg", metadata={"Date": None})
+    if not suffix:
+        drawn = table[table["method"].isin(DRAWN)]
+        figure = accuracy_vs_labels(drawn, title=display_name(facts["dataset"]))
+        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
 
 
 def settings_table(folder: Path) -> pd.DataFrame:
-    """What each dataset in a folder was measured on, one column a dataset."""
-    columns = {"": ["Encoder", "Images", "Test images", "Beta of ELFS", "Machine", "Versions"]}
+    """What each dataset in a folder was measured on: one row a dataset and learner."""
+    rows = []
     for path in sorted(folder.glob("low_budget_*.json")):
         facts = json.loads(path.read_text())
-        columns[display_name(facts["dataset"])] = [
-            ", ".join(filter(None, (facts["encoder"], facts["changes"]))),
-            f"{facts['images']:,}",
-            f"{facts['test_images']:,}",
-            f"{facts['beta']:g}",
-            facts["machine"],
-            ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        ]
-    return pd.DataFrame(columns)
+        rows.append(
+            {
+                "Dataset": display_name(facts["dataset"]),
+                "Encoder": ", ".join(filter(None, (facts["encoder"], facts["changes"]))),
+                "Learner": facts["learner"],
+                "Images": f"{facts['images']:,}",
+                "Test images": f"{facts['test_images']:,}",
+                "Beta of ELFS": f"{facts['beta']:g}",
+                "Machine": facts["machine"],
+                "Versions": ", ".join(f"{name} {v}" for name, v in facts["versions"].items()),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The tables of the page for one dataset, by the names of their files."""
-    dataset = table["dataset"].iloc[0]
+    """The tables of the page for one dataset and learner, by the ends of their names."""
     made = {
         "differences": difference_table(table),
         "coverage": coverage_table(table),
@@ -166,7 +220,7 @@ def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
     if "elfs" in set(table["method"]):
         made["elfs"] = standing_table(table, "elfs")
-    return {f"low_budget_{dataset}_{name}.csv": own for name, own in made.items()}
+    return made
 
 
 def _as_csv(table: pd.DataFrame) -> str:

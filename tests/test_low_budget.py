@@ -297,6 +297,22 @@ def test_the_figure_names_every_line_at_its_end_and_no_name_covers_another():
             accuracy_vs_labels(pd.DataFrame(bad, columns=list(COLUMNS)))
 
 
+@pytest.mark.parametrize(("at_1", "at_10", "left"), [((20, 50), (80, 81), True),
+                                                     ((20, 21), (50, 80), False)])  # fmt: skip
+def test_names_stand_where_the_lines_lie_apart(at_1, at_10, left):
+    rows = [
+        ("digits", method, n, n / 50, n, 0, values[place], 10)
+        for place, method in enumerate(("random", "typiclust"))
+        for n, values in ((1, at_1), (10, at_10))
+    ]
+    figure = accuracy_vs_labels(pd.DataFrame(rows, columns=list(COLUMNS)))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    sides = {(text.xyann[0] < 0, text.xyann[0] > 1, text.get_ha()) for text in axes.texts}
+    assert sides == {(left, not left, "right" if left else "left")}
+    assert axes.yaxis.get_ticks_position() == ("right" if left else "left")
+
+
 def test_names_move_no_farther_than_they_must():
     assert _spread([0.0, 5.0, 9.0], 1.0, 0, 10) == [0.0, 5.0, 9.0]
     assert _spread([5.0, 5.0], 1.0, 0, 10) == pytest.approx([4.5, 5.5])
@@ -313,9 +329,14 @@ def test_the_command_runs_on_digits(monkeypatch, tmp_path):
         command = ["low_budget", params, *arguments, "--labels", "1", "10", "--out", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", command)
         track.main()
-        return pd.read_csv(tmp_path / "low_budget_digits.csv")
+        learner = "_from_scratch" if "--from-scratch" in arguments else ""
+        return pd.read_csv(tmp_path / f"low_budget_digits{learner}.csv")
 
+    small = ("-p", "eval_steps=3", "--from-scratch")
+    trained = run("--methods", "random", "typiclust", "--seeds", "0", *small)
     run("--methods", "random", "typiclust", "--seeds", "0")
+    assert list(trained) == list(COLUMNS) and len(trained) == 2 * 2
+    assert trained["accuracy"].between(5, 60).all()  # of three steps
     before = run("--methods", "random", "typiclust", "facility_location", "--seeds", "0", "1")
     assert list(before) == list(COLUMNS) and len(before) == 3 * 2 * 2
     assert (before[before["labels_per_class"] == 10]["accuracy"] > 75).all()
