@@ -28,6 +28,7 @@ from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.compute import resolve_device
 from elfs_lib.evaluation import display_name
 from elfs_lib.low_budget import (
+    ADVICE,
     COLUMNS,
     LABELS_PER_CLASS,
     Choice,
@@ -58,7 +59,7 @@ DRAWN = (
     "max_herding",
     "kmeans_nearest",
 )
-SETTINGS = "low_budget_settings.csv"
+SETTINGS, ADVISED = "low_budget_settings.csv", "low_budget_advice.csv"
 KEY = ["method", "labels_per_class", "seed"]
 
 
@@ -182,6 +183,7 @@ def write(table: pd.DataFrame, facts: dict, folder: Path, suffix: str = "") -> N
     write_text_atomic(about, json.dumps(facts, indent=1) + "\n")
     write_text_atomic(measured, _as_csv(table))
     write_text_atomic(folder / SETTINGS, _as_csv(settings_table(folder)))
+    write_text_atomic(folder / ADVISED, _as_csv(advice_table()))
     for name, made in tables(table).items():
         write_text_atomic(folder / f"{stem}_{name}.csv", _as_csv(made))
         print(f"\n{name}\n{made.to_string(index=False)}")
@@ -209,6 +211,19 @@ def settings_table(folder: Path) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def advice_table() -> pd.DataFrame:
+    """The advice in words."""
+    ends = [start for start, _ in ADVICE[1:]]
+    spans = [f"{max(start, 1)} to {end - 1}" for (start, _), end in zip(ADVICE, ends, strict=False)]
+    return pd.DataFrame(
+        {
+            "Labels a class": [*spans, f"{ADVICE[-1][0]} and more"],
+            "Method": [display_name(method) for _, method in ADVICE],
+            "Name": [f"`{method}`" for _, method in ADVICE],
+        }
+    )
 
 
 def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
