@@ -44,6 +44,13 @@ _FIXED = {
     "random": ("#444444", "s"),
     "ccs_pseudo_beta": ("#A3B86C", "d"),
     "best_supervised": ("#8C4B2E", "D"),  # of the published tables
+    # of few labels, all in one figure
+    "typiclust": ("#56B4E9", "v"),
+    "prob_cover": ("#7F4FBF", "P"),
+    "max_herding": ("#009E73", "D"),
+    "facility_location": ("#CC79A7", "X"),
+    "kmeans_nearest": ("#D55E00", ">"),
+    "usl": ("#B8860B", "<"),
 }
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
@@ -604,7 +611,7 @@ def accuracy_vs_pruning(
 @_styled
 def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Accuracy against labels a class, one line a method, bands of one standard deviation over
-    seeds; the names stand at the ends of the lines.
+    seeds; the names stand at that end of the lines where these lie farther apart.
 
     Args:
         table: As :func:`elfs_lib.low_budget.probe_lists` returns it, for one dataset. A method
@@ -620,7 +627,7 @@ def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figu
     methods = _ordered(table["method"].unique())
     styles = method_styles(methods)
     figure, axes = _page(max(4.2, 0.24 * len(methods) + 1.2))
-    ends = {}
+    starts, ends = {}, {}
     for method in methods:
         groups = table[table["method"] == method].groupby("labels_per_class")["accuracy"]
         mean, sd = groups.mean(), groups.std()
@@ -637,21 +644,27 @@ def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figu
             axes.fill_between(
                 mean.index, mean - sd, mean + sd, color=styles[method]["color"], alpha=0.12, lw=0
             )
+        starts[method] = mean.index[0], mean.iloc[0]
         ends[method] = mean.index[-1], mean.iloc[-1]
     sizes = sorted(table["labels_per_class"].unique())
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size}" for size in sizes])
     axes.xaxis.set_minor_locator(FixedLocator([]))
     _label(axes, "Labels a class", "Test accuracy of a linear probe (%)", title)
-    _names_at_ends(axes, ends, {name: look["color"] for name, look in styles.items()})
+    left = np.std([y for _, y in starts.values()]) > np.std([y for _, y in ends.values()])
+    if left:
+        axes.yaxis.tick_right()
+        axes.yaxis.set_label_position("right")
+    colours = {name: look["color"] for name, look in styles.items()}
+    _names_beside(axes, starts if left else ends, colours, left=left)
     return figure
 
 
-def _names_at_ends(
-    axes: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]
+def _names_beside(
+    axes: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str], *, left: bool
 ) -> None:
-    """Names right of the axes, as high as their lines end but never on each other, each joined to
-    its line."""
+    """Names left or right of the axes, as high as their lines but never on each other, each joined
+    to its line."""
     points = axes.figure.get_figheight() * 72 * 0.8  # height of the axes, about
     low, high = axes.get_ylim()
     line = 1.25 * _RC["legend.fontsize"] / points * (high - low)
@@ -661,8 +674,9 @@ def _names_at_ends(
         axes.annotate(
             display_name(name),
             xy=ends[name],
-            xytext=(1.06, (place - low) / (high - low)),
+            xytext=(-0.06 if left else 1.06, (place - low) / (high - low)),
             textcoords="axes fraction",
+            ha="right" if left else "left",
             va="center",
             fontsize=_RC["legend.fontsize"],
             color=colours[name],
