@@ -35,10 +35,6 @@ NOTEBOOKS = (
 LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
 # pages over all runs, written anew with each book
 SUMMARIES = ("results", "results_tables", "encoders")
-    "results",
-    "results_tables",
-    "encoders",
-)  # pages over all runs, written anew with each book
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
