@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from elfs_lib import datasets, encoders
-from elfs_lib.artifacts import Artifact, Draft, Store
+from elfs_lib.artifacts import Artifact, Draft, Store, is_large
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 from elfs_lib.params import Params
@@ -188,8 +188,10 @@ class Run:
 
     @cached_property
     def train_images(self) -> np.ndarray:
-        """uint8 [N, C, H, W], resident."""
-        return np.array(self.images.array("train"))
+        """uint8 [N, C, H, W], in memory or, where they are to be streamed, mapped from disk."""
+        stored, loader = self.images.array("train"), self.params.loader
+        mapped = loader == "streamed" or (loader == "auto" and is_large(stored.nbytes))
+        return stored if mapped else np.array(stored)
 
     @cached_property
     def test_images(self) -> np.ndarray:
@@ -621,8 +623,8 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device, precision, compile."""
-        return self._some("flip", "crop_pad", "device", "precision", "compile")
+        """How networks are trained on the images: flips, crops, and what computes."""
+        return self._some("flip", "crop_pad", "device", "precision", "compile", "loader")
 
     @property
     def _proxy_params(self) -> dict[str, Any]:
