@@ -577,6 +577,40 @@ def params() -> None:
 
 
 @app.command()
+def doctor(
+    params_file: Annotated[
+        Path | None, typer.Argument(help="YAML of parameters of a run to check as well")
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Look at this machine: what is there, what is missing, and what will be slow.
+
+    Nothing is downloaded. The exit code is 1 if something is missing.
+
+    Examples:
+
+        elfs doctor
+
+        elfs doctor params/cifar10.yaml -p device=cuda
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from elfs_lib.doctor import MISSING, examine
+
+    if p and params_file is None:
+        raise ElfsError("-p is for a file of parameters: name one.")
+    table = Table("", "verdict", "found", box=None, pad_edge=False)
+    findings = list(examine(params_file, _parse(p)))
+    for finding in findings:
+        table.add_row(finding.what, finding.verdict, finding.found)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    if any(finding.verdict == MISSING for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def encoders() -> None:
     """List the encoders known by name: training data, whether it had labels, licence.
 

@@ -66,6 +66,9 @@ class Params(BaseModel):
     compile: OffAutoOn = Field(
         "off", description="torch.compile, and CUDA graphs; auto: on CUDA, where it pays"
     )
+    loader: Literal["auto", "resident", "streamed"] = Field(
+        "auto", description="images in memory, or read from disk as they are needed"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from elfs_lib import datasets, encoders
-from elfs_lib.artifacts import Artifact, Draft, Store
+from elfs_lib.artifacts import Artifact, Draft, Store, is_large
 from elfs_lib.clustering import collapse_notes
 from elfs_lib.clustering_registry import check_labels
 from elfs_lib.errors import ElfsError, choose
@@ -299,8 +299,10 @@ class Run:
 
     @cached_property
     def train_images(self) -> np.ndarray:
-        """uint8 [N, C, H, W], resident."""
-        return np.array(self.images.array("train"))
+        """uint8 [N, C, H, W], in memory or, where they are to be streamed, mapped from disk."""
+        stored, loader = self.images.array("train"), self.params.loader
+        mapped = loader == "streamed" or (loader == "auto" and is_large(stored.nbytes))
+        return stored if mapped else np.array(stored)
 
     @cached_property
     def test_images(self) -> np.ndarray:
@@ -415,7 +417,7 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device, precision, compile."""
+        """How networks are trained on the images: flips, crops, and what computes."""
         return {name: getattr(self.params, name) for name in TRAINING}
 
     @property

@@ -36,6 +36,7 @@ def bench(load) -> ModuleType:
         ("speedrun", "book/data/speedrun.json", "performance"),
         ("pseudo_labels", "book/data/pseudo_labels.json", "pseudo_labels"),
         ("gpu", "book/data/gpu.json", "performance"),
+        ("bench_streaming", "book/data/streaming.json", "performance"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
