@@ -515,8 +515,8 @@ def methods(
 ) -> None:
     """List the selection methods: what each needs, whether it sees labels, and what it costs.
 
-    Cost (memory at the peak and time on one core) is shown for `--n` images, extrapolated from
-    measured growth.
+    Cost of the selection alone (memory at the peak and time on one core) is shown for `--n` images,
+    extrapolated from measured growth, with the stages before it that are not counted.
 
     Examples:
 
@@ -525,7 +525,7 @@ def methods(
         elfs methods --n 1300000 --dim 768 --classes 1000
     """
     from elfs_lib.selection import METHODS, expected_cost
-    from elfs_lib.selection.cost import growth_note, is_measured
+    from elfs_lib.selection.cost import growth_note, is_measured, stages_before
 
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
     given = [option for option, value in of_cost.items() if value is not None]
@@ -536,11 +536,7 @@ def methods(
     count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
         print(f"Costs are extrapolated from measurements on {growth_note()}.")
-        print(
-            "They are of the selection alone. Embeddings and neighbours come before it, and for "
-            "scores and pseudo-labels clustering, proxy training and the search for beta: most of "
-            "the time of ELFS."
-        )
+        print("They are of the selection alone; each row says what a run does before it.")
     width, room = max(map(len, METHODS)), 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
@@ -550,8 +546,10 @@ def methods(
             cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s"
         elif n is not None:
             cost = "not measured"
-        needs = ", ".join(sorted(entry.needs)) or "nothing"
-        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} (needs {needs})")
+        needs = f"needs {', '.join(sorted(entry.needs)) or 'nothing'}"
+        if n is not None:
+            needs = f"not counted: {', '.join(stages_before(entry.name)) or 'nothing'}"
+        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} ({needs})")
 
 
 @app.command()

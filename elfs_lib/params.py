@@ -256,13 +256,23 @@ class Params(BaseModel):
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
         """Read a YAML file of flat keys; ``overrides`` win over the file.
 
+        The file names its dataset: that is how :meth:`from_notebook` tells a file, whose other keys
+        have the library's defaults, from a change to a page's own values.
+
         Raises:
-            ElfsError: if the file is missing, is not YAML, or a parameter is wrong.
+            ElfsError: if the file is missing, is not YAML, names no dataset, or a parameter is
+                wrong.
         """
         values = read_yaml(path)
         if {"params", "seeds"} <= values.keys():
             raise ElfsError(f"{path} is a sweep, not parameters of a run: try elfs sweep {path}.")
-        return cls.make({**values, **(overrides or {})})
+        params = cls.make({**values, **(overrides or {})})
+        if "dataset" not in values:
+            raise ElfsError(
+                f"{path} names no dataset: add a line for it, such as 'dataset: digits' or "
+                "'dataset: image_folder'."
+            )
+        return params
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Params:
