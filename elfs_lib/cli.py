@@ -277,8 +277,18 @@ def select(
         float | None,
         typer.Option(help="Cosine similarity from which two images are near copies"),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="A label-free method of elfs methods, or auto: by labels a class")
+    ] = "auto",
+    holdout: Annotated[
+        int, typer.Option(min=0, help="Images to draw at random beside the list, to test on")
+    ] = 0,
+    names: Annotated[
+        str | None,
+        typer.Option(help="A name of each pseudo-class, to suggest as label: cat,dog,cat"),
+    ] = None,
     balanced: Annotated[
-        bool, typer.Option(help="Apply double-end pruning within each pseudo-class")
+        bool, typer.Option(help="Of method elfs: prune within each pseudo-class")
     ] = True,
     report: Report = True,
     p: Annotated[
@@ -298,6 +308,8 @@ def select(
         elfs select photos --classes 10 --budget 500 --out to_label.csv
 
         elfs select photos --budget 0.05 -p encoder=dino_vits16 -p seed=1
+
+        elfs select photos --classes 10 --budget 100 --holdout 50 --method typiclust
     """
     from elfs_lib import own_labels
     from elfs_lib.own_images import Request
@@ -314,11 +326,20 @@ def select(
         copies,
         balanced,
         overrides,
+        method=method,
+        holdout=holdout,
+        names=_names(names, keep_empty=True),
     )
     choice = own_labels.make_list(
         folder, files, request, default_store(repair=repair), say=lambda t: print(t, flush=True)
     )
     _finish_list(files, choice, report, kernel)
+
+
+def _names(text: str | None, *, keep_empty: bool = False) -> tuple[str, ...]:
+    """Names of classes in a line of CSV."""
+    names = (name.strip() for name in next(csv.reader([text or ""], skipinitialspace=True)))
+    return tuple(name for name in names if name or (keep_empty and text))
 
 
 def _check_report(kernel: str | None) -> None:
@@ -336,6 +357,7 @@ def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | N
     for line in choice.summary():
         print(line)
     written = [files.csv, files.tasks, files.rest]
+    written += [files.holdout, files.holdout_tasks] if files.holdout.exists() else []
     if report:
         print("Rendering the report", flush=True)
         render_report(files.record, files.html, title=f"To label: {files.csv.stem}", kernel=kernel)
@@ -381,9 +403,7 @@ def labels_import(
     from elfs_lib import own_labels
 
     files = own_labels.find_list(list_file, file)
-    line = next(csv.reader([names or ""], skipinitialspace=True))
-    known = [name.strip() for name in line if name.strip()]
-    labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
+    labels, every = own_labels.import_labels(files, file, names=_names(names), replace_old=replace)
     read = "label" if len(labels.given) == 1 else "labels"
     images = "image" if len(labels.open) == 1 else "images"
     print(f"{len(labels.given):,} {read} read, {len(labels.open):,} {images} without one.")

@@ -22,6 +22,7 @@ from PIL import Image
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
+from elfs_lib.clustering import unit_rows
 from elfs_lib.decoding import (
     KEPT,
     LEFT_OUT,
@@ -38,23 +39,39 @@ from elfs_lib.duplicates import (
     default_cosine,
     find_copies,
 )
-from elfs_lib.errors import ElfsError, check_images, is_whole
+from elfs_lib.errors import ElfsError, check_images, choose, is_whole
+from elfs_lib.evaluation import display_name
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.readers import merge_reports
-from elfs_lib.selection import budget_count, easiness
+from elfs_lib.selection import METHODS, Method, SelectionInputs, budget_count, easiness
+from elfs_lib.selection import select as select_by
+from elfs_lib.selection.advice import advise
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count
 from elfs_lib.stages import Run
+from elfs_lib.trust import BARELY, Overlap, Searched, coverage_table, overlap, searched
 
 FEWEST = 10  # images below which there is nothing to choose
 LEAST_ALIKE = 0.05  # share of images that are said to be least like their neighbours
 BUDGETS = (200, 500, 1000)  # what the report compares the list with
+#: What becomes of an image that is not on the list.
+KINDS = {
+    "too_hard": "too hard",
+    "too_easy": "too easy",
+    "not_chosen": "not chosen",
+    "copy": "left out as a copy",
+    "labelled": "labelled already",
+}
 COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
+AUTO, ELFS = "auto", "elfs"  # the method by labels a class; double-end pruning
+OTHER_SEEDS = 2  # lists made with other seeds, to see how much comes back
+NEXT = 100  # labels more: what they would add is said
 ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
 _CHUNK = 512  # files decoded at a time for the encoder: 77 MB at 224 pixels
 _SAMPLE = 256  # files whose headers say how large the images are
 _KINDS = ("csv", "rest.csv", "tasks.json", "html", "labels.csv", "predictions.csv", "run.json")
+_KINDS += ("holdout.csv", "holdout.tasks.json")
 _LIST_SUFFIXES = (*_KINDS, *(f"next.{kind}" for kind in _KINDS))  # of a list's files
 _SET_HERE = {"dataset", "data_path", "classes", "budget"}
 
@@ -249,6 +266,12 @@ class Request:
         overrides: Parameters that win over the profile.
         done: Paths of images that are labelled already.
         compare: Whether lists of other budgets are made too, to see what they would change.
+        method: A label-free method of the registry, ``elfs`` for double-end pruning as
+            ``balanced`` says; or "auto": by labels a class (:mod:`elfs_lib.selection.advice`).
+        holdout: Images drawn at random to be labelled for testing; they are never listed.
+        held: Paths of those that were drawn already.
+        names: A name of each pseudo-class, to suggest as its images' label; empty for none.
+        cluster: Whether pseudo-classes are made though the method needs none.
     """
 
     classes: int | str
@@ -259,6 +282,134 @@ class Request:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     done: tuple[str, ...] = ()
     compare: bool = True
+    method: str = ELFS
+    holdout: int = 0
+    held: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    cluster: bool = True
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """What makes lists of any length out of a run.
+
+    Attributes:
+        run: The run.
+        method: A label-free method of the registry.
+        done: int64, rows that have a label: they and their copies are not listed.
+        held: int64, rows that are kept for testing, likewise.
+        total: Labels that there are and that are asked for: what beta is searched for.
+    """
+
+    run: OwnRun
+    method: str
+    done: np.ndarray
+    held: np.ndarray
+    total: int
+
+    @property
+    def entry(self) -> Method:
+        return METHODS[self.method]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method needs more than embeddings: then another seed repeats the training."""
+        return not self.entry.needs <= {"embeddings", "neighbors"}
+
+    @cached_property
+    def beta(self) -> float | None:
+        """The hard-prune ratio; None if the method has none."""
+        return self.run.hard_prune_ratio(self.total) if self.entry.takes_beta else None
+
+    @cached_property
+    def pool(self) -> np.ndarray:
+        """int64 [P], one of each group of copies of which none has a label or is kept."""
+        return self._open(np.concatenate([self.done, self.held]))
+
+    def _open(self, closed: np.ndarray) -> np.ndarray:
+        group = self.run.copies.group
+        first = group == np.arange(len(group))
+        return np.flatnonzero(first & ~np.isin(group, group[closed]))
+
+    def rows(self, count: int, *, seed: int | None = None, beta: float | None = None) -> np.ndarray:
+        """A list, int64 [count] in rank order; shorter if there are not enough images.
+
+        Args:
+            count: Its length.
+            seed: Of the method; None: the run's.
+            beta: Of ``elfs``; None: the one that was searched.
+        """
+        group = self.run.copies.group
+        if self.method == ELFS:
+            n, beta = len(group), self.beta if beta is None else beta
+            beta = max(0.0, min(beta, 1 - (count + len(self.done)) / n))  # a longer list needs room
+            return pick(self.run.order, group, beta, count, self.done, self.held)
+        found = self._ranked(count, self.run.params.seed if seed is None else seed)
+        rows = np.asarray(found.array("indices"))
+        return rows[~np.isin(group[rows], group[self.done])][:count]
+
+    def scores(self, count: int) -> np.ndarray:
+        """The method's own figure for each image of :meth:`rows`, float64 [count]."""
+        found = self._ranked(count, self.run.params.seed)
+        score_of = dict(zip(found.array("indices"), found.array("scores"), strict=True))
+        return np.array([score_of[row] for row in self.rows(count)])
+
+    def _ranked(self, count: int, seed: int) -> Artifact:
+        """A list of a method of the registry: images that have a label are in it too, so that the
+        others go on from there."""
+        run, entry = self.run, self.entry
+        pool = self._open(self.held)
+        total = min(count + len(pool) - len(self.pool), len(pool))
+        seed = seed if entry.seeded else 0
+        options: dict[str, Any] = {}
+        if entry.takes_beta:
+            options["hard_prune_ratio"] = min(self.beta, 1 - total / len(pool))
+        inputs = {"images": run.images}
+        if entry.needs & {"embeddings", "neighbors"}:
+            inputs["embeddings"] = run.embeddings
+        if "pseudo_labels" in entry.needs:
+            inputs["pseudo"] = run.pseudo
+        if entry.needs & {"scores", "probabilities"}:
+            inputs |= {f"proxy_{number}": proxy for number, proxy in enumerate(run.proxies)}
+
+        def build(draft: Draft) -> None:
+            chosen = select_by(self.method, self._inputs(pool), total, seed=seed, **options)
+            draft.array("indices", pool[chosen.indices])
+            draft.array("scores", chosen.scores)
+
+        params = {"method": self.method, "count": total, "seed": seed, "options": options}
+        params |= {"revision": entry.revision, "classes": run.params.classes}
+        params |= {"pool": hashlib.sha256(pool.tobytes()).hexdigest()}
+        if "neighbors" in entry.needs:
+            params |= {name: getattr(run.params, name) for name in ("neighbors", "neighbor_search")}
+        return run.store.run("list", build, version=1, params=params, inputs=inputs, seed=seed)
+
+    def _inputs(self, pool: np.ndarray) -> SelectionInputs:
+        """What the method reads, of the images in the pool."""
+        run, needs = self.run, self.entry.needs
+        fields: dict[str, Any] = {}
+        if needs & {"embeddings", "neighbors"}:
+            fields["embeddings"] = np.asarray(run.embeddings.array("embeddings"))[pool]
+        if "neighbors" in needs:
+            from elfs_lib.neighbors import nearest_neighbors
+
+            p = run.params
+            found = nearest_neighbors(
+                fields["embeddings"],
+                min(p.neighbors, len(pool) - 1),
+                method=p.neighbor_search,
+                device=p.device,
+            )
+            fields |= {"neighbors": found.indices, "similarities": found.similarities}
+        if "pseudo_labels" in needs:
+            fields["pseudo_labels"] = run.pseudo_labels[pool]
+        if "scores" in needs:
+            table = run.scores.drop(columns="index")
+            fields["scores"] = {name: table[name].to_numpy()[pool] for name in table}
+        if "probabilities" in needs:
+            several = [np.asarray(x.array("probabilities"))[pool] for x in run.proxies]
+            fields["probabilities"] = np.mean(several, axis=0)
+        return SelectionInputs(n=len(pool), classes=run.params.classes, **fields)
 
 
 @dataclass(frozen=True)
@@ -268,11 +419,13 @@ class Choice:
     Attributes:
         run: The run it comes from.
         request: What was asked for.
-        hard_prune_ratio: beta, the share of hardest images set aside.
+        chooser: What made the list.
+        why: Why by this method, in a sentence.
         listed: One row an image to label: ``COLUMNS`` and ``index``, in rank order.
-        rest: One row an image that is not on the list: index, path, kind (``too_hard``,
-            ``too_easy``, ``copy``, ``labelled``), reason, pseudo_class, score, confidence;
-            hardest first.
+        held: The same for the images that are kept for testing, in random order.
+        rest: One row an image that is on neither: index, path, kind (a key of ``KINDS``), reason,
+            pseudo_class, score, confidence; of ELFS the hardest first, else the least like those
+            on the list.
         files: One row a file with something to say: kind, path, meaning (of the kind), used, and
             same_as, the first file of the same bytes.
         notes: Sentences that a person should read.
@@ -280,27 +433,38 @@ class Choice:
 
     run: OwnRun
     request: Request
-    hard_prune_ratio: float
+    chooser: Chooser
+    why: str
     listed: pd.DataFrame
+    held: pd.DataFrame
     rest: pd.DataFrame
     files: pd.DataFrame
     notes: tuple[str, ...]
 
+    @property
+    def method(self) -> str:
+        """The method that made the list, a name of the registry."""
+        return self.chooser.method
+
+    @property
+    def hard_prune_ratio(self) -> float | None:
+        """beta, the share of hardest images set aside; None for methods without."""
+        return self.chooser.beta
+
     def summary(self) -> list[str]:
         """What was chosen and what was not, in sentences."""
         tally = self.rest["kind"].value_counts()
-        kinds = {
-            "too_hard": "too hard",
-            "too_easy": "too easy",
-            "copy": "left out as a copy",
-            "labelled": "labelled already",
-        }
-        others = [f"{tally[kind]:,} {title}" for kind, title in kinds.items() if kind in tally]
+        others = [f"{tally[kind]:,} {title}" for kind, title in KINDS.items() if kind in tally]
+        if len(self.held):
+            others.append(f"{len(self.held):,} kept for testing")
+        beta = self.hard_prune_ratio
         lines = [
             (
                 f"{len(self.listed):,} of {len(self.run.paths):,} images to label; the others: "
-                f"{', '.join(others) or 'none'} (hard-prune ratio {self.hard_prune_ratio:g})."
-            )
+                f"{', '.join(others) or 'none'}"
+                + ("." if beta is None else f" (hard-prune ratio {beta:g}).")
+            ),
+            self.why,
         ]
         copies = self.run.copies
         if copies.exact or copies.near:
@@ -312,7 +476,113 @@ class Choice:
         if len(unused):
             counts = (f"{count:,} {kind.replace('_', ' ')}" for kind, count in unused.items())
             lines.append(f"Files left out: {', '.join(counts)}.")
-        return [*lines, *self.notes]
+        return [*lines, *self.trust, *self.doubts, *self.notes]
+
+    # --- how far to trust it
+
+    @cached_property
+    def seeds(self) -> Overlap | None:
+        """What the list has in common with those of other seeds; None where these would repeat the
+        training, or the method draws nothing."""
+        if self.chooser.trains or not self.chooser.entry.seeded:
+            return None
+        count, seed = len(self.listed), self.request.seed
+        others = [self.chooser.rows(count, seed=seed + 1 + k) for k in range(OTHER_SEEDS)]
+        return overlap(self.listed["index"].to_numpy(), others, len(self.chooser.pool))
+
+    @cached_property
+    def search(self) -> Searched | None:
+        """The search for beta; None if there was none."""
+        if self.method != ELFS or self.run.params.hard_prune_ratio is not None:
+            return None
+        artifact = self.run.search(self.chooser.total, None, self.run.balanced)
+        found = artifact.json("search")
+        held_out = max(1, round(0.1 * self.run.n))
+        scores = np.asarray(artifact.array("scores"))
+        return searched(found["ratios"], scores, found["best"], held_out)
+
+    @cached_property
+    def covered(self) -> pd.DataFrame:
+        """What the list covers, at some of its lengths and with up to 100 images more, beside
+        random lists: as :func:`elfs_lib.trust.coverage_table`."""
+        count, pool = len(self.listed), self.chooser.pool
+        more = min(count + NEXT, len(pool))
+        lengths = sorted({max(1, count // 4), max(1, count // 2), count, more})
+        own = self.listed["index"].to_numpy()
+        return coverage_table(
+            np.asarray(self.run.embeddings.array("embeddings")),
+            pool,
+            lambda length: own[:length] if length <= count else self.chooser.rows(length),
+            lengths,
+            seed=self.request.seed,
+        )
+
+    @property
+    def trust(self) -> list[str]:
+        """How much of the list another seed gives, and what it covers, in sentences."""
+        lines, table = [], self.covered.set_index("images")
+        if self.seeds:
+            shares = " and ".join(f"{share:.0%}" for share in self.seeds.shares)
+            lines.append(
+                f"With {OTHER_SEEDS} other seeds {shares} of the list come back; of a random list "
+                f"{self.seeds.chance:.0%} would."
+            )
+        elif self.chooser.trains:
+            lines.append(
+                "Not made again with other seeds, which would repeat the training: to see how much "
+                "of the list comes back, use -p seed=1 with another --out."
+            )
+        else:
+            lines.append("The method draws nothing: every seed gives this list.")
+        row = table.loc[len(self.listed)]
+        line = (
+            f"The mean cosine of an image to the nearest on the list is {row['coverage']:.3f}; to "
+            f"random lists of this length it is {row['random_low']:.3f} to "
+            f"{row['random_high']:.3f}."
+        )
+        more = int(table.index[-1]) - len(self.listed)
+        if more:
+            line += f" With the next {more:,} images it would be {table['coverage'].iloc[-1]:.3f}."
+        return [*lines, line]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Reasons not to rely on the list, in sentences; empty if none was found."""
+        found, seeds, search = [], self.seeds, self.search
+        if seeds and seeds.by_chance:
+            found.append(
+                "Lists of other seeds have no more in common with this one than random lists have: "
+                "a random list would serve as well."
+            )
+        row = self.covered.set_index("images").loc[len(self.listed)]
+        if not self.chooser.trains and row["coverage"] <= row["random_high"]:
+            found.append("It covers no more than random lists do: one would serve as well.")
+        if search and search.at_edge:
+            end = "largest" if search.best == search.table["beta"].max() else "smallest"
+            found.append(
+                f"The best hard-prune ratio, {search.best:g}, is the {end} that was tried: the "
+                "search did not close it in."
+            )
+        if search and search.alike:
+            own = set(self.listed["index"])
+            shares = [
+                len(own & set(self.chooser.rows(len(own), beta=beta))) / len(own)
+                for beta in search.alike
+            ]
+            found.append(
+                f"The search does not tell {', '.join(f'{beta:g}' for beta in search.alike)} from "
+                f"the best hard-prune ratio, {search.best:g}: their accuracies differ by less than "
+                f"two standard errors, and those lists have {min(shares):.0%} to {max(shares):.0%} "
+                "in common with this one."
+            )
+        if self.request.cluster or self.chooser.trains:
+            sure = float(self.run.pseudo.table("pseudo")["confidence"].median())
+            if sure < BARELY:
+                found.append(
+                    f"The pseudo-labels are barely confident (median {sure:.2f}): what is built on "
+                    "them is uncertain."
+                )
+        return found
 
     @property
     def cuts(self) -> np.ndarray:
@@ -327,28 +597,29 @@ class Choice:
 
     @cached_property
     def budgets(self) -> pd.DataFrame:
-        """How the list changes with the budget, one row a budget: budget, hard_prune_ratio,
-        overlap (share of the shorter list that is on the longer one), classes (pseudo-classes
-        on the list). Each budget has its own search of beta; the list's own is always there."""
+        """How the list changes with the budget, one row a budget: budget, hard_prune_ratio (of
+        methods that have one), overlap (share of the shorter list that is on the longer one),
+        classes (pseudo-classes on the list). Each budget has its own search of beta; the list's own
+        is always there."""
         run, mine = self.run, set(self.listed["index"])
-        done = _rows_of(self.request.done, run.paths)
         others = run.params.budgets if self.request.compare else ()
         rows = []
         for count in sorted({*others, len(mine)}):
-            total = count + len(done)
-            if total > run.room:
+            total = count + len(self.chooser.done)
+            if count > len(self.chooser.pool) or (self.method == ELFS and total > run.room):
                 continue
-            beta = run.hard_prune_ratio(total)
-            chosen = pick(run.order, run.copies.group, beta, count, done)
+            chooser = replace(self.chooser, total=total)
+            chosen = chooser.rows(count)
             rows.append(
                 {
                     "budget": count,
-                    "hard_prune_ratio": beta,
+                    "hard_prune_ratio": chooser.beta,
                     "overlap": len(mine & set(chosen)) / min(len(mine), count),
                     "classes": len(np.unique(run.pseudo_labels[chosen])),
                 }
             )
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        return table if self.chooser.entry.takes_beta else table.drop(columns="hard_prune_ratio")
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -362,6 +633,7 @@ def select(
     seed: int = 0,
     cosine: float | None = None,
     balanced: bool = True,
+    method: str = AUTO,
     artifacts: str | Path | None = None,
     **overrides: Any,
 ) -> pd.DataFrame:
@@ -376,6 +648,7 @@ def select(
             one is listed; None: 0.95, or 0.998 for the encoder ``pixels``.
         balanced: Whether each pseudo-class is pruned at its own two ends, and so has its share of
             the list at every length; False prunes all images in one order, as the paper does.
+        method: A label-free method of ``elfs methods``, or "auto": by labels a class.
         artifacts: Folder that keeps the work of the stages, so that another call goes on from
             there; None: a temporary one.
         overrides: Parameters of :class:`elfs_lib.params.Params`, such as ``encoder``, ``flip``,
@@ -409,7 +682,9 @@ def select(
         >>> int(to_label["index"].nunique())
         20
     """
-    request = Request(classes, budget, seed, cosine, balanced, overrides, compare=False)
+    request = Request(
+        classes, budget, seed, cosine, balanced, overrides, compare=False, method=method
+    )
     with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
         choice = choose_images(images, request, Store(artifacts or temporary))
         frame = choice.listed.copy()
@@ -450,25 +725,75 @@ def choose_images(
         estimate = run.class_estimate
     classes = estimate.classes if estimate else int(request.classes)
     count = _check_counts(n, different, replace(request, classes=classes), estimate)
-    done = _rows_of(request.done, run.paths)
-    left = different - len(np.unique(run.copies.group[done]))
+    request = _hold_out(run, request)
+    done, held = (_rows_of(paths, run.paths) for paths in (request.done, request.held))
+    closed = np.concatenate([done, held])
+    left = different - len(np.unique(run.copies.group[closed]))
     _check_left(count, left, different, "different images")
     total = count + len(done)
+    if request.names and len(request.names) != classes:
+        raise ElfsError(
+            f"There are {len(request.names)} names for {classes} pseudo-classes: give one for "
+            "each, in the order of their numbers, or none."
+        )
+    method, why = _method(request, total, classes)
     budgets = _comparable(request, classes, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
     run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
     run.check()
-    say(f"[4/7] clustering into {classes} pseudo-classes (TEMI)")
-    run.pseudo_labels  # noqa: B018 - the stage runs on first use
-    say("[5/7] proxy training on the pseudo-labels")
-    run.proxies  # noqa: B018
-    say("[6/7] searching how many of the hardest to leave out")
-    beta = run.hard_prune_ratio(total)
-    say("[7/7] comparing budgets" if request.compare else "[7/7] choosing")
-    choice = _choice(run, request, beta, count, done)
+    chooser = Chooser(run, method, done, held, total)
+    if request.cluster or chooser.trains:
+        say(f"[4/7] clustering into {classes} pseudo-classes (TEMI)")
+        run.pseudo_labels  # noqa: B018 - the stage runs on first use
+    if chooser.entry.needs & {"scores", "probabilities"}:
+        say("[5/7] proxy training on the pseudo-labels")
+        run.proxies  # noqa: B018
+    if chooser.entry.takes_beta:
+        say("[6/7] searching how many of the hardest to leave out")
+        chooser.beta  # noqa: B018
+    say("[7/7] comparing lists" if request.compare else "[7/7] choosing")
+    choice = _choice(chooser, request, why, count)
     if request.compare:
-        choice.budgets  # noqa: B018
+        choice.budgets, choice.trust  # noqa: B018
     return choice
+
+
+def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
+    """The method that is asked for, or advised, and why in a sentence."""
+    if request.method != AUTO:
+        return request.method, f"Method {request.method}, as asked for."
+    if request.overrides.get("hard_prune_ratio") is not None:
+        return ELFS, f"Method {ELFS}, since a hard-prune ratio was given."
+    advice = advise(total / classes)
+    why = f"Method {advice.method}: {total / classes:.3g} labels a class are {advice.why}."
+    if not advice.measured:
+        why += (
+            " That is a rule of thumb: no run in the book has shown it better than a random list "
+            "at this budget."
+        )
+    return advice.method, why
+
+
+def _hold_out(run: OwnRun, request: Request) -> Request:
+    """Draw what is missing of the images that are kept for testing: uniformly among the different
+    images of which none has a label."""
+    known = set(run.paths)
+    held = tuple(path for path in request.held if path in known)
+    done = tuple(path for path in request.done if path not in set(held))
+    group = run.copies.group
+    closed = np.isin(group, group[_rows_of((*held, *done), run.paths)])
+    missing = max(0, request.holdout - len(held))
+    draw = np.random.default_rng([request.seed, 1]).permutation(len(group))
+    free = [row for row in draw if not closed[row]]
+    _, first = np.unique(group[free], return_index=True)
+    fresh = [free[place] for place in np.sort(first)][:missing]
+    if len(fresh) < missing:
+        raise ElfsError(
+            f"holdout is {request.holdout:,} and there are only {len(fresh) + len(held):,} "
+            "different images without a label: ask for fewer."
+        )
+    held += tuple(run.paths[row] for row in fresh)
+    return replace(request, done=done, held=held, holdout=len(held))
 
 
 def open_run(
@@ -522,6 +847,7 @@ def pick(
     hard_prune_ratio: float,
     count: int,
     done: np.ndarray | None = None,
+    held: np.ndarray | None = None,
 ) -> np.ndarray:
     """Double-end pruning with at most one of each group of copies, and none that is done.
 
@@ -535,15 +861,17 @@ def pick(
         hard_prune_ratio: beta in [0, 1).
         count: Length of the list.
         done: int64, images whose groups are already labelled.
+        held: int64, images whose groups are kept for testing.
 
     Returns:
         int64 [count], in rank order; shorter if there are not enough groups.
     """
     done = np.empty(0, np.int64) if done is None else done
+    closed = done if held is None else np.concatenate([done, held])
     order = np.argsort(ascending, kind="stable")
     cut = hard_prune_count(len(order), hard_prune_ratio, count + len(done))
     walk = np.concatenate([order[cut:], order[:cut][::-1]])
-    walk = walk[~np.isin(group[walk], group[done])]
+    walk = walk[~np.isin(group[walk], group[closed])]
     _, first = np.unique(group[walk], return_index=True)
     return walk[np.sort(first)][:count]
 
@@ -580,12 +908,22 @@ def facts(choice: Choice) -> list[str]:
             f"Least like their neighbours: the {LEAST_ALIKE:.0%} of the images with the lowest "
             "mean similarity to them; there are as many of them in any folder."
         ),
-        (
-            f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs; proxy {p.proxy_recipe}: "
-            f"{p.proxy_epochs} epochs; search: {p.search_steps} steps a model."
-        ),
+        *_made_by(choice),
         f"Versions: {versions}.",
     ]
+
+
+def _made_by(choice: Choice) -> list[str]:
+    """What was trained for a list, in sentences."""
+    p, entry = choice.run.params, choice.chooser.entry
+    lines = [f"{display_name(entry.name)}: {entry.summary}; {entry.polarity}."]
+    if choice.request.cluster or choice.chooser.trains:
+        lines.append(f"TEMI: {p.temi_heads} heads, {p.temi_epochs} epochs.")
+    if entry.needs & {"scores", "probabilities"}:
+        lines.append(f"Proxy {p.proxy_recipe}: {p.proxy_epochs} epochs.")
+    if entry.takes_beta:
+        lines.append(f"Search: {p.search_steps} steps a model.")
+    return lines
 
 
 def _short_sides(files: Iterable[Path]) -> Iterator[int]:
@@ -606,6 +944,11 @@ def _check_request(request: Request) -> None:
         raise ElfsError(f"classes is {classes!r}: give a whole number of at least 2, or auto.")
     if not isinstance(request.balanced, bool):
         raise ElfsError(f"balanced is {request.balanced!r}: give True or False.")
+    if request.method != AUTO:
+        known = [name for name, entry in METHODS.items() if not entry.supervised]
+        choose("method", request.method, [AUTO, *known])
+    if not is_whole(request.holdout, 0):
+        raise ElfsError(f"holdout is {request.holdout!r}: give a whole number of at least 0.")
     budget, cosine = request.budget, request.cosine
     for name, value in {"budget": budget, "cosine": 1 if cosine is None else cosine}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
@@ -706,24 +1049,47 @@ def _rows_of(paths: Collection[str], known: list[str]) -> np.ndarray:
     return np.array([row for row, path in enumerate(known) if path in wanted], np.int64)
 
 
-def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.ndarray) -> Choice:
-    chosen = pick(run.order, run.copies.group, beta, count, done)
+def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
+    run, chosen = chooser.run, chooser.rows(count)
+    every = pd.DataFrame({"index": np.arange(run.n), "path": run.paths})
+    if request.cluster or chooser.trains:
+        every["pseudo_class"] = run.pseudo_labels
+    every["score"] = np.nan
+    if "pseudo_class" in every:
+        every["confidence"] = run.pseudo.table("pseudo")["confidence"].to_numpy()
+    make = _pruned if chooser.method == ELFS else _represented
+    listed, rest = make(chooser, every, chosen)
+    held = every.iloc[chooser.held].assign(reason="drawn at random, to test on")
+    held = held.set_index("path").loc[list(request.held)].reset_index()  # in the order of the draw
+    rest = rest[~rest["index"].isin(chooser.held)]
+    unread = datasets.unread_files(run.params.data_path) if run.pixels is None else {}
+    files = _files(merge_reports(run.about["report"], _without_lists(unread)))
+    columns = ["rank", "index", *(name for name in COLUMNS[1:] if name in listed)]
+    ranks = np.arange(1, len(listed) + 1), np.arange(1, len(held) + 1)
+    return Choice(
+        run,
+        request,
+        chooser,
+        why,
+        listed.assign(rank=ranks[0]).reset_index(drop=True)[columns],
+        held.assign(rank=ranks[1])[columns],
+        rest.reset_index(drop=True),
+        files,
+        tuple(_notes(run, request, chosen)),
+    )
+
+
+def _pruned(
+    chooser: Chooser, every: pd.DataFrame, chosen: np.ndarray
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The list of double-end pruning, and what became of the others."""
+    run, done = chooser.run, chooser.done
+    every = every.assign(score=run.scores[run.params.score])
     order = np.argsort(run.order, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    cut = hard_prune_count(len(order), beta, count + len(done))
-    confidence = run.pseudo.table("pseudo")["confidence"].to_numpy()
-    every = pd.DataFrame(
-        {
-            "index": np.arange(len(order)),
-            "path": run.paths,
-            "pseudo_class": run.pseudo_labels,
-            "score": run.scores[run.params.score],
-            "confidence": confidence,
-        }
-    )
+    cut = hard_prune_count(len(order), chooser.beta, chooser.total)
     listed = every.iloc[chosen].copy()
-    listed.insert(0, "rank", np.arange(1, count + 1))
     easier = 1 - run.order if run.balanced else 1 - (place + 1) / len(order)
     ranks = [
         f"harder than {easier[row]:.0%} of "
@@ -737,17 +1103,31 @@ def _choice(run: OwnRun, request: Request, beta: float, count: int, done: np.nda
         for row in chosen
     ]
     rest = _rest(run, every, chosen, done, place < cut, ranks)
-    unread = datasets.unread_files(run.params.data_path) if run.pixels is None else {}
-    files = _files(merge_reports(run.about["report"], _without_lists(unread)))
-    return Choice(
-        run,
-        request,
-        beta,
-        listed.reset_index(drop=True)[["rank", "index", *COLUMNS[1:]]],
-        rest.iloc[np.argsort(place[rest["index"]])].reset_index(drop=True),
-        files,
-        tuple(_notes(run, request, chosen)),
-    )
+    return listed, rest.iloc[np.argsort(place[rest["index"]])]
+
+
+def _represented(
+    chooser: Chooser, every: pd.DataFrame, chosen: np.ndarray
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The list of any other method, and which image on it each of the others is most like."""
+    run, done = chooser.run, chooser.done
+    rows = unit_rows(np.asarray(run.embeddings.array("embeddings")))
+    nearest, cosine = np.empty(run.n, np.int64), np.empty(run.n, np.float32)
+    for start in range(0, run.n, _CHUNK):
+        near = rows[start : start + _CHUNK] @ rows[chosen].T
+        nearest[start : start + _CHUNK] = chosen[near.argmax(1)]
+        cosine[start : start + _CHUNK] = near.max(1)
+    stands_for = np.bincount(nearest, minlength=run.n)
+    listed = every.iloc[chosen].assign(score=chooser.scores(len(chosen)))
+    listed["reason"] = [
+        f"of those on the list the most like {stands_for[row]:,} images" for row in chosen
+    ]
+    likeness = [
+        f"most like {run.paths[near]} on the list: cosine {value:.2f}"
+        for near, value in zip(nearest, cosine, strict=True)
+    ]
+    rest = _rest(run, every, chosen, done, None, likeness)
+    return listed, rest.iloc[np.argsort(cosine[rest["index"]], kind="stable")]
 
 
 def _rest(
@@ -755,11 +1135,15 @@ def _rest(
     every: pd.DataFrame,
     chosen: np.ndarray,
     done: np.ndarray,
-    hard: np.ndarray,
+    hard: np.ndarray | None,
     ranks: list[str],
 ) -> pd.DataFrame:
-    """What became of each image that is not on the list, and why."""
-    cut = hard.mean()
+    """What became of each image that is not on the list, and why.
+
+    Args:
+        hard: bool [N], set aside as too hard; None where nothing is.
+        ranks: What to say of each image that no other reason explains.
+    """
     copies, paths = run.copies, run.paths
     near = run.neighbors.array("similarities").mean(1)
     far = near <= np.quantile(near, LEAST_ALIKE)
@@ -780,6 +1164,8 @@ def _rest(
             how = "same pixels as" if same else "near copy of"
             where = "on the list" if group in listed else "labelled already"
             kind, reason = "copy", f"{how} {paths[twin]}, which is {where}"
+        elif hard is None:
+            kind, reason = "not_chosen", ranks[row]
         elif hard[row] and far[row]:
             kind = "too_hard"
             reason = (
@@ -787,7 +1173,7 @@ def _rest(
                 f"among the lowest {LEAST_ALIKE:.0%}"
             )
         elif hard[row]:
-            kind, reason = "too_hard", f"among the hardest {cut:.0%}: {ranks[row]}"
+            kind, reason = "too_hard", f"among the hardest {hard.mean():.0%}: {ranks[row]}"
         else:
             kind, reason = "too_easy", f"easier than the list reaches: {ranks[row]}"
         rows.append(row)
@@ -822,13 +1208,15 @@ def _files(report: Mapping[str, list]) -> pd.DataFrame:
 
 
 def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
-    notes = list(run.consensus.json("notes"))
+    notes = []
     if request.classes == "auto":
         notes.append(f"Number of classes: {run.class_estimate.sentence()}.")
-    missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))
-    if missing:
-        verb = "has" if missing == 1 else "have"
-        notes.append(f"{missing} of {run.classes} pseudo-classes {verb} no image on the list.")
+    if request.cluster:
+        notes = [*run.consensus.json("notes"), *notes]
+        missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))
+        if missing:
+            verb = "has" if missing == 1 else "have"
+            notes.append(f"{missing} of {run.classes} pseudo-classes {verb} no image on the list.")
     sizes = np.bincount(run.copies.group)
     if sizes.max() > max(20, 0.1 * len(run.paths)):
         notes.append(
