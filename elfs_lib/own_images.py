@@ -556,7 +556,7 @@ class Choice:
             )
         row = self.covered.set_index("images").loc[len(self.listed)]
         if not self.chooser.trains and row["coverage"] <= row["random_high"]:
-            found.append("It covers no more than random lists do: one would serve as well.")
+            found.append("It covers no more than random lists: by that, one would serve as well.")
         if search and search.at_edge:
             end = "largest" if search.best == search.table["beta"].max() else "smallest"
             found.append(
@@ -1083,7 +1083,7 @@ def _pruned(
     chooser: Chooser, every: pd.DataFrame, chosen: np.ndarray
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The list of double-end pruning, and what became of the others."""
-    run, done = chooser.run, chooser.done
+    run = chooser.run
     every = every.assign(score=run.scores[run.params.score])
     order = np.argsort(run.order, kind="stable")
     place = np.empty_like(order)
@@ -1102,7 +1102,7 @@ def _pruned(
         else "among the hardest: taken because copies left the list short"
         for row in chosen
     ]
-    rest = _rest(run, every, chosen, done, place < cut, ranks)
+    rest = _rest(chooser, every, chosen, place < cut, ranks)
     return listed, rest.iloc[np.argsort(place[rest["index"]])]
 
 
@@ -1110,7 +1110,7 @@ def _represented(
     chooser: Chooser, every: pd.DataFrame, chosen: np.ndarray
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The list of any other method, and which image on it each of the others is most like."""
-    run, done = chooser.run, chooser.done
+    run = chooser.run
     rows = unit_rows(np.asarray(run.embeddings.array("embeddings")))
     nearest, cosine = np.empty(run.n, np.int64), np.empty(run.n, np.float32)
     for start in range(0, run.n, _CHUNK):
@@ -1126,15 +1126,14 @@ def _represented(
         f"most like {run.paths[near]} on the list: cosine {value:.2f}"
         for near, value in zip(nearest, cosine, strict=True)
     ]
-    rest = _rest(run, every, chosen, done, None, likeness)
+    rest = _rest(chooser, every, chosen, None, likeness)
     return listed, rest.iloc[np.argsort(cosine[rest["index"]], kind="stable")]
 
 
 def _rest(
-    run: OwnRun,
+    chooser: Chooser,
     every: pd.DataFrame,
     chosen: np.ndarray,
-    done: np.ndarray,
     hard: np.ndarray | None,
     ranks: list[str],
 ) -> pd.DataFrame:
@@ -1144,25 +1143,26 @@ def _rest(
         hard: bool [N], set aside as too hard; None where nothing is.
         ranks: What to say of each image that no other reason explains.
     """
+    run, done = chooser.run, chooser.done
     copies, paths = run.copies, run.paths
     near = run.neighbors.array("similarities").mean(1)
     far = near <= np.quantile(near, LEAST_ALIKE)
-    listed = {int(copies.group[row]): int(row) for row in chosen}
-    labelled = {int(copies.group[row]): int(row) for row in done}
+    places = {"labelled already": done, "kept for testing": chooser.held, "on the list": chosen}
+    twins = {
+        int(copies.group[row]): (int(row), where) for where, rows in places.items() for row in rows
+    }
     taken = set(chosen.tolist())
     given = set(done.tolist())
     rows, kinds, reasons = [], [], []
     for row in range(len(every)):
         if row in taken:
             continue
-        group = int(copies.group[row])
-        twin = listed.get(group, labelled.get(group))
+        twin, where = twins.get(int(copies.group[row]), (None, ""))
         if row in given:
             kind, reason = "labelled", "labelled already"
         elif twin is not None:
             same = copies.first[row] == copies.first[twin]
             how = "same pixels as" if same else "near copy of"
-            where = "on the list" if group in listed else "labelled already"
             kind, reason = "copy", f"{how} {paths[twin]}, which is {where}"
         elif hard is None:
             kind, reason = "not_chosen", ranks[row]
