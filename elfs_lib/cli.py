@@ -286,6 +286,10 @@ def select(
         str | None,
         typer.Option(help="A name of each pseudo-class, to suggest as label: cat,dog,cat"),
     ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Your own embeddings: .npz or .parquet with a path for each row"),
+    ] = None,
     balanced: Annotated[
         bool, typer.Option(help="Of method elfs: prune within each pseudo-class")
     ] = True,
@@ -311,10 +315,16 @@ def select(
         elfs select photos --classes 10 --budget 100 --holdout 50 --method typiclust
     """
     from elfs_lib import own_labels
+    from elfs_lib.embedding_file import PRECOMPUTED
     from elfs_lib.own_images import Request
     from elfs_lib.project import default_store
 
     overrides = _parse(p)
+    if embeddings is not None:
+        if "encoder" in overrides:
+            raise ElfsError("--embeddings takes the place of an encoder: leave one of them out.")
+        path = embeddings.expanduser().absolute()
+        overrides |= {"encoder": PRECOMPUTED, "embeddings_path": str(path)}
     files = own_labels.ListFiles(out)
     if report:
         _check_report(kernel)

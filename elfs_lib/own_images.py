@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from elfs_lib import datasets, encoders
+from elfs_lib import datasets, embedding_file, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.clustering import unit_rows
@@ -39,8 +39,10 @@ from elfs_lib.duplicates import (
     default_cosine,
     find_copies,
 )
-from elfs_lib.errors import ElfsError, check_images, choose, is_whole
+from elfs_lib.embedding_file import PRECOMPUTED
+from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import display_name
+from elfs_lib.image_sources import Source, read_source
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.readers import merge_reports
@@ -114,9 +116,15 @@ def profile(n: int, dimensions: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OwnRun(Run):
-    """A run over a folder of images, or over an array of them, without any label."""
+    """A run over a folder of images, or over images in memory, without any label.
 
-    pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
+    Attributes:
+        pixels: Images in memory; None for a folder.
+        cosine: As in :class:`Request`.
+        balanced: Likewise.
+    """
+
+    pixels: Source | None = field(default=None, repr=False, compare=False)
     cosine: float | None = None
     balanced: bool = True
 
@@ -125,8 +133,17 @@ class OwnRun(Run):
         if found in self.brought:
             return found
         if name == "images" and self.pixels is not None:
-            return _array_images(self.pixels)
+            return _images_in_memory(self.pixels)
         return PHOTO_EMBEDDINGS if name == "embeddings" else found
+
+    def with_scores(self, scores: np.ndarray) -> OwnRun:
+        """This run with a score of each image that somebody brings, float64 [N], low is hard, in
+        place of the proxy's."""
+        table = pd.DataFrame({"index": np.arange(len(scores)), self.params.score: scores})
+        run = self._with("proxy", "given", lambda draft: draft.table("scores", table), scores)
+        *others, own = run.brought
+        alone = replace(own, inputs=lambda run, **_: {})  # a proxy has a seed, and this has none
+        return replace(run, brought=(*others, alone))
 
     def check(self, *, labels: bool = False) -> None:
         if self.pixels is None:  # an array was checked when it came in
@@ -152,7 +169,7 @@ class OwnRun(Run):
             self.neighbors.array("indices"),
             self.neighbors.array("similarities"),
             cosine=default_cosine(self.params.encoder) if self.cosine is None else self.cosine,
-            look=self.params.encoder != "pixels",
+            look=self.params.encoder != "pixels" and not (self.pixels and self.pixels.stand_in),
         )
 
     @property
@@ -208,17 +225,19 @@ def class_count(given: Given, draft: Draft) -> None:
     draft.json("estimate", {name: getattr(found, name) for name in names})
 
 
-def _array_images(pixels: np.ndarray) -> Stage:
-    """Images as an array of them, uint8 [N, C, H, W]."""
+def _images_in_memory(source: Source) -> Stage:
+    pixels = source.pixels
+    paths = source.paths or [str(row) for row in range(len(pixels))]
 
     def build(draft: Draft) -> None:
         draft.array("train", pixels)
-        paths = [str(row) for row in range(len(pixels))]
         about = {"class_names": None, "num_classes": None, "paths": paths}
         draft.json("about", about | {"report": {}, "left_out": {}, "source": "an array"})
 
     digest = hashlib.sha256(pixels).hexdigest()
     keyed = {"dataset": "array", "shape": list(pixels.shape), "source": digest}
+    if source.paths:
+        keyed["paths"] = paths
     return given_stage("images", build, "images", keyed)
 
 
@@ -283,13 +302,31 @@ def _view(params: Params, paths: list[str], stored: int) -> int | None:
     Args:
         stored: Side of the images as they are stored.
     """
-    small = params.encoder == "pixels" or encoders.trains_here(params.encoder)
+    small = params.encoder in ("pixels", PRECOMPUTED) or encoders.trains_here(params.encoder)
     if params.data_path is None or small or "+" in params.encoder:  # of several each has its own
         return None
     step, root = max(1, len(paths) // _SAMPLE), Path(params.data_path)
     sides = list(_short_sides(root / path for path in paths[::step]))
     side = min(params.encoder_size or ENCODER_SIDE, int(np.median(sides)) if sides else 0)
     return side if side > stored else None
+
+
+@dataclass(frozen=True, eq=False)
+class Brought:
+    """What takes the place of steps, in the order of the images.
+
+    Attributes:
+        embeddings: float [N, D].
+        pseudo_labels: int [N] in 0..C-1.
+        scores: float [N], low is hard.
+    """
+
+    embeddings: np.ndarray | None = None
+    pseudo_labels: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+
+NOTHING = Brought()
 
 
 @dataclass(frozen=True)
@@ -665,8 +702,12 @@ class Choice:
 
 
 def select(
-    images: np.ndarray | str | Path,
+    images: Any = None,
     *,
+    embeddings: np.ndarray | None = None,
+    pseudo_labels: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
+    hard: str = "low",
     classes: int | str = "auto",
     budget: float | int,
     seed: int = 0,
@@ -676,11 +717,21 @@ def select(
     artifacts: str | Path | None = None,
     **overrides: Any,
 ) -> pd.DataFrame:
-    """Choose which images to label, without any label.
+    """Choose which images to label, without any label. Steps whose result is given are skipped.
 
     Args:
-        images: A directory of image files, or uint8 [N, C, H, W] with C = 1 or 3.
-        classes: Number of classes, at least 2, or "auto" to estimate it.
+        images: A directory of image files; a list of files; an array or a torch tensor [N, C, H, W]
+            or [N, H, W, C] with C = 1 or 3, or [N, H, W], uint8 or floats in [0, 1]; or a dataset
+            of torchvision or Hugging Face, whose labels are not kept. None with ``embeddings`` and
+            a method that trains on no images.
+        embeddings: float [N, D], in place of an encoder's; rows in the order of the images. For a
+            directory, which has no order, see the parameter ``embeddings_path``.
+        pseudo_labels: int [N] in 0..C-1, in place of clusters. No true label may have a part in
+            them; nothing here can check that.
+        scores: float [N], in place of the proxy's training.
+        hard: Which end of ``scores`` is hard: "low" or "high".
+        classes: Number of classes, at least 2, or "auto": those of ``pseudo_labels``, or else an
+            estimate.
         budget: Images to label: a count, or a share in (0, 1].
         seed: Same seed, same list.
         cosine: Similarity of embeddings from which two images are near copies, of which at most
@@ -696,10 +747,12 @@ def select(
 
     Returns:
         One row an image, the one to label first at the top: rank, index (row of the array; a
-        directory is read in an order of its own), path (relative to the directory; the row as
-        text for an array), pseudo_class, score (AUM: low is hard), confidence (of the
-        pseudo-class, in [0, 1]), reason. ``attrs`` holds hard_prune_ratio and the number of
-        classes.
+        directory is read in an order of its own), path (relative to the directory, or as it was
+        given; else the row as text), pseudo_class, score (the method's; of ELFS AUM: low is hard),
+        confidence (of the pseudo-class, in [0, 1]), reason. Without ``images``, and where the
+        method needs none, there are no pseudo-classes. ``attrs`` holds hard_prune_ratio, the number
+        of classes, method, why, the search for beta as a list of rows (beta, accuracy, error,
+        alike), and versions.
 
     Raises:
         ElfsError: one sentence, if the images or parameters do not allow such a list.
@@ -711,8 +764,8 @@ def select(
         >>> from sklearn.datasets import load_digits
         >>> digits = (load_digits().images[:400, None] * 15.9375).astype("uint8")
         >>> to_label = elfs_lib.select(
-        ...     digits, classes=10, budget=20, encoder="pixels", flip=False, crop_pad=1,
-        ...     temi_heads=2, temi_epochs=10, proxy_epochs=3, search_steps=5,
+        ...     digits, classes=10, budget=20, method="elfs", encoder="pixels", flip=False,
+        ...     crop_pad=1, temi_heads=2, temi_epochs=10, proxy_epochs=3, search_steps=5,
         ... )
         >>> to_label.shape
         (20, 7)
@@ -720,36 +773,83 @@ def select(
         [1, 2, 3]
         >>> int(to_label["index"].nunique())
         20
+
+        From embeddings alone, by a method that trains nothing:
+
+        >>> embeddings = load_digits().data[:400]
+        >>> few = elfs_lib.select(embeddings=embeddings, budget=5, method="typiclust")
+        >>> list(few.columns)
+        ['rank', 'index', 'path', 'score', 'reason']
+        >>> few.attrs["method"]
+        'typiclust'
     """
+    if scores is not None:
+        choose("hard end", hard, ("low", "high"))
+        scores = np.asarray(scores, np.float64)
+        if scores.ndim != 1 or not np.isfinite(scores).all():
+            raise ElfsError("scores must be one finite number for each image.")
+    ascending = scores if scores is None or hard == "low" else -scores
+    if images is None:
+        if embeddings is None:
+            raise ElfsError("There are neither images nor embeddings: give one of them, or both.")
+        images = _stand_in(embeddings)
+    if method == AUTO and scores is not None:
+        method = ELFS
+    cluster = pseudo_labels is not None or not (isinstance(images, Source) and images.stand_in)
     request = Request(
-        classes, budget, seed, cosine, balanced, overrides, compare=False, method=method
+        classes,
+        budget,
+        seed,
+        cosine,
+        balanced,
+        overrides,
+        compare=False,
+        method=method,
+        cluster=cluster,
     )
+    brought = Brought(embeddings, pseudo_labels, ascending)
     with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
-        choice = choose_images(images, request, Store(artifacts or temporary))
+        choice = choose_images(images, request, Store(artifacts or temporary), brought=brought)
         frame = choice.listed.copy()
+        searched = choice.search
+    if scores is not None and choice.method == ELFS:
+        frame["score"] = scores[frame["index"]]  # as it was given
     frame.attrs = {
         "hard_prune_ratio": choice.hard_prune_ratio,
-        "classes": choice.run.classes,
+        "classes": choice.run.params.classes,
+        "method": choice.method,
+        "why": choice.why,
+        "search": searched.table.to_dict("records") if searched else [],
+        "versions": dict(package_versions()),
     }
     return frame
 
 
+def _stand_in(embeddings: np.ndarray) -> Source:
+    """Something in the place of images that nobody has: equal where the embeddings are equal."""
+    rows = unit_rows(embeddings)
+    digests = b"".join(hashlib.sha256(row).digest() for row in rows)
+    return Source(np.frombuffer(digests, np.uint8).reshape(len(rows), 1, 4, 8), stand_in=True)
+
+
 def choose_images(
-    source: np.ndarray | str | Path,
+    source: Any,
     request: Request,
     store: Store,
     *,
+    brought: Brought = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Run every stage and choose; arguments as in :func:`select`.
 
     Args:
+        brought: What takes the place of steps.
         say: Called with a line of progress before each stage.
 
     Raises:
         ElfsError: one sentence, before any long work where that can be known.
     """
-    run = open_run(source, request, store, say=say)
+    run = open_run(source, request, store, brought=brought, say=say)
     n, request = run.n, _of_these(request, run.paths)
     say("[3/7] neighbours and copies")
     different = run.copies.different
@@ -758,12 +858,20 @@ def choose_images(
             f"The {n:,} images are all alike (near copies of one): there is nothing to choose "
             "between, so label one of them."
         )
-    estimate = None
-    if request.classes == "auto":
+    estimate, classes = None, request.classes
+    # a method by name that reads no clusters needs no number of them
+    needless = request.method != AUTO and not request.cluster
+    needless = needless and METHODS[request.method].needs <= {"embeddings", "neighbors"}
+    if classes == "auto" and brought.pseudo_labels is not None:
+        classes = max(2, int(np.max(brought.pseudo_labels)) + 1)
+    elif classes == "auto" and not needless:
         say("[4/7] counting classes")
         estimate = run.class_estimate
-    classes = estimate.classes if estimate else int(request.classes)
-    count = _check_counts(n, different, replace(request, classes=classes), estimate)
+        classes = estimate.classes
+    known = classes != "auto"
+    check = replace(request, classes=classes if known else 2)
+    count = _check_counts(n, different, check, estimate)
+    classes = int(classes) if known else None
     request = _hold_out(run, request)
     done, held = (_rows_of(paths, run.paths) for paths in (request.done, request.held))
     closed = np.concatenate([done, held])
@@ -776,11 +884,18 @@ def choose_images(
             "each, in the order of their numbers, or none."
         )
     method, why = _method(request, total, classes)
-    budgets = _comparable(request, classes, n, different, total)
+    budgets = _comparable(request, classes or 1, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
     run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
     run.check()
+    if brought.pseudo_labels is not None:
+        run = run.with_pseudo_labels(np.asarray(brought.pseudo_labels), "given")
+    if brought.scores is not None:
+        if len(brought.scores) != n:
+            raise ElfsError(f"There are {len(brought.scores):,} scores for {n:,} images.")
+        run = run.with_scores(brought.scores)
     chooser = Chooser(run, method, done, held, total)
+    _check_trainable(chooser, brought)
     if request.cluster or chooser.trains:
         say(f"[4/7] clustering into {classes} pseudo-classes ({run.clustering})")
         run.ensure("pseudo")
@@ -797,13 +912,27 @@ def choose_images(
     return choice
 
 
+def _check_trainable(chooser: Chooser, brought: Brought) -> None:
+    """Refuse to train where there are embeddings and no images."""
+    run, needs = chooser.run, chooser.entry.needs
+    proxy = "probabilities" in needs or ("scores" in needs and brought.scores is None)
+    search = chooser.entry.takes_beta and run.params.hard_prune_ratio is None
+    if run.pixels and run.pixels.stand_in and (proxy or search):
+        what = "trains on the images" if proxy else "searches its beta by training on the images"
+        instead = "scores=" if proxy else "hard_prune_ratio="
+        raise ElfsError(
+            f"Method {chooser.method} {what}: give images= beside the embeddings, or {instead}, or "
+            "another method."
+        )
+
+
 def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
     """The method that is asked for, or advised, and why in a sentence."""
     if request.method != AUTO:
         return request.method, f"Method {request.method}, as asked for."
     if request.overrides.get("hard_prune_ratio") is not None:
         return ELFS, f"Method {ELFS}, since a hard-prune ratio was given."
-    advice = advise(total / classes)
+    advice = advise(total / classes)  # of an estimate, where the number was not given
     why = f"Method {advice.method}: {total / classes:.3g} labels a class are {advice.why}."
     if not advice.measured:
         why += (
@@ -836,14 +965,15 @@ def _hold_out(run: OwnRun, request: Request) -> Request:
 
 
 def open_run(
-    source: np.ndarray | str | Path,
+    source: Any,
     request: Request,
     store: Store,
     *,
+    brought: Brought = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> OwnRun:
     """Read and embed the images, and set every parameter but the classes and the budget."""
-    run = read_images(source, request, store, say=say)
+    run = read_images(source, request, store, brought=brought, say=say)
     n = run.n
     say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
     dimensions = run.embeddings.array("embeddings").shape[1]
@@ -853,20 +983,31 @@ def open_run(
 
 
 def read_images(
-    source: np.ndarray | str | Path,
+    source: Any,
     request: Request,
     store: Store,
     *,
+    brought: Brought = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> OwnRun:
     """The run whose images are read, and nothing else done."""
     _check_request(request)
     pixels, path = _source(source, request)
+    if brought.embeddings is not None and pixels is None:
+        raise ElfsError(
+            "embeddings= cannot be matched with a directory, which has no order: give a list of "
+            "files, or encoder='precomputed' and embeddings_path, a file with their paths."
+        )
     # Budgets are set when the images are known; their defaults must not stand in the way of a beta
     # that was given.
-    given = {"encoder": "efficientnet_lite0", "budgets": (1,), **request.overrides}
+    encoder = "efficientnet_lite0" if brought.embeddings is None else PRECOMPUTED
+    given = {"encoder": encoder, "budgets": (1,), **request.overrides}
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
     run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
+    if brought.embeddings is not None:
+        run = run.with_embeddings(brought.embeddings, "given")
+    elif run.params.encoder == PRECOMPUTED:
+        embedding_file.check_file(run.params.embeddings_path)
     run.check_device()
     say("[1/7] reading images")
     n, request = run.n, _of_these(request, run.paths)
@@ -1000,22 +1141,16 @@ def _check_request(request: Request) -> None:
         raise ElfsError(f"The cosine of near copies is {cosine}: give a number above 0, up to 1.")
 
 
-def _source(
-    source: np.ndarray | str | Path, request: Request
-) -> tuple[np.ndarray | None, str | None]:
-    if not isinstance(source, (np.ndarray, str, Path)):
-        raise ElfsError(
-            f"images are a {type(source).__name__}: give uint8 [N, C, H, W] as a NumPy array, or a "
-            "directory."
-        )
-    if not isinstance(source, np.ndarray):
-        source = Path(source).expanduser()
-        datasets.check_dataset("image_folder", path=source)
-        return None, str(source)
-    check_images(source, instead=", or a directory")
-    if "image_size" in request.overrides:
-        raise ElfsError("Parameter 'image_size' is for files: resize the array yourself.")
-    return np.ascontiguousarray(source), None
+def _source(source: Any, request: Request) -> tuple[Source | None, str | None]:
+    """Images in memory, or the directory that they are in."""
+    if isinstance(source, Source):
+        return source, None
+    if isinstance(source, (str, Path)):
+        folder = Path(source).expanduser()
+        datasets.check_dataset("image_folder", path=folder)
+        return None, str(folder)
+    found = read_source(source, request.overrides.get("image_size"))
+    return found, str(Path.cwd()) if found.files else None  # where files are read again from
 
 
 def _check_counts(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.clustering_registry import CLUSTERINGS
 from elfs_lib.datasets import DATASETS
+from elfs_lib.embedding_file import PRECOMPUTED
 from elfs_lib.encoders import check_encoder, check_method
 from elfs_lib.errors import ElfsError, choose, first_fault, own_error
 from elfs_lib.readers import SIZE_RANGE
@@ -70,6 +71,9 @@ class Params(BaseModel):
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(
         None, description="weights file: a path, or a name in ELFS_ENCODER_DIR"
+    )
+    embeddings_path: str | None = Field(
+        None, description="file of encoder precomputed: .npy, .npz, .parquet or .safetensors"
     )
     encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
     encoder_epochs: int | None = Field(
@@ -172,6 +176,11 @@ class Params(BaseModel):
         size = self.encoder_size
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=size, there=False)
         check_method(self.encoder, self.encoder_method)
+        if self.embeddings_path is not None and self.encoder != PRECOMPUTED:
+            raise ElfsError(
+                f"Parameter 'embeddings_path' is for encoder {PRECOMPUTED!r}, not for "
+                f"{self.encoder!r}: leave one of them out."
+            )
         if self.encoder_network is not None:
             from elfs_lib.training.models import NETWORKS
 

@@ -645,7 +645,7 @@ def test_impossible_requests_are_one_sentence(
 @pytest.mark.parametrize(
     "source, change, message",
     [
-        ([1, 2], {}, "images are a list"),
+        ([1, 2], {}, "images hold a int"),
         (b"photos", {}, "images are a bytes"),
         ("photos", {"budget": "20"}, "budget is '20'"),
         ("photos", {"budget": None}, "budget is None"),
