@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib import datasets, encoders
+from elfs_lib import datasets, embedding_file, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, is_large
 from elfs_lib.clustering import collapse_notes
 from elfs_lib.clustering_registry import check_labels
@@ -227,6 +227,8 @@ class Run:
         if not self.given_name("embeddings"):
             size = p.encoder_size
             encoders.check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
+            if p.encoder == embedding_file.PRECOMPUTED:
+                embedding_file.check_file(p.embeddings_path)
         self.check_device()
         self.check_neighbors()
         self.check_pca()
