@@ -24,6 +24,17 @@ from elfs_lib.selection import METHODS, SelectionInputs, select
 
 LABELS_PER_CLASS = (1, 2, 5, 10, 20, 50, 100)
 BASELINE = "random"
+
+#: Which method for which budget: (labels a class, method), the method from that number on until the
+#: next; what the page "Which method for which budget" measured.
+ADVICE: tuple[tuple[int, str], ...] = (
+    (0, "kmeans_nearest"),
+    (10, "max_herding"),
+    (500, "elfs"),
+)
+#: Labels a class from which on no method is told from random there, up to the last advice.
+AS_RANDOM = 100
+
 # C of the probe: the loss is C times the summed cross-entropy plus half the squared weights. Rows
 # have length 1, so weights must be large before a softmax is sure of anything.
 STRENGTH = 10.0
