@@ -1383,6 +1383,22 @@ def test_tables_and_captions_keep_text_and_break_paths_between_their_parts():
     assert re.search(r"a/<wbr><span[^>]*inline-block[^>]*>&lt;b&gt;_<wbr>1.png</span>", grid)
 
 
+def test_images_are_sorted_under_headings_and_filtered_by_kind_without_a_script():
+    pixels = np.zeros((3, 1, 8, 8), np.uint8)
+    captions = [("a.png",), ("b.png",), ("c.png",)]
+    grid = gallery.pictures(pixels, captions, groups=[2, 0, 2], kinds=["copy", "", "too_hard"])
+    places = {name: int(place) for place, name in re.findall(r"--group:(\d+).*?alt=\"(.)", grid)}
+    heads = {name: int(p) for p, name in re.findall(r"--group:(\d+)\">class (\d)", grid)}
+    order = sorted({**places, **heads}, key={**places, **heads}.get)
+    assert order == ["0", "b", "2", "a", "c"]
+    assert re.findall(r'data-kind="(\w+)"', grid) == ["copy", "too_hard"]
+    assert "--group" not in gallery.pictures(pixels, captions)
+    page = gallery.kind_filter({"copy": "Copies", "too_hard": "Too <hard>"})
+    assert page.count('type="radio"') == 3 and page.count("checked>") == 1
+    assert "#only-copy:checked) figure[data-kind]:not([data-kind=copy]){display:none}" in page
+    assert "Too &lt;hard&gt;" in page and "<script" not in page + gallery.group_switch()
+
+
 def test_encoders_are_listed_with_what_they_saw_and_their_licence(monkeypatch, capsys):
     assert run_cli(monkeypatch, "encoders") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -1411,6 +1427,7 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     assert "least like their own nearest" in page and "outlier" not in page.lower()
     assert str(tmp_path) not in page and str(folder) not in page
     assert "In common is the share" in page
+    assert 'id="by-group"' in page and 'id="only-too_hard"' in page and "--group:" in page
     for heading in ("To label", "Too hard", "Copies", "Too easy", "Files left out", "Clusters"):
         assert heading in page
     listed = pd.read_csv("list.csv")
