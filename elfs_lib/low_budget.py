@@ -32,13 +32,14 @@ ADVICE: tuple[tuple[int, str], ...] = (
     (10, "max_herding"),
     (500, "elfs"),
 )
-#: Labels a class from which on no method is told from random there, up to the last advice.
-AS_RANDOM = 100
 
 # C of the probe: the loss is C times the summed cross-entropy plus half the squared weights. Rows
 # have length 1, so weights must be large before a softmax is sure of anything.
 STRENGTH = 10.0
 MOST_STEPS, TOLERANCE = 5000, 1e-5
+
+#: Labels a class from which on no method is told from random on that page, up to the last advice.
+AS_RANDOM = 100
 
 #: The columns of the track's table, one row a method, number of labels a class, and seed.
 COLUMNS: dict[str, str] = {
