@@ -149,7 +149,6 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
 
         elfs status params/cifar10.yaml
     """
-    from elfs_lib import pipeline
     from elfs_lib.artifacts import NotBuilt
     from elfs_lib.params import Params
     from elfs_lib.project import default_store
@@ -158,7 +157,7 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
     current = Run(Params.load(params_file, _parse(p)), default_store(look=True))
     done = 0
     try:
-        plan = list(pipeline.steps(current))
+        plan = current.plan()
     except NotBuilt:
         print(
             f"The images of this run are not in {current.store.root}: nothing was run, or files "
@@ -166,14 +165,14 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
             "every stage that still holds."
         )
         return
-    for step in plan:
+    for call in plan:
         try:
-            step.work()
+            call.artifact  # noqa: B018
         except NotBuilt:
-            print(f"to do  {step.name}")
+            print(f"to do  {call.title}")
         else:
             done += 1
-            print(f"done   {step.name}")
+            print(f"done   {call.title}")
     print(f"{done} of {len(plan)} stages are done in {current.store.root}")
 
 
@@ -446,8 +445,8 @@ def verdict() -> None:
     """Write what the results tables bear out of ELFS against others.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
-    number of runs, recipe and accuracy of the pseudo-labels. The table of README.md is written
-    from these.
+    number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
+    pictures in book/images are written from these and from the executed notebooks.
 
     Example:
 
@@ -455,11 +454,14 @@ def verdict() -> None:
     """
     from elfs_lib.project import project_root
     from elfs_lib.results import result_tables
-    from elfs_lib.verdict import update_readme, verdict_file, write_verdict
+    from elfs_lib.verdict import update_readme, verdict_file, write_pictures, write_verdict
 
-    rows, readme = write_verdict(result_tables()), project_root() / "README.md"
+    root = project_root()
+    rows, readme = write_verdict(result_tables()), root / "README.md"
     update_readme(rows, readme)
-    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme}")
+    notebook = root / "book/runs/cifar10/05_double_end_pruning.ipynb"
+    pictures = write_pictures(rows, root / "book/images", notebook)
+    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme},", *pictures)
 
 
 @app.command()

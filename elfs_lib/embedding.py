@@ -296,7 +296,7 @@ class Embedder:
         """float32 [B, D] on the device, which may still be at work on it."""
         # A copy of one batch, so that read-only memory maps work; pinned for a GPU, or the upload
         # would wait for the batch before.
-        x = torch.tensor(images, pin_memory=self.device.type == "cuda")
+        x = torch.tensor(images)
         x = x.to(self.device, non_blocking=True).float().div_(255)
         if self.views is None:
             return self._features(x)

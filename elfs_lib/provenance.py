@@ -74,9 +74,15 @@ def as_yaml(value: object) -> str:
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    brought = "".join(
+        f", with {what} of somebody's own, {name!r}, which no command makes"
+        for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))
+        if (name := run.given_name(stage))
+    )
     lines = [
         (
-            f"**Reproduce this page:** `{command(run.params)}`, with seed {run.params.seed}, on "
+            f"**Reproduce this page:** `{command(run.params)}`{brought}, with seed "
+            f"{run.params.seed}, on "
             f"{run.n:,} training images; {versions}."
         ),
         "",
@@ -88,6 +94,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
         policy, opened = facts["labels"]["policy"], ", ".join(facts["labels"]["opened"])
         # A stage that opens none may still read what was made with labels: its policy says so.
         opened = opened or ("none" if policy == "never" else f"none here ({policy})")
+        opened = opened.replace("ceiling", "supervised")  # as older manifests call it
         named = (facts["params"][key] for key in ("encoder", "method") if key in facts["params"])
         lines.append(
             f"| {', '.join([artifact.stage, *named])} | `{artifact.key}` "

@@ -79,7 +79,7 @@ def test_nbval_overlooks_what_differs_between_machines_and_nothing_else():
     stage = "torch 2.4.0.\n| proxy | `{}` | {} | {} | {} |"
     here = seen(stage.format("0123456789abcdef", "cpu (2 threads)", "0.1", "none"))
     assert seen(stage.format("f" * 16, "NVIDIA X, cuda 12", "120.0", "none")) == here
-    assert seen(stage.format("f" * 16, "cpu", "0.1", "train:ceiling")) != here
+    assert seen(stage.format("f" * 16, "cpu", "0.1", "train:supervised")) != here
     cell = '<td id="T_{}_row0_col1" class="data row0 col1" >{}</td>'
     assert seen(cell.format("00000", "98.6%")) == seen(cell.format("fffff", "-3"))
     assert seen(cell.format("00000", "98.6%")) != seen(cell.format("00000", "nan"))

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from elfs_lib.low_budget import ADVICE, differences_from_random
+
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
@@ -43,6 +45,36 @@ def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measur
     for name in load("book_data").write_tables(made.TABLES, facts, tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / "book/data" / name).read_text(), name
         assert f":file: data/{name}" in (ROOT / "book" / f"{shown}.md").read_text()
+
+
+def test_the_page_on_budgets_shows_what_was_measured(load):
+    track, folder = load("low_budget"), ROOT / "book" / "data"
+    shown = {track.SETTINGS: track.settings_table(folder), track.ADVISED: track.advice_table()}
+    for facts in folder.glob("low_budget_*.json"):
+        table = pd.read_csv(facts.with_suffix(".csv"))
+        made = track.tables(table).items()
+        shown |= {f"{facts.stem}_{name}.csv": own for name, own in made}
+    page = (ROOT / "book" / "low_budget.md").read_text()
+    for name, table in shown.items():
+        text = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        assert text == (folder / name).read_text(), name
+    included = set(re.findall(r":file: data/(low_budget\S+)", page))
+    assert {track.SETTINGS, track.ADVISED} < included <= set(shown)
+    for dataset in ("cifar10", "fashion_mnist", "digits"):
+        assert f"low_budget_{dataset}_differences.csv" in included
+        assert f"{{figure}} data/low_budget_{dataset}.svg" in page
+
+
+def test_the_advice_is_what_the_probes_bear_out():
+    assert [start for start, _ in ADVICE] == sorted({0, *(start for start, _ in ADVICE)})
+    for dataset in ("cifar10", "fashion_mnist", "digits"):
+        table = pd.read_csv(ROOT / "book" / "data" / f"low_budget_{dataset}.csv")
+        found = differences_from_random(table).set_index(["method", "labels_per_class"])
+        for size in table["labels_per_class"].unique():
+            advised = [method for start, method in ADVICE if start <= size][-1]
+            own = found.loc[advised, size]
+            assert not own["high"] < 0, (dataset, size)
+            assert own["low"] > 0 or size > 10, (dataset, size)
 
 
 def test_every_table_of_a_page_has_one_width_for_each_column_and_no_ragged_row():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from elfs_lib.compute import (
@@ -98,6 +99,7 @@ class Trained:
     seconds: float
     loader: Loader
     mirror_test: bool
+    shift_test: int
     dtype: torch.dtype
 
     @property
@@ -124,14 +126,27 @@ class Trained:
         for start in range(0, len(images), batch):
             block = np.array(images[start : start + batch].transpose(0, 2, 3, 1))
             block = self.loader.normalise(torch.from_numpy(block).to(device))
-            with autocast(device, self.dtype):
-                logits = self.model(block).float()
-                if self.mirror_test:
-                    logits = (logits + self.model(block.flip(3)).float()) / 2
+            logits = sum(weight * self._mirrored(view) for weight, view in self._views(block))
             if found is None:
                 found = torch.empty(len(images), logits.shape[1])
             found[start : start + batch] = logits
         return found
+
+    def _views(self, block: torch.Tensor) -> Iterator[tuple[float, torch.Tensor]]:
+        """What is averaged for a prediction, with weights that sum to 1."""
+        if not self.shift_test:
+            yield 1.0, block
+            return
+        yield 0.5, block
+        pad, (height, width) = self.shift_test, block.shape[2:]
+        padded = F.pad(block, (pad,) * 4, "reflect")
+        for start in (0, 2 * pad):
+            yield 0.25, padded[:, :, start : start + height, start : start + width]
+
+    def _mirrored(self, block: torch.Tensor) -> torch.Tensor:
+        with autocast(self.loader.device, self.dtype):
+            logits = self.model(block).float()
+            return (logits + self.model(block.flip(3)).float()) / 2 if self.mirror_test else logits
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Share of images classified right, in [0, 1]."""
@@ -415,6 +430,7 @@ def _fit(
         seconds=time.perf_counter() - start,
         loader=loader,
         mirror_test=recipe.mirror_test and job.flip,
+        shift_test=recipe.shift_test,
         dtype=dtype,
     )
 
