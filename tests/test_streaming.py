@@ -69,6 +69,7 @@ def test_a_run_streams_from_its_store_and_gets_the_same_scores(tiny_params: Para
         params = tiny_params.model_copy(update={"loader": choice})
         run = Run(params, Store(tmp_path / choice))
         assert isinstance(run.train_images, np.memmap) == (choice == "streamed")
+        assert run.training["loader"] == choice
         tables.append((run.proxies[0].key, run.proxies[0].table("scores")))
     assert tables[0][0] == tables[1][0]  # where images are read from is no part of the result
     np.testing.assert_array_equal(tables[0][1], tables[1][1])
