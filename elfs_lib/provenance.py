@@ -20,9 +20,18 @@ _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "devic
 WHOLE_PIPELINES = "whole pipelines"
 
 
-def command(params: Params) -> str:
-    """The command that repeats a run: its dataset's params file, and what differs from it."""
-    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
+def command(params: Params, *, only_set: bool = False) -> str:
+    """The command that repeats a run: its dataset's params file, and what differs from it.
+
+    Args:
+        params: Of the run.
+        only_set: Whether parameters that nobody set, which have the library's defaults, are left
+            out.
+    """
+    changes = _changes(params)
+    if only_set:
+        changes = {n: value for n, value in changes.items() if n in params.model_fields_set}
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(changes)])
 
 
 def setting(params: Params, *, whole_pipelines: bool = False) -> str:
@@ -72,11 +81,14 @@ def as_yaml(value: object) -> str:
 
 
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
-    """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
+    """Markdown: the command, seed and versions, and a row for each artifact that a page shows.
+
+    Of the parameters those count that were set: a page sets the ones that it reads.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     lines = [
         (
-            f"**Reproduce this page:** `{command(run.params)}`, with seed {run.params.seed}, on "
+            f"**Reproduce this page:** `{command(run.params, only_set=True)}`, with seed {run.params.seed}, on "
             f"{run.n:,} training images; {versions}."
         ),
         "",
