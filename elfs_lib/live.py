@@ -84,8 +84,8 @@ class BetaSlider(ipywidgets.VBox):
         change = self.change(beta)
         left = len(change["leaves"])
         self.heading.value = (
-            f"<b>beta = {beta:.2f}</b> (chosen: {self._beta:g}): {left:,} of {self._count:,} images "
-            f"leave the coreset, as many enter."
+            f"<b>beta = {beta:.2f}</b> (chosen: {self._beta:g}): {left:,} of {self._count:,} "
+            "images leave the coreset, as many enter."
         )
         for name, row in self._rows.items():
             found = _spread(change[name])

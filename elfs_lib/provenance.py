@@ -88,8 +88,8 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     lines = [
         (
-            f"**Reproduce this page:** `{command(run.params, only_set=True)}`, with seed {run.params.seed}, on "
-            f"{run.n:,} training images; {versions}."
+            f"**Reproduce this page:** `{command(run.params, only_set=True)}`, with seed "
+            f"{run.params.seed}, on {run.n:,} training images; {versions}."
         ),
         "",
         "| stage | key | device | seconds | labels opened |",
