@@ -15,7 +15,7 @@ def track(iterable: Iterable | None, desc: str, total: int | None = None) -> tqd
     It appears after a second, vanishes when done, and is silent in log files and when
     ``ELFS_PROGRESS=0``, so that executed notebooks and logs do not keep it.
     """
-    in_notebook = "ipykernel" in sys.modules
+    in_notebook = _in_notebook()
     quiet = os.environ.get("ELFS_PROGRESS", "1") == "0" or not (in_notebook or sys.stderr.isatty())
     bar = tqdm
     if in_notebook and not quiet:
@@ -23,3 +23,9 @@ def track(iterable: Iterable | None, desc: str, total: int | None = None) -> tqd
     return bar(
         iterable, desc=desc, total=total, disable=quiet, leave=False, delay=1, dynamic_ncols=True
     )
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, and not one that merely imported it."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
