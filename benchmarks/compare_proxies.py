@@ -1,54 +1,88 @@
-"""Does a short proxy rank images as the long one does?
+"""Does a short proxy rank images as a long one does, and what do their coresets give?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.compare_proxies --images 2000 --epochs 8 --steps 100
+    python -m benchmarks.compare_proxies params/sweeps/cifar10_pipelines.yaml \\
+        params/sweeps/cifar10_proxy_speedrun.yaml params/sweeps/cifar10_proxy_resnet18.yaml
 
-Trains proxies of each recipe on one subset of CIFAR-10 with its true labels (this is analysis),
-compares their AUM by Spearman's rank correlation, and trains one coreset model for each: the ELFS
-selection at one budget and one hard-prune ratio, all with the same recipe. Two proxies of one
-recipe that differ only in their seed show how much of a difference is noise. Writes
-``book/data/proxies.json`` and a table beside it.
+Each sweep is one proxy: a recipe and a number of epochs, on the same pseudo-labels. For each
+pipeline that all have: Spearman's rank correlation of their AUM with each other, with that of the
+same proxy on true labels (this is analysis), and the accuracy of ELFS at the first budget. What is
+in the store is not run again; ``--stored`` runs nothing. Writes ``book/data/proxies.json`` and a
+table beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 
-import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
 from benchmarks.book_data import DATA, Tables, write_tables
-from benchmarks.cifar10 import labelled
-from benchmarks.machine import cpu_model
-from benchmarks.timing import clock, clock_name
-from elfs_lib.dynamics import DynamicsRecorder
-from elfs_lib.selection import SelectionInputs, budget_count, select
-from elfs_lib.training.loop import Length, Seeds, train
-from elfs_lib.training.recipes import find_recipe
+from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
+from elfs_lib.project import default_store
+from elfs_lib.stages import Run
+from elfs_lib.sweep import load_sweep
 
-RECIPES = ("speedrun_small", "speedrun", "resnet18")
+
+def proxy_name(run: Run) -> str:
+    """Recipe and length of a run's proxy, for people."""
+    return f"{run.params.proxy_recipe}, {run.params.proxy_epochs} epochs"
+
+
+def measure(runs: list[Run], seed: int) -> list[dict]:
+    """A row a proxy of one pipeline.
+
+    Raises:
+        NotBuilt: if a stage is not there and the store only looks.
+    """
+    aum = {proxy_name(run): run.scores["aum"].to_numpy() for run in runs}
+    rows = []
+    for run in runs:
+        own = aum[proxy_name(run)]
+        facts = [proxy.manifest for proxy in run.proxies]
+        budget = run.params.budgets[0]
+        rows.append(
+            {
+                "pipeline": run.params.seed,
+                "proxy": proxy_name(run),
+                "pflop": sum(fact["train_flops"] for fact in facts) / 1e15,
+                "seconds": sum(fact["train_s"] for fact in facts),
+                "device": facts[0]["device"],
+                "spearman": {name: float(spearmanr(own, x).statistic) for name, x in aum.items()},
+                "spearman_true": float(spearmanr(own, run.true_scores["aum"]).statistic),
+                "hard_prune_ratio": run.hard_prune_ratio(budget),
+                "accuracy": run.evaluate("elfs", budget, seed).json("result")["accuracy"],
+            }
+        )
+    return rows
 
 
 def proxy_table(facts: dict) -> pd.DataFrame:
-    """One row a recipe: its cost, its coresets, and how alike the orders are that it gives."""
+    """One row a proxy: cost, agreement, and what its coresets give, over the pipelines."""
     lines = []
-    for recipe in dict.fromkeys(row["recipe"] for row in facts["rows"]):
-        own = [row for row in facts["rows"] if row["recipe"] == recipe]
-        accuracy = [row["coreset_accuracy"] for row in own]
-        line = {
-            "Proxy": recipe,
-            "CPU seconds": f"{np.mean([row['proxy_s'] for row in own]):,.0f}",
-            "PFLOP": f"{np.mean([row['proxy_pflop'] for row in own]):.3f}",
-            "Coreset accuracy, %": f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f}",
-        }
-        for other in dict.fromkeys(row["recipe"] for row in facts["rows"]):
-            rho = [row["spearman"][other] for row in own]
-            line[f"Spearman with {other}"] = f"{np.mean(rho):.2f}"
-        lines.append(line)
+    names = list(dict.fromkeys(row["proxy"] for row in facts["rows"]))
+    for name in names:
+        own = [row for row in facts["rows"] if row["proxy"] == name]
+        accuracy = pd.Series([row["accuracy"] for row in own])
+        spread = f" ± {accuracy.std():.1f}" if len(own) > 1 else ""
+        lines.append(
+            {
+                "Proxy": name,
+                "PFLOP": f"{pd.Series([row['pflop'] for row in own]).mean():.2f}",
+                "ELFS, %": f"{accuracy.mean():.1f}{spread}",
+                "Beta": ", ".join(f"{row['hard_prune_ratio']:g}" for row in own),
+                "With true labels": _mean(own, "spearman_true"),
+                **{f"With {other}": _mean([r["spearman"] for r in own], other) for other in names},
+                "Pipelines": len(own),
+            }
+        )
     return pd.DataFrame(lines)
+
+
+def _mean(rows: list[dict], name: str) -> str:
+    return f"{sum(row[name] for row in rows) / len(rows):.2f}"
 
 
 TABLES: Tables = {"performance_proxies.csv": proxy_table}
@@ -58,64 +92,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=15, help="of every proxy")
-    parser.add_argument("--budget", type=float, default=0.2)
-    parser.add_argument("--hard-prune-ratio", type=float, default=0.2)
-    parser.add_argument("--steps", type=int, default=300, help="of each coreset model")
-    parser.add_argument("--seeds", type=int, default=2, help="proxies of each recipe")
-    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("sweeps", nargs="+", help="YAML files of sweeps of whole pipelines")
+    parser.add_argument("--stored", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        parser.error("--seeds must be at least 2: one proxy says nothing of the noise.")
-    data = labelled()
-    chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
-    pixels, true = data.train[chosen], data.train_labels[chosen]
-    count = budget_count(arguments.budget, len(true))
-    rows, aums = [], {}
-    for recipe, seed in itertools.product(arguments.recipes, range(arguments.seeds)):
-        recorder = DynamicsRecorder(torch.as_tensor(true), torch.device("cpu"))
-        start = clock()
-        trained = train(
-            pixels, true, 10, find_recipe(recipe), Length(epochs=arguments.epochs),
-            seeds=Seeds.all(seed), device="cpu", recorder=recorder, desc=recipe,
-        )  # fmt: skip
-        spent = clock() - start
-        scores = {c: v.to_numpy() for c, v in recorder.table().items() if c != "index"}
-        aums[recipe, seed] = scores["aum"]
-        inputs = SelectionInputs(n=len(true), classes=10, scores=scores)
-        coreset = select(
-            "elfs", inputs, count, score="aum", hard_prune_ratio=arguments.hard_prune_ratio
-        ).indices
-        model = train(
-            pixels, true[coreset], 10, find_recipe("speedrun_small"), Length(steps=arguments.steps),
-            seeds=Seeds.all(seed), subset=coreset, device="cpu", desc="coreset",
-        )  # fmt: skip
-        rows.append(
-            {
-                "recipe": recipe,
-                "seed": seed,
-                "proxy_s": round(spent, 1),
-                "proxy_pflop": round(trained.flops / 1e15, 4),
-                "coreset_accuracy": round(100 * model.accuracy(data.test, data.test_labels), 2),
-            }
-        )
-        print(rows[-1], flush=True)
-    for row in rows:
-        own = aums[row["recipe"], row["seed"]]
-        for recipe in arguments.recipes:
-            others = [a for (r, s), a in aums.items() if r == recipe and a is not own]
-            rho = np.mean([spearmanr(own, a).statistic for a in others])
-            row.setdefault("spearman", {})[recipe] = round(float(rho), 4)
+    store = Store(default_store().root, look=True) if arguments.stored else default_store()
+    by_seed = [{p.seed: Run(p, store) for p in load_sweep(s).pipelines} for s in arguments.sweeps]
+    rows = []
+    for seed in sorted(set.intersection(*map(set, by_seed))):
+        try:
+            rows += measure([runs[seed] for runs in by_seed], seed)
+        except NotBuilt as missing:
+            print(f"pipeline {seed}: {missing}")
     facts = {
-        **{name: value for name, value in vars(arguments).items() if name != "recipes"},
-        "cpu": cpu_model(),
-        "clock": clock_name(),
-        "threads": torch.get_num_threads(),
+        "command": f"python -m benchmarks.compare_proxies {' '.join(arguments.sweeps)}",
         "torch": torch.__version__,
         "rows": rows,
     }
-    (DATA / "proxies.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_text_atomic(DATA / "proxies.json", json.dumps(facts, indent=1) + "\n")
     print(write_tables(TABLES, facts)["performance_proxies.csv"].to_string(index=False))
 
 

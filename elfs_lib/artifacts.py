@@ -215,7 +215,7 @@ class Store:
             inputs: Artifacts that ``build`` reads.
             seed: Repeated in the manifest for readers.
             labels: Label policy while ``build`` runs: "never", "analysis", "evaluation" or
-                "ceiling" (see :mod:`elfs_lib.label_lock`).
+                "supervised" (see :mod:`elfs_lib.label_lock`).
 
         Raises:
             ElfsError: if the folder is damaged, or cannot be written.

@@ -150,7 +150,6 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
 
         elfs status params/cifar10.yaml
     """
-    from elfs_lib import pipeline
     from elfs_lib.artifacts import NotBuilt
     from elfs_lib.params import Params
     from elfs_lib.project import default_store
@@ -159,7 +158,7 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
     current = Run(Params.load(params_file, _parse(p)), default_store(look=True))
     done = 0
     try:
-        plan = list(pipeline.steps(current))
+        plan = current.plan()
     except NotBuilt:
         print(
             f"The images of this run are not in {current.store.root}: nothing was run, or files "
@@ -167,14 +166,14 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
             "every stage that still holds."
         )
         return
-    for step in plan:
+    for call in plan:
         try:
-            step.work()
+            call.artifact  # noqa: B018
         except NotBuilt:
-            print(f"to do  {step.name}")
+            print(f"to do  {call.title}")
         else:
             done += 1
-            print(f"done   {step.name}")
+            print(f"done   {call.title}")
     print(f"{done} of {len(plan)} stages are done in {current.store.root}")
 
 

@@ -7,15 +7,26 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from elfs_lib.errors import ElfsError, choose
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+COMPILE = ("off", "auto", "on")
+# Arithmetic of a training from which torch.compile pays: it takes about a minute, and a GPU does
+# this much in about as long.
+WORTH_COMPILING = 5e15
+# Calls before a capture, in which libraries choose their algorithms and optimisers make their
+# state.
+WARM_UP = 3
 
 # mallopt(3): blocks up to this come from memory that is kept, and this much of it may lie idle.
 KEPT_BLOCK = 2**27
@@ -131,6 +142,135 @@ def resident(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to ``dtype`` on ``device``; does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compiles(choice: str, device: torch.device, flops: float) -> bool:
+    """Whether torch.compile should work on a network.
+
+    Args:
+        choice: "off", "auto" or "on". ``auto`` is no on everything but CUDA, and there on what ends
+            before a compiler would be through.
+        device: Where the network is.
+        flops: Multiplications and additions of all that it is to do.
+    """
+    choose("compile", choice, COMPILE)
+    return choice == "on" or (
+        choice == "auto" and device.type == "cuda" and flops >= WORTH_COMPILING
+    )
+
+
+def replays(choice: str, device: torch.device) -> bool:
+    """Whether steps are captured and replayed: on CUDA, unless ``choice`` (as for
+    :func:`compiles`) is "off"."""
+    return choose("compile", choice, COMPILE) != "off" and device.type == "cuda"
+
+
+def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Module:
+    """A network by torch.compile; if that fails the network itself, and a sentence that says so.
+
+    Args:
+        network: Its parameters stay its own, and are those of what is returned.
+        run: Puts the network to use once, backwards too if it is to train, for torch compiles what
+            it sees. Buffers (running moments) are put back afterwards, and gradients dropped.
+    """
+    held = [buffer.clone() for buffer in network.buffers()]
+    fast = torch.compile(network, dynamic=False)
+    try:
+        run(fast)
+    except Exception as error:  # a compiler below a compiler: anything may come
+        reason = next(iter(str(error).strip().splitlines()), "")[:120]
+        print(
+            f"torch.compile failed ({type(error).__name__}: {reason}): going on without it.",
+            file=sys.stderr,
+        )
+        fast = network
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), held, strict=True):
+            buffer.copy_(before)
+    network.zero_grad(set_to_none=True)
+    return fast
+
+
+class Replayed:
+    """Work on tensors that a GPU repeats as a CUDA graph, without being told each kernel again.
+
+    A step of a small network is hundreds of kernels that end sooner than Python can ask for them.
+    The first calls with tensors of new shapes are run as they are, the next is captured, and from
+    then on replayed. So what the work reads besides its arguments must be tensors that keep their
+    place, such as weights; numbers stay what they were at the capture. If the capture fails, all
+    calls are run as they are, and one sentence says so.
+
+    Args:
+        work: Takes tensors, returns a tuple of tensors. It must not wait for the GPU.
+        capture: What makes a graph of a call without arguments: returns its result, of which the
+            values are not there yet, and what fills them in, as often as it is called.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., tuple[torch.Tensor, ...]],
+        capture: Callable[[Callable[[], tuple]], tuple[tuple, Callable[[], None]]] | None = None,
+    ):
+        self._work, self._capture = work, capture or _Capture()
+        self._calls: Counter[tuple] = Counter()
+        self._graphs: dict[tuple, tuple] = {}
+        self._works = True
+
+    def __call__(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the work. What is returned may be overwritten by the next call."""
+        shapes = tuple(tensor.shape for tensor in given)
+        self._calls[shapes] += 1
+        if shapes not in self._graphs and (not self._works or self._calls[shapes] <= WARM_UP):
+            return self._work(*given)
+        if shapes not in self._graphs:
+            held = tuple(tensor.clone() for tensor in given)
+            try:
+                self._graphs[shapes] = held, *self._capture(lambda: self._work(*held))
+            except RuntimeError as error:
+                reason = next(iter(str(error).strip().splitlines()), "")[:120]
+                print(f"No CUDA graph ({reason}): going on without one.", file=sys.stderr)
+                self._works = False
+                return self._work(*given)
+        held, found, replay = self._graphs[shapes]
+        torch._foreach_copy_(held, given)
+        replay()
+        return found
+
+
+class _Capture:
+    """Captures on the current stream; all graphs share their memory, for one runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = None
+
+    def __call__(self, work: Callable[[], tuple]) -> tuple[tuple, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        # what other threads upload meanwhile is not captured
+        options = {"stream": torch.cuda.current_stream(), "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, pool=self._pool, **options):
+            found = work()
+        self._pool = graph.pool()
+        return found, graph.replay
+
+
+@contextmanager
+def own_stream(device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """A CUDA stream other than the default one, on which nothing can be captured."""
+    if not wanted or device.type != "cuda":
+        yield
+        return
+    outer, inner = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    inner.wait_stream(outer)
+    with torch.cuda.stream(inner):
+        yield
+    outer.wait_stream(inner)
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device, without waiting until a GPU has it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def describe_device(device: torch.device) -> str:

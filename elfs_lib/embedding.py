@@ -24,8 +24,16 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
 
-from elfs_lib.compute import autocast, resolve_device, resolve_precision
+from elfs_lib.compute import (
+    COMPILE,
+    autocast,
+    compiled,
+    compiles,
+    resolve_device,
+    resolve_precision,
+)
 from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.encoder_file import (
     PreparedNetwork,
@@ -45,7 +53,7 @@ from elfs_lib.encoders import (
     split_encoders,
     trains_here,
 )
-from elfs_lib.errors import ElfsError, check_images
+from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.pca import BLOCK, principal_axes
 from elfs_lib.progress import track
 from elfs_lib.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
@@ -89,6 +97,7 @@ def embed(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "off",
     seed: int = 0,
     self_supervised: SelfSupervisedConfig | EmpSslConfig | None = None,
 ) -> np.ndarray:
@@ -112,6 +121,8 @@ def embed(
         batch: Images for each forward pass; None = what was fastest for the device.
         device: "auto", "cpu", "cuda", "mps".
         precision: "auto", "float32", "bfloat16".
+        compile: "off", "auto" or "on": whether torch.compile works on the network, see
+            :func:`elfs_lib.compute.compiles`; the result is the same up to rounding.
         seed: Of encoders that are trained here; the others have nothing random.
         self_supervised: How ``self_supervised`` and adapted encoders are trained; None = the
             defaults.
@@ -150,7 +161,8 @@ def embed(
             )
         else:
             network = _stored(name, images.shape[2:], path, input_size)
-        blocks.append(Embedder(name, network, where, dtype, batch, views)(images))
+        embedder = Embedder(name, network, where, dtype, batch, views, compile)
+        blocks.append(embedder(images))
     return blocks[0] if len(blocks) == 1 else concatenate(blocks)
 
 
@@ -228,6 +240,7 @@ class Embedder:
         dtype: Of the products.
         batch: Images for each forward pass; None = what was fastest for the device.
         views: Crops of each image whose mean is its embedding; None = the whole image.
+        compile: As for :func:`embed`; it is decided on the first images.
     """
 
     def __init__(
@@ -238,11 +251,13 @@ class Embedder:
         dtype: torch.dtype,
         batch: int | None = None,
         views: Views | None = None,
+        compile: str = "off",
     ):
-        self.views = views
+        self.views, self.compile = views, choose("compile", compile, COMPILE)
         self.name, self.device, self.dtype = name, device, dtype
         self.batch = batch or _default_batch(device)
         self.network = _for_inference(network.network, device)
+        self.fast: nn.Module | None = None
         self.prepare = network.prepare
         if isinstance(self.prepare, nn.Module):
             self.prepare.to(device)
@@ -250,6 +265,8 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Embed uint8 [N, C, H, W] to float32 [N, D]."""
+        if self.fast is None:
+            self._choose(images)
         starts = track(range(0, len(images), self.batch), f"embedding with {self.name}")
         launched = ((start, self._launch(images[start : start + self.batch])) for start in starts)
         out = None
@@ -259,6 +276,21 @@ class Embedder:
                 out = np.empty((len(images), features.shape[1]), dtype=np.float32)
             out[start : start + self.batch] = features.cpu().numpy()
         return out
+
+    def _choose(self, images: np.ndarray) -> None:
+        """Compile the network for full batches, where that is wanted."""
+        self.fast = self.network
+        if self.compile == "off" or not len(images):
+            return
+        with FlopCounterMode(display=False) as counter:
+            self._launch(images[:1])
+        if compiles(self.compile, self.device, len(images) * counter.get_total_flops()):
+
+            def run(network: nn.Module) -> None:
+                self.fast = network
+                self._launch(np.resize(images[: self.batch], (self.batch, *images.shape[1:])))
+
+            self.fast = compiled(self.network, run)
 
     def _launch(self, images: np.ndarray) -> Tensor:
         """float32 [B, D] on the device, which may still be at work on it."""
@@ -273,8 +305,10 @@ class Embedder:
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.prepare(x).contiguous(memory_format=torch.channels_last)
+        # compiled for one shape: what is left over at the end is not worth another
+        network = self.fast if len(x) == self.batch else self.network
         with autocast(self.device, self.dtype):
-            return self.network(x).float()
+            return network(x).float()
 
 
 def frozen_embedder(
@@ -286,6 +320,7 @@ def frozen_embedder(
     views: Views | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "off",
 ) -> Embedder:
     """Load one encoder, for images of one size that come in parts.
 
@@ -302,7 +337,7 @@ def frozen_embedder(
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     network = _stored(name, image_size, checkpoint, input_size)
-    return Embedder(name, network, where, dtype, views=views)
+    return Embedder(name, network, where, dtype, views=views, compile=compile)
 
 
 def _stored(
@@ -488,10 +523,15 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
         x = F.interpolate(x, size, mode=config["interpolation"], antialias=True).clamp_(0, 1)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     x = x[:, :, top : top + side, left : left + side].expand(-1, 3, -1, -1)
-    mean, std = (
-        torch.tensor(config[key], device=x.device).view(1, 3, 1, 1) for key in ("mean", "std")
-    )
+    mean, std = (_colour(tuple(config[key]), x.device) for key in ("mean", "std"))
     return (x - mean) / std
+
+
+@functools.cache
+def _colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """float32 [1, 3, 1, 1]; made once, for in each batch a copy to a GPU would wait for it."""
+    with torch.inference_mode(False):  # or it could not be part of a training
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:

@@ -7,14 +7,13 @@ artifacts: an interrupted comparison resumes, and shares the work of other runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
+from elfs_lib.artifacts import Draft, Store, write_text_atomic
 from elfs_lib.clustering import clustering_accuracy, kmeans_labels
 from elfs_lib.errors import ElfsError
 from elfs_lib.evaluation import display_name, paired_difference, summarise
@@ -22,6 +21,7 @@ from elfs_lib.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.project import project_root
 from elfs_lib.provenance import as_options, as_setting, differences
+from elfs_lib.stage_graph import Given, stage
 from elfs_lib.stages import Run
 from elfs_lib.training.recipes import is_current
 
@@ -132,7 +132,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
     say(f"{name}: embedding {run.n:,} images")
     embedded = run.embeddings
     say(f"{name}: neighbours and clusters")
-    quality = _quality(run).json("quality")
+    quality = run.artifact(encoder_quality).json("quality")
     rows = []
     for method in (BASELINE, METHOD):
         for seed in p.eval_seeds:
@@ -316,38 +316,30 @@ def _params(file: Mapping[str, Any], overrides: Mapping[str, Any], name: str) ->
     return Params.make({**file, **own, **overrides, **fixed})
 
 
-def _quality(run: Run) -> Artifact:
+@stage(
+    title="quality of the embeddings and the clusters (analysis)",
+    inputs=["images", "embeddings", "neighbors", "pseudo"],
+    reads=["seed", "classes"],
+    key=lambda given: given.key("seed", "classes") | {"voters": VOTERS},
+    labels="analysis",
+    version=2,
+)
+def encoder_quality(given: Given, draft: Draft) -> None:
     """Json ``quality``: what the neighbours and the clusters are worth, by the true labels."""
-    return run.store.run(
-        "encoder_quality",
-        partial(_measure, run),
-        version=2,
-        params={"voters": VOTERS, "seed": run.params.seed, "classes": run.classes}
-        | run.label_params,
-        inputs={
-            "images": run.images,
-            "embeddings": run.embeddings,
-            "neighbors": run.neighbors,
-            "pseudo": run.pseudo,
-        },
-        seed=run.params.seed,
-        labels="analysis",
-    )
-
-
-def _measure(run: Run, draft: Draft) -> None:
-    labels = run.labels.open("train", purpose="analysis")
-    near = Neighbors(run.neighbors.array("indices"), run.neighbors.array("similarities"))
-    points = np.asarray(run.embeddings.array("embeddings"))
-    kmeans = kmeans_labels(points, run.classes, seed=run.params.seed)
+    classes = given.params.classes
+    labels = given.labels.open("train", purpose="analysis")
+    pseudo_labels = given.inputs["pseudo"].table("pseudo")["label"].to_numpy(copy=True)
+    near = Neighbors(given.array("neighbors", "indices"), given.array("neighbors", "similarities"))
+    points = np.asarray(given.array("embeddings", "embeddings"))
+    kmeans = kmeans_labels(points, classes, seed=given.params.seed)
     shares = {
-        "knn_accuracy": knn_accuracy(near, labels, k=min(VOTERS, run.params.neighbors)),
+        "knn_accuracy": knn_accuracy(near, labels, k=min(VOTERS, near.indices.shape[1])),
         "neighbor_purity": float((labels[near.indices] == labels[:, None]).mean()),
-        "temi_accuracy": clustering_accuracy(run.pseudo_labels, labels, clusters=run.classes),
-        "kmeans_accuracy": clustering_accuracy(kmeans, labels, clusters=run.classes),
+        "temi_accuracy": clustering_accuracy(pseudo_labels, labels, clusters=classes),
+        "kmeans_accuracy": clustering_accuracy(kmeans, labels, clusters=classes),
     }
     information = {
-        "temi_information": neighbor_information(near, run.pseudo_labels),
+        "temi_information": neighbor_information(near, pseudo_labels),
         "class_information": neighbor_information(near, labels),
     }
     percent = {name: 100 * share for name, share in shares.items()}

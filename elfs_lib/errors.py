@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MANY = 30  # names that are not all listed where one of them is near
 
 
-class ElfsError(Exception):
+class ElfsError(ValueError):
     """A mistake the user can fix. The message is one sentence: what is wrong, and what to do."""
 
 
@@ -79,6 +79,13 @@ class Fault(NamedTuple):
     kind: str
     value: object
     words: str
+
+
+def own_error(error: pydantic.ValidationError) -> ElfsError | None:
+    """The error that a check of our own raised inside a validation, which wraps it; None if it was
+    pydantic's check that failed."""
+    raised = error.errors()[0].get("ctx", {}).get("error")
+    return raised if isinstance(raised, ElfsError) else None
 
 
 def first_fault(error: pydantic.ValidationError) -> Fault:

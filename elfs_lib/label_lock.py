@@ -18,7 +18,7 @@ import numpy as np
 
 from elfs_lib.errors import ElfsError, choose
 
-PURPOSES = ("analysis", "evaluation", "ceiling")
+PURPOSES = ("analysis", "evaluation", "supervised")
 POLICIES = ("never", *PURPOSES)
 
 
@@ -43,7 +43,8 @@ def stage_lock(policy: str, *, stage: str = "this stage") -> Iterator[list[str]]
     Args:
         policy: ``never`` (labels stay shut), ``analysis`` (figures and measurements about a
             choice already made), ``evaluation`` (training on the labelled coreset, testing),
-            or ``ceiling`` (supervised methods, shown as a reference; not an upper bound).
+            or ``supervised`` (methods that select with labels, shown as a reference; not an upper
+            bound).
         stage: The stage's name, for messages.
 
     Yields:
@@ -96,7 +97,7 @@ class LabelOracle:
 
         Args:
             split: ``train`` or ``test``.
-            purpose: ``analysis``, ``evaluation`` or ``ceiling``. Inside a stage it must be the
+            purpose: ``analysis``, ``evaluation`` or ``supervised``. Inside a stage it must be the
                 stage's policy; outside of any stage (a plot in a notebook) only ``analysis``
                 will do.
 

@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from elfs_lib import datasets, encoders
-from elfs_lib.artifacts import Artifact, Draft, Store, package_versions
+from elfs_lib.artifacts import Draft, Store, package_versions
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import (
     KEPT,
@@ -45,6 +45,13 @@ from elfs_lib.readers import merge_reports
 from elfs_lib.selection import budget_count, easiness
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count
+from elfs_lib.stage_embedding import (
+    embedding_options,
+    embeddings,
+    embeddings_key,
+    write_embeddings,
+)
+from elfs_lib.stage_graph import Given, Stage, given_stage, stage
 from elfs_lib.stages import Run
 
 FEWEST = 10  # images below which there is nothing to choose
@@ -96,20 +103,10 @@ class OwnRun(Run):
     cosine: float | None = None
     balanced: bool = True
 
-    @cached_property
-    def images(self) -> Artifact:
-        if self.pixels is None:
-            return super().images
-        digest = hashlib.sha256(self.pixels).hexdigest()
-
-        def build(draft: Draft) -> None:
-            draft.array("train", self.pixels)
-            paths = [str(row) for row in range(len(self.pixels))]
-            about = {"class_names": None, "num_classes": None, "paths": paths}
-            draft.json("about", about | {"report": {}, "left_out": {}, "source": "an array"})
-
-        params = {"dataset": "array", "shape": list(self.pixels.shape), "source": digest}
-        return self.store.run("images", build, version=1, params=params)
+    def stage(self, name: str) -> Stage:
+        if name == "images" and self.pixels is not None:
+            return _array_images(self.pixels)
+        return PHOTO_EMBEDDINGS if name == "embeddings" else super().stage(name)
 
     def check(self, *, labels: bool = False) -> None:
         if self.pixels is None:  # an array was checked when it came in
@@ -120,55 +117,11 @@ class OwnRun(Run):
         """Path of each image relative to the folder; for an array its row."""
         return self.about["paths"]
 
-    @cached_property
-    def embeddings(self) -> Artifact:
-        """As for any run, but photos are read again at the encoder's own size: the small squares
-        that networks are trained on here have lost most of what a pretrained encoder can see."""
-        side, p = self._view, self.params
-        if side is None:
-            return super().embeddings
-
-        def work() -> np.ndarray:
-            from elfs_lib.embedding import frozen_embedder
-
-            embed = frozen_embedder(p.encoder, (side, side), **self._embedding_options)
-            return np.concatenate([embed(images) for images in read_ahead(self._read_again(side))])
-
-        return self._embeddings(work, {"view": side})
-
-    def _read_again(self, side: int) -> Iterator[np.ndarray]:
-        """The files as squares of a side, uint8 [at most _CHUNK, C, side, side] at a time."""
-        root, paths = Path(self.params.data_path), self.paths
-        for start in track(range(0, len(paths), _CHUNK), "Reading photos"):
-            part = paths[start : start + _CHUNK]
-            decoded = decode_images(
-                ((path, root / path) for path in part),
-                len(part),
-                image_size=side,
-                read=read_file,
-                desc="reading",
-            )
-            if len(decoded.names) < len(part):
-                gone = min(set(part) - set(decoded.names))
-                raise ElfsError(f"{root / gone} changed while it was read: start again.")
-            yield decoded.images
-
-    @cached_property
-    def _view(self) -> int | None:
-        """Side in pixels at which the files are read again for the encoder; None: not at all."""
-        p = self.params
-        small = p.encoder == "pixels" or encoders.trains_here(p.encoder)
-        if self.pixels is not None or small or "+" in p.encoder:  # of several each has its own
-            return None
-        step = max(1, len(self.paths) // _SAMPLE)
-        sides = list(_short_sides(Path(p.data_path) / path for path in self.paths[::step]))
-        side = min(p.encoder_size or ENCODER_SIDE, int(np.median(sides)) if sides else 0)
-        return side if side > self.train_images.shape[-1] else None
-
     @property
     def shown_at(self) -> str:
         """The size in which each encoder is given the images, before its own resizing."""
-        sides = [part._view or self.train_images.shape[-1] for part in self.encoder_runs]
+        stored = self.train_images.shape[-1]
+        sides = [_view(p.params, self.paths, stored) or stored for p in self.encoder_runs]
         return " and ".join(f"{side} pixels" for side in sides)
 
     @cached_property
@@ -200,40 +153,123 @@ class OwnRun(Run):
         ascending = easiness(self.scores, self.params.score)
         return class_quantile(ascending, self.pseudo_labels) if self.balanced else ascending
 
-    def search(
-        self, budget: float | int, score: str | None = None, balanced: bool | None = None
-    ) -> Artifact:
-        """As for any run, but by default the search prunes in the order of the list."""
-        return super().search(budget, score, self.balanced if balanced is None else balanced)
+    def hard_prune_ratio(self, budget: float | int) -> float:
+        """As for any run, but the search prunes in the order of the list."""
+        given = self.params.hard_prune_ratio
+        if given is not None:
+            return given
+        return float(self.search(budget, balanced=self.balanced).json("search")["best"])
 
     @cached_property
     def class_estimate(self) -> ClassEstimate:
         """How many classes the embeddings suggest."""
-
-        def build(draft: Draft) -> None:
-            found = estimate_classes(
-                np.asarray(self.embeddings.array("embeddings")), seed=self.params.seed
-            )
-            draft.array("grid", found.grid)
-            draft.array("silhouettes", found.silhouettes)
-            draft.json(
-                "estimate",
-                {k: getattr(found, k) for k in ("classes", "low", "high", "subset")},
-            )
-
-        artifact = self.store.run(
-            "class_count",
-            build,
-            version=2,
-            params=self._some("seed"),
-            inputs={"embeddings": self.embeddings},
-            seed=self.params.seed,
-        )
+        found = self.artifact(class_count)
         return ClassEstimate(
-            **artifact.json("estimate"),
-            grid=np.asarray(artifact.array("grid")),
-            silhouettes=np.asarray(artifact.array("silhouettes")),
+            **found.json("estimate"),
+            grid=np.asarray(found.array("grid")),
+            silhouettes=np.asarray(found.array("silhouettes")),
         )
+
+
+@stage(
+    title="number of classes",
+    inputs=["embeddings"],
+    reads=["seed"],
+    version=2,
+)
+def class_count(given: Given, draft: Draft) -> None:
+    """How many classes the embeddings suggest: arrays ``grid`` and ``silhouettes``, json
+    ``estimate``, as :class:`elfs_lib.class_count.ClassEstimate` has them."""
+    points = np.asarray(given.array("embeddings", "embeddings"))
+    found = estimate_classes(points, seed=given.params.seed)
+    draft.array("grid", found.grid)
+    draft.array("silhouettes", found.silhouettes)
+    names = ("classes", "low", "high", "subset")
+    draft.json("estimate", {name: getattr(found, name) for name in names})
+
+
+def _array_images(pixels: np.ndarray) -> Stage:
+    """Images as an array of them, uint8 [N, C, H, W]."""
+
+    def build(draft: Draft) -> None:
+        draft.array("train", pixels)
+        paths = [str(row) for row in range(len(pixels))]
+        about = {"class_names": None, "num_classes": None, "paths": paths}
+        draft.json("about", about | {"report": {}, "left_out": {}, "source": "an array"})
+
+    digest = hashlib.sha256(pixels).hexdigest()
+    keyed = {"dataset": "array", "shape": list(pixels.shape), "source": digest}
+    return given_stage("images", build, "images", keyed)
+
+
+def _photo_view(given: Given) -> int | None:
+    paths = given.inputs["images"].json("about")["paths"]
+    return _view(given.params, paths, given.array("images", "train").shape[-1])
+
+
+def _photo_key(given: Given) -> dict[str, Any]:
+    side = _photo_view(given)
+    return embeddings_key(given) | ({} if side is None else {"view": side})
+
+
+def _photo_embeddings(given: Given, draft: Draft) -> None:
+    """As for any run, but photos are read again at the encoder's own size: the small squares that
+    networks are trained on here have lost most of what a pretrained encoder can see."""
+    side = _photo_view(given)
+    if side is None:
+        embeddings.build(given, draft)
+        return
+
+    def work() -> np.ndarray:
+        from elfs_lib.embedding import frozen_embedder
+
+        options = embedding_options(given)
+        embed = frozen_embedder(given.params.encoder, (side, side), **options)
+        paths = given.inputs["images"].json("about")["paths"]
+        photos = _read_again(Path(given.params.data_path), paths, side)
+        return np.concatenate([embed(images) for images in read_ahead(photos)])
+
+    write_embeddings(given, draft, work)
+
+
+PHOTO_EMBEDDINGS = replace(
+    embeddings,
+    build=_photo_embeddings,
+    reads=embeddings.reads | {"data_path"},
+    key=_photo_key,
+)
+
+
+def _read_again(root: Path, paths: list[str], side: int) -> Iterator[np.ndarray]:
+    """The files as squares of a side, uint8 [at most _CHUNK, C, side, side] at a time."""
+    for start in track(range(0, len(paths), _CHUNK), "Reading photos"):
+        part = paths[start : start + _CHUNK]
+        decoded = decode_images(
+            ((path, root / path) for path in part),
+            len(part),
+            image_size=side,
+            read=read_file,
+            desc="reading",
+        )
+        if len(decoded.names) < len(part):
+            gone = min(set(part) - set(decoded.names))
+            raise ElfsError(f"{root / gone} changed while it was read: start again.")
+        yield decoded.images
+
+
+def _view(params: Params, paths: list[str], stored: int) -> int | None:
+    """Side in pixels at which the files are read again for the encoder; None: not at all.
+
+    Args:
+        stored: Side of the images as they are stored.
+    """
+    small = params.encoder == "pixels" or encoders.trains_here(params.encoder)
+    if params.data_path is None or small or "+" in params.encoder:  # of several each has its own
+        return None
+    step, root = max(1, len(paths) // _SAMPLE), Path(params.data_path)
+    sides = list(_short_sides(root / path for path in paths[::step]))
+    side = min(params.encoder_size or ENCODER_SIDE, int(np.median(sides)) if sides else 0)
+    return side if side > stored else None
 
 
 @dataclass(frozen=True)
@@ -459,9 +495,9 @@ def choose_images(
     run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
     run.check()
     say(f"[4/7] clustering into {classes} pseudo-classes (TEMI)")
-    run.pseudo_labels  # noqa: B018 - the stage runs on first use
+    run.ensure("pseudo")
     say("[5/7] proxy training on the pseudo-labels")
-    run.proxies  # noqa: B018
+    run.ensure("proxy")
     say("[6/7] searching how many of the hardest to leave out")
     beta = run.hard_prune_ratio(total)
     say("[7/7] comparing budgets" if request.compare else "[7/7] choosing")
@@ -822,7 +858,7 @@ def _files(report: Mapping[str, list]) -> pd.DataFrame:
 
 
 def _notes(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
-    notes = list(run.consensus.json("notes"))
+    notes = list(run.cluster_notes)
     if request.classes == "auto":
         notes.append(f"Number of classes: {run.class_estimate.sentence()}.")
     missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))

@@ -17,9 +17,10 @@ import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from elfs_lib.clustering_registry import CLUSTERINGS
 from elfs_lib.datasets import DATASETS
 from elfs_lib.encoders import check_encoder, check_method
-from elfs_lib.errors import ElfsError, choose, first_fault
+from elfs_lib.errors import ElfsError, choose, first_fault, own_error
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
@@ -31,6 +32,11 @@ _Item = TypeVar("_Item")
 # YAML and papermill write lists; text is no list of its letters, and stays for the message
 ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+# YAML reads off and on as truth values
+OffAutoOn = Annotated[
+    Literal["off", "auto", "on"],
+    BeforeValidator(lambda v: ("off", "on")[v] if isinstance(v, bool) else v),
 ]
 _RECIPES = ", ".join(RECIPES)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -57,6 +63,9 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of clustering, proxy and search")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matmuls")
+    compile: OffAutoOn = Field(
+        "off", description="torch.compile, and CUDA graphs; auto: on CUDA, where it pays"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(
@@ -83,7 +92,10 @@ class Params(BaseModel):
     neighbor_search: Literal["exact", "ivf", "hnsw"] = Field(
         "exact", description="ivf and hnsw are for millions of images and miss some neighbours"
     )
-    # TEMI clustering
+    # clustering
+    clustering: str = Field(
+        "temi", description=f"what gives the pseudo-labels; {', '.join(CLUSTERINGS)}"
+    )
     temi_heads: int = Field(50, ge=1, description="H, clustering heads")
     temi_epochs: int = Field(200, ge=1, description="passes over the images")
     temi_batch: int = Field(1024, ge=2, description="images a step, each with one neighbour")
@@ -140,6 +152,7 @@ class Params(BaseModel):
     eval_recipe: str = Field("resnet18", description=f"how coreset models are trained; {_RECIPES}")
     eval_steps: int = Field(40_000, ge=1, description="the same for every size of coreset")
     eval_epochs: int | None = Field(None, ge=1, description="instead of eval_steps, if given")
+    eval_batch: int | None = Field(None, ge=2, description="images a step; null: the recipe's")
     eval_seeds: ListOf[Seed] = Field(
         (0, 1, 2, 3, 4), description="of random selection and of training on the coreset"
     )
@@ -166,12 +179,13 @@ class Params(BaseModel):
         for recipe in (self.proxy_recipe, self.eval_recipe, self.search_recipe):
             if recipe is not None:
                 find_recipe(recipe)
+        choose("clustering", self.clustering, CLUSTERINGS)
         trusts = {
             "proxy_weights": self.proxy_weights == "confidence",
             "relabel_rounds": self.relabel_rounds > 0,
         }
         name = next((name for name, set_so in trusts.items() if set_so), None)
-        if name and self.pseudo_labels != "aligned_mean":
+        if name and self.clustering == "temi" and self.pseudo_labels != "aligned_mean":
             raise ElfsError(
                 f"Parameter {name!r} is {getattr(self, name)!r} and goes by the confidence of the "
                 "aligned mean: leave pseudo_labels at 'aligned_mean' in place of "
@@ -241,6 +255,8 @@ class Params(BaseModel):
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
+            if own := own_error(error):
+                raise own from None
             fault = first_fault(error)
             if isinstance(fault.value, str) and fault.value.lstrip().startswith("["):
                 raise ElfsError(

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import Params
 from elfs_lib.project import project_root
+from elfs_lib.stage_graph import Call
 from elfs_lib.stages import Run
 
 NOTEBOOKS = (
@@ -38,79 +38,34 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SUMMARIES = ("results", "encoders")  # pages over all runs, written anew with each book
 
 
-@dataclass(frozen=True)
-class Step:
-    """One stage of a run: a name to print, and what makes (or finds) its artifact.
-
-    Steps of one ``kind`` take about the same time, which is what estimates are made from.
-    """
-
-    name: str
-    work: Callable[[], object]
-    kind: str = "once"
-
-
-def steps(run: Run) -> Iterator[Step]:
-    """Every stage that the notebooks read, in an order where inputs come first."""
-    p = run.params
-    yield Step("images", lambda: run.images)
-    yield Step("embeddings", lambda: run.embeddings)
-    yield Step("neighbours", lambda: run.neighbors)
-    yield Step("TEMI clustering", lambda: run.temi)
-    yield Step("consensus of the heads", lambda: run.consensus)
-    yield Step("pseudo-labels", lambda: run.pseudo)
-    yield Step("proxy dynamics", lambda: run.proxies)
-    if "train" in run.labels.has:
-        yield Step("proxy on true labels (analysis)", lambda: run.true_proxy)
-    pairs = [("elfs", p.budget)]
-    if run.can_evaluate:
-        methods = dict.fromkeys((*p.methods, *["elfs"] * bool(p.hindsight_seeds)))
-        pairs += [(method, budget) for budget in p.budgets for method in methods]
-    for call in dict.fromkeys(filter(None, (run.beta_search(*pair) for pair in pairs))):
-        stage, budget, score = call
-        name = f"beta {stage.replace('_', ' ')}, budget {budget:g}, by {score}"
-        yield Step(name, lambda call=call: run.perform(call), "search")
-    yield Step(f"coreset, budget {p.budget:g}", lambda: run.coreset("elfs", p.budget))
-    if not run.can_evaluate:
-        return
-    for method, budget, seed in run.cells():
-        yield Step(
-            f"{method}, budget {budget:g}, seed {seed}",
-            lambda m=method, b=budget, s=seed: run.evaluate(m, b, s),
-            "evaluation",
-        )
-    if p.hindsight_seeds:
-        for budget in p.budgets:
-            yield Step(
-                f"every beta, budget {budget:g}", lambda b=budget: run.hindsight(b), "hindsight"
-            )
-
-
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
-    """Run every stage, saying before each what is running and what is likely left.
+    """Run every stage of :meth:`Run.plan`, saying before each what is running and what is likely
+    left.
 
-    The estimate counts the kinds of steps that have been timed in this run, so it is a lower bound
-    until the first evaluation is done.
+    The estimate counts the stages that were timed in this run, so it is a lower bound until the
+    first evaluation is done.
     """
-    plan = list(steps(run))
+    plan = run.plan()
     start, timed = time.perf_counter(), defaultdict(list)
-    for number, step in enumerate(plan):
-        say(f"[{number + 1}/{len(plan)}] {step.name}{_left(timed, plan[number:])}")
+    for number, call in enumerate(plan):
+        say(f"[{number + 1}/{len(plan)}] {call.title}{_left(timed, plan[number:])}")
         began = time.perf_counter()
-        step.work()
+        call.artifact  # noqa: B018
         spent = time.perf_counter() - began
-        if spent > 0.1:  # a step that was found ready says nothing about the others
-            timed[step.kind].append(spent)
+        if spent > 0.1:  # one that was found ready says nothing about the others
+            timed[call.stage.name].append(spent)
     say(f"Stages done in {_clock(time.perf_counter() - start)}; artifacts are in {run.store.root}.")
 
 
-def _left(timed: Mapping[str, list[float]], remaining: list[Step]) -> str:
-    kinds = Counter(step.kind for step in remaining)
-    known = {kind: timed[kind][-10:] for kind in kinds if kind != "once" and timed[kind]}
+def _left(timed: Mapping[str, list[float]], remaining: Sequence[Call]) -> str:
+    """The time that stages will take that are run again with other arguments."""
+    stages = Counter(call.stage.name for call in remaining if call.args)
+    known = {name: timed[name][-10:] for name in stages if timed[name]}
     if not known:
         return ""
-    seconds = sum(kinds[kind] * sum(spent) / len(spent) for kind, spent in known.items())
-    bound = "about" if set(known) == set(kinds) else "at least"
+    seconds = sum(stages[name] * sum(spent) / len(spent) for name, spent in known.items())
+    once = any(not call.args for call in remaining)
+    bound = "about" if len(known) == len(stages) and not once else "at least"
     return f"  ({bound} {_clock(seconds)} left)"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import yaml
 
@@ -20,17 +20,16 @@ _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "devic
 WHOLE_PIPELINES = "whole pipelines"
 
 
-def command(params: Params, *, only_set: bool = False) -> str:
+def command(params: Params, stated: Collection[str] | None = None) -> str:
     """The command that repeats a run: its dataset's params file, and what differs from it.
 
     Args:
         params: Of the run.
-        only_set: Whether parameters that nobody set, which have the library's defaults, are left
-            out.
+        stated: The parameters that count; None: all.
     """
     changes = _changes(params)
-    if only_set:
-        changes = {n: value for n, value in changes.items() if n in params.model_fields_set}
+    if stated is not None:
+        changes = {name: value for name, value in changes.items() if name in stated}
     return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(changes)])
 
 
@@ -81,14 +80,16 @@ def as_yaml(value: object) -> str:
 
 
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
-    """Markdown: the command, seed and versions, and a row for each artifact that a page shows.
-
-    Of the parameters those count that were set: a page sets the ones that it reads.
-    """
+    """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    brought = "".join(
+        f", with {what} of somebody's own, {name!r}, which no command makes"
+        for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))
+        if (name := run.given_name(stage))
+    )
     lines = [
         (
-            f"**Reproduce this page:** `{command(run.params, only_set=True)}`, with seed "
+            f"**Reproduce this page:** `{command(run.params, run.stated)}`{brought}, with seed "
             f"{run.params.seed}, on {run.n:,} training images; {versions}."
         ),
         "",
@@ -100,6 +101,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
         policy, opened = facts["labels"]["policy"], ", ".join(facts["labels"]["opened"])
         # A stage that opens none may still read what was made with labels: its policy says so.
         opened = opened or ("none" if policy == "never" else f"none here ({policy})")
+        opened = opened.replace("ceiling", "supervised")  # as older manifests call it
         named = (facts["params"][key] for key in ("encoder", "method") if key in facts["params"])
         lines.append(
             f"| {', '.join([artifact.stage, *named])} | `{artifact.key}` "

@@ -494,6 +494,8 @@ class Parquet(Files):
             try:
                 features = json.loads(metadata[b"huggingface"])["info"]["features"]
                 names |= dict.fromkeys(map(class_name, features[self._label_column(file)]["names"]))
+            except ElfsError:
+                raise
             except (KeyError, TypeError, ValueError):
                 continue
         return tuple(names) or None

@@ -101,18 +101,18 @@ def notes(found: Sequence[str]) -> str:
 
 
 def pseudo_labels(
-    quality: pd.DataFrame | None, *, heads: int, clusters: int, classes: int, rounds: int = 0
+    quality: pd.DataFrame | None, *, heads: int, clusters: int, classes: int, clustering: str
 ) -> str:
     """How good pseudo-labels are, against k-means and other ways to average the heads.
 
     Args:
         quality: As :func:`elfs_lib.clustering.quality_table` returns it, with the rows "k-means"
-            and "TEMI, ..."; None where there are no labels. After self-labelling, the last row is
-            what came out of it.
+            and "TEMI, ...", and "this run" where it goes on from others than the aligned mean;
+            None where there are no labels.
         heads: Number of heads.
         clusters: Clusters that were asked for.
         classes: Classes that the labels name.
-        rounds: Rounds of self-labelling.
+        clustering: What gave the run its pseudo-labels.
     """
     if quality is None:
         return "Without labels, only the loss and the sizes above can be judged."
@@ -130,9 +130,12 @@ def pseudo_labels(
             f" There are {clusters} clusters for {classes} classes, so several clusters may count "
             "as one class; such accuracies are higher than those of a one-to-one matching."
         )
-    if rounds:
-        final = points.iloc[-1]
-        text += f" Self-labelling moves it to **{final:.1f}%** ({final - aligned:+.1f})."
+    if "this run" in points:
+        own = points["this run"]
+        text += (
+            f" The run goes on with other pseudo-labels (`{clustering}`, after self-labelling if "
+            f"that was asked for), of which **{own:.1f}%** are right ({own - aligned:+.1f})."
+        )
     return text
 
 

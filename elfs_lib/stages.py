@@ -1,54 +1,92 @@
-"""The stages of a run: each reads artifacts, calls a concept module, and writes an artifact.
+"""A run: one set of parameters over one store, and what its stages give.
 
-Which stage may see labels is decided here, by the ``labels=`` of each stage, and enforced by
-:mod:`elfs_lib.label_lock`: everything up to the coreset runs under "never".
-
-What computes is imported where a stage is built: it needs PyTorch, which takes seconds to import,
-and the pages of a finished run only read.
+The stages are declared in the modules that :data:`STAGES` lists; :mod:`elfs_lib.stage_graph` says
+what a declaration holds and what follows from it. Everything up to the coreset runs under the label
+policy "never", which :mod:`elfs_lib.label_lock` enforces.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store
+from elfs_lib.clustering import collapse_notes
+from elfs_lib.clustering_registry import check_labels
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.project import default_store
-from elfs_lib.selection import (
-    METHODS,
-    Method,
-    Selection,
-    SelectionInputs,
-    budget_count,
-    easiness,
-    search_hard_prune_ratio,
-    select,
-)
-from elfs_lib.selection.by_class import class_quantile
+from elfs_lib.selection import METHODS, budget_count
 from elfs_lib.selection.double_end import feasible_ratios, hard_prune_count
-from elfs_lib.training.recipes import find_recipe, recipe_key
+from elfs_lib.stage_clustering import (
+    clusters,
+    consensus,
+    pseudo,
+    pseudo_quality,
+    temi,
+    write_pseudo,
+)
+from elfs_lib.stage_coreset import (
+    by_clusters,
+    coreset,
+    coreset_call,
+    evaluation,
+    mean_scores,
+    search,
+    search_of,
+    true_search,
+)
+from elfs_lib.stage_dynamics import proxy, true_proxy
+from elfs_lib.stage_embedding import (
+    embeddings,
+    encoder,
+    encoder_facts,
+    images,
+    neighbors,
+    source,
+    test_embeddings,
+    trains_encoder,
+)
+from elfs_lib.stage_graph import TRAINING, Call, Stage, given_stage
+from elfs_lib.training.recipes import recipe_key
 
-if TYPE_CHECKING:
-    from elfs_lib.emp_ssl import EmpSslConfig
-    from elfs_lib.self_supervised import SelfSupervisedConfig
-    from elfs_lib.temi import TemiConfig
+#: Every stage, in the order of a run.
+STAGES: dict[str, Stage] = {
+    each.name: each
+    for each in (
+        *(images, encoder, embeddings, test_embeddings, neighbors),
+        *(temi, consensus, clusters, pseudo, proxy, true_proxy),
+        *(search, true_search, coreset, pseudo_quality, evaluation),
+    )
+}
+
+
+def _output(name: str) -> property:
+    """The artifact of a stage without arguments, which runs on first use."""
+    return property(lambda run: run.artifact(name), doc=STAGES[name].doc)
 
 
 @dataclass(frozen=True)
 class Run:
     """One set of parameters over one store. Attributes and methods run their stage on first use.
+
+    Attributes:
+        params: Its parameters.
+        store: Where its artifacts are.
+        brought: Stages that take the place of those of their name: what somebody brings, as
+            :meth:`with_pseudo_labels` and :meth:`with_embeddings` make them.
+        stated: The parameters that a notebook states, which are those that it reads; None: all.
 
     Example:
         >>> run = Run(Params.load("params/digits.yaml"), default_store())   # doctest: +SKIP
@@ -57,13 +95,119 @@ class Run:
 
     params: Params
     store: Store
+    brought: tuple[Stage, ...] = field(default=(), kw_only=True)
+    stated: frozenset[str] | None = field(default=None, kw_only=True, compare=False)
+    found: dict[object, Artifact] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Run:
         """Open a run from a notebook's variables and check it before any work starts."""
-        run = cls(Params.from_notebook(namespace), default_store())
+        params = Params.from_notebook(namespace)
+        run = cls(params, default_store(), stated=frozenset(params.model_fields_set))
         run.check()
         return run
+
+    # ------------------------------------------------------------------ stages
+
+    def stage(self, name: str) -> Stage:
+        """The stage of a name, as this run has it."""
+        brought = {stage.name: stage for stage in self.brought}
+        return brought.get(name) or STAGES[choose("stage", name, STAGES)]
+
+    def call(self, stage: str | Stage, **arguments: Any) -> Call:
+        """A stage with its arguments, as a node of the run's graph; nothing is computed."""
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in arguments.items()}
+        return Call(self, self.stage(stage) if isinstance(stage, str) else stage, plain)
+
+    def artifact(self, stage: str | Stage, **arguments: Any) -> Artifact:
+        """What a stage gives, computed if it is not there."""
+        return self.call(stage, **arguments).artifact
+
+    def ensure(self, *stages: str) -> None:
+        """Run stages that take no arguments, by name, and all that they build on."""
+        for stage in stages:
+            for call in self.calls(stage):
+                call.artifact  # noqa: B018
+
+    def calls(self, stage: str) -> list[Call]:
+        """A stage without arguments; of ``proxy``, each of the run's."""
+        return [*self.proxy_calls.values()] if stage == "proxy" else [self.call(stage)]
+
+    # ------------------------------------------------------------------ what a researcher brings
+
+    def with_pseudo_labels(
+        self, labels: np.ndarray, name: str, *, confidence: np.ndarray | None = None
+    ) -> Run:
+        """This run going on from pseudo-labels that somebody brings, in place of a clustering.
+
+        They are told apart by content: nothing that was made from other labels is used for them.
+
+        Args:
+            labels: int [N] in 0..classes-1, in the order of the images. No true label may have a
+                part in them; nothing here can check that.
+            name: What pages call them.
+            confidence: float [N] in [0, 1], high is sure; None: 1 for each image.
+
+        Raises:
+            ElfsError: if they are not one class number for each image.
+        """
+        sure = np.ones(self.n) if confidence is None else confidence
+        kept, sure = check_labels(labels, sure, self.n, self.classes)
+        return self._with("pseudo", name, lambda draft: write_pseudo(draft, kept, sure), kept, sure)
+
+    def with_embeddings(
+        self, embeddings: np.ndarray, name: str, *, test: np.ndarray | None = None
+    ) -> Run:
+        """This run going on from embeddings that somebody brings, in place of an encoder's.
+
+        Args:
+            embeddings: float [N, D] of the training images, in their order, finite.
+            name: What pages call them.
+            test: float [M, D] of the test images, where those are asked for.
+
+        Raises:
+            ElfsError: if they are not one finite row for each image.
+        """
+        run = self
+        given = {"embeddings": (embeddings, self.n)}
+        if test is not None:
+            given["test_embeddings"] = (test, len(self.test_images))
+        for stage, (array, count) in given.items():
+            rows = np.array(array, dtype=np.float32, order="C")
+            if rows.ndim != 2 or len(rows) != count or not rows.shape[1]:
+                raise ElfsError(
+                    f"The embeddings {name!r} must be one row for each of the {count} images, not "
+                    f"an array of shape {rows.shape}."
+                )
+            if not np.isfinite(rows).all():
+                raise ElfsError(f"The embeddings {name!r} hold NaN or infinity: check them.")
+            run = run._with(stage, name, lambda draft, r=rows: draft.array("embeddings", r), rows)
+        if test is None:
+            run = run._with("test_embeddings", name, _no_test_embeddings)
+        return run
+
+    def _with(self, stage: str, name: str, build: Any, *content: np.ndarray) -> Run:
+        digest = hashlib.sha256()
+        for array in content:
+            digest.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+        keyed = {"given": name, "content": digest.hexdigest()}
+        own = given_stage(stage, build, f"{STAGES[stage].title}: {name}", keyed)
+        kept = (each for each in self.brought if each.name != stage)
+        return dataclasses.replace(self, brought=(*kept, own))
+
+    def given_name(self, stage: str) -> str | None:
+        """What a stage's content is called that somebody brought; None if it is the run's own."""
+        own = self.stage(stage)
+        return self.call(own).key_params.get("given") if own in self.brought else None
+
+    @property
+    def clustering(self) -> str:
+        """What gives the pseudo-labels: a key of
+        :data:`elfs_lib.clustering_registry.CLUSTERINGS`, or the name of those that somebody
+        brought."""
+        return self.given_name("pseudo") or self.params.clustering
 
     @property
     def can_evaluate(self) -> bool:
@@ -82,9 +226,10 @@ class Run:
             ElfsError: one sentence on the first thing that would fail later.
         """
         p = self.params
-        datasets.check_dataset(**self._source)
-        size = p.encoder_size
-        encoders.check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
+        datasets.check_dataset(**source(p))
+        if not self.given_name("embeddings"):
+            size = p.encoder_size
+            encoders.check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
         self.check_device()
         self.check_neighbors()
         self.check_pca()
@@ -148,38 +293,7 @@ class Run:
 
     # ------------------------------------------------------------------ images and labels
 
-    @property
-    def _source(self) -> dict[str, Any]:
-        p = self.params
-        return {
-            "name": p.dataset,
-            "image_size": p.image_size,
-            "path": p.data_path,
-        }
-
-    @cached_property
-    def images(self) -> Artifact:
-        """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
-        fingerprint = datasets.source_fingerprint(**self._source)
-
-        def build(draft: Draft) -> None:
-            images = datasets.load_images(**self._source)
-            draft.array("train", images.train)
-            if images.test is not None:
-                draft.array("test", images.test)
-            about = {
-                "class_names": images.class_names,
-                "num_classes": images.num_classes,
-                "paths": images.paths,
-                "report": images.report,
-                "left_out": images.left_out,
-                "source": " ".join(filter(None, (images.source, images.splits))),
-                "splits": images.splits,
-            }
-            draft.json("about", about)
-
-        params = {"dataset": self.params.dataset, "source": fingerprint}
-        return self.store.run("images", build, version=1, params=params)
+    images = _output("images")
 
     @cached_property
     def n(self) -> int:
@@ -227,64 +341,51 @@ class Run:
     @cached_property
     def labels(self) -> LabelOracle:
         """The locked ground-truth labels; see :mod:`elfs_lib.label_lock`."""
-        return datasets.label_oracle(**self._source, left_out=self.about["left_out"])
-
-    @cached_property
-    def label_params(self) -> dict[str, str]:
-        """What stages that open labels are keyed by besides their inputs: images hold no label."""
-        return {"labels": self.labels.digest()}
+        return datasets.label_oracle(**source(self.params), left_out=self.about["left_out"])
 
     # ------------------------------------------------------------------ embeddings, clusters
 
-    @cached_property
+    embeddings = _output("embeddings")
+    test_embeddings = _output("test_embeddings")
+    neighbors = _output("neighbors")
+    temi = _output("temi")
+    consensus = _output("consensus")
+    pseudo = _output("pseudo")
+    pseudo_quality = _output("pseudo_quality")
+
+    @property
     def encoder(self) -> Artifact | None:
         """The encoder that is trained on the images, as ``encoder.safetensors``, and array
         ``losses`` [epochs]; None where the encoder is given (pretrained, or as a file)."""
-        p = self.params
-        if not self.trains_encoder:
-            return None
+        return self.artifact("encoder") if self.trains_encoder else None
 
-        def build(draft: Draft) -> None:
-            from elfs_lib.embedding import train_named
-            from elfs_lib.encoder_file import save_encoder
-
-            trained = train_named(
-                self.train_images,
-                p.encoder,
-                self._encoder_training,
-                checkpoint=p.encoder_checkpoint,
-                input_size=p.encoder_size,
-                seed=p.seed,
-                device=p.device,
-                precision=p.precision,
-            )
-            seen = self.encoder_facts["saw_labels"]
-            about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": seen}
-            save_encoder(trained, draft.folder / "encoder.safetensors", about)
-            draft.array("losses", trained.losses)
-            draft.fact(device=self._device, encoder=about)
-
-        return self.store.run(
-            "encoder",
-            build,
-            version=1,
-            params=self._encoder_params,
-            inputs={"images": self.images},
-            seed=p.seed,
-        )
+    @cached_property
+    def trains_encoder(self) -> bool:
+        """Whether the encoder is trained here: not if it is pretrained, or given as the file of one
+        that was trained on images."""
+        return trains_encoder(self.params)
 
     @property
     def encoder_facts(self) -> dict[str, object]:
         """What the encoder was trained on; see :func:`elfs_lib.encoders.describe`."""
-        p = self.params
-        return encoders.describe(p.encoder, p.encoder_checkpoint, p.encoder_method)
+        if name := self.given_name("embeddings"):
+            unknown = {"architecture": "not known", "pretraining": "embeddings that were given"}
+            return {"encoder": name, **unknown, "saw_labels": None, "license": "not known"}
+        return encoder_facts(self.params)
 
-    @property
-    def _encoder_params(self) -> dict[str, Any]:
-        return self._some("encoder", "encoder_size", "precision", "seed") | {
-            "checkpoint": encoders.checkpoint_fingerprint(self.params.encoder_checkpoint),
-            "training": dataclasses.asdict(self._encoder_training),
-        }
+    @cached_property
+    def encoder_runs(self) -> list[Run]:
+        """This run, or where several encoders are joined by "+" a run of each: its embeddings are
+        shared with runs of that encoder alone."""
+        p = self.params
+        parts = encoders.split_encoders(p.encoder, p.encoder_checkpoint)
+        if len(parts) == 1 or self.given_name("embeddings"):
+            return [self]
+        changes = (
+            {"encoder": name, "encoder_checkpoint": None if path is None else str(path)}
+            for name, path in parts.items()
+        )
+        return [dataclasses.replace(self, params=p.model_copy(update=c)) for c in changes]
 
     @property
     def encoder_trained(self) -> Run:
@@ -302,406 +403,41 @@ class Run:
         return trained[0]
 
     @cached_property
-    def trains_encoder(self) -> bool:
-        """Whether the encoder is trained here: not if it is pretrained, or given as the file of one
-        that was trained on images."""
-        p = self.params
-        path = p.encoder_checkpoint
-        given = path is not None and encoders.is_encoder_file(encoders.find_checkpoint(path))
-        return encoders.trains_here(p.encoder) and not given
-
-    @cached_property
-    def embeddings(self) -> Artifact:
-        """Array ``embeddings`` float32 [N, D] of the training images, and with ``encoder_pca`` the
-        arrays ``pca_mean`` and ``pca_axes`` of :class:`elfs_lib.embedding.Reduction`."""
-        return self._embeddings(lambda: self._embed(self.train_images), {})
-
-    def _embeddings(self, work: Callable[[], np.ndarray], extra: Mapping[str, Any]) -> Artifact:
-        """The artifact, from what embeds the images with this run's one encoder."""
-        p = self.params
-        parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
-        inputs = {part.params.encoder: part.embeddings for part in parts}
-        if not parts and self.encoder is not None:
-            inputs["encoder"] = self.encoder
-
-        def build(draft: Draft) -> None:
-            from elfs_lib.embedding import concatenate, fit_reduction
-
-            if parts:
-                found = concatenate(
-                    [np.array(part.embeddings.array("embeddings")) for part in parts]
-                )
-            else:
-                found = work()
-                if p.encoder_pca:
-                    reduction = fit_reduction(found, p.encoder_pca)
-                    draft.array("pca_mean", reduction.mean)
-                    draft.array("pca_axes", reduction.axes)
-                    found = reduction(found)
-            draft.array("embeddings", found)
-            about = self.encoder_facts
-            draft.fact(device=self._device, encoder=about)
-
-        return self.store.run(
-            "embeddings",
-            build,
-            version=1,
-            params=self._embedding_params | extra,
-            inputs={"images": self.images} | inputs,
-        )
-
-    @cached_property
-    def test_embeddings(self) -> Artifact:
-        """Array ``embeddings`` float32 [M, D] of the test images, by the encoder and the principal
-        components of the training images."""
-        parts = self.encoder_runs if len(self.encoder_runs) > 1 else []
-
-        def build(draft: Draft) -> None:
-            from elfs_lib.embedding import Reduction, concatenate
-
-            if parts:
-                tables = [np.array(part.test_embeddings.array("embeddings")) for part in parts]
-                found = concatenate(tables)
-            else:
-                found = self._embed(self.test_images)
-                if self.params.encoder_pca:
-                    arrays = (self.embeddings.array(f"pca_{name}") for name in Reduction._fields)
-                    found = Reduction(*map(np.asarray, arrays))(found)
-            draft.array("embeddings", found)
-            draft.fact(device=self._device)
-
-        return self.store.run(
-            "test_embeddings",
-            build,
-            version=1,
-            params={},
-            inputs={"images": self.images, "embeddings": self.embeddings},
-        )
-
-    @property
-    def encoder_runs(self) -> list[Run]:
-        """This run, or where several encoders are joined by "+" a run of each: its embeddings are
-        shared with runs of that encoder alone."""
-        p = self.params
-        parts = encoders.split_encoders(p.encoder, p.encoder_checkpoint)
-        if len(parts) == 1:
-            return [self]
-        changes = (
-            {"encoder": name, "encoder_checkpoint": None if path is None else str(path)}
-            for name, path in parts.items()
-        )
-        return [dataclasses.replace(self, params=p.model_copy(update=c)) for c in changes]
-
-    def _embed(self, images: np.ndarray) -> np.ndarray:
-        from elfs_lib.embedding import embed
-
-        return embed(images, self.params.encoder, **self._embedding_options)
-
-    @property
-    def _embedding_options(self) -> dict[str, Any]:
-        """How images are embedded, as :func:`elfs_lib.embedding.embed` takes it."""
-        from elfs_lib.embedding import Views
-
-        p = self.params
-        trained = self.encoder and self.encoder.folder / "encoder.safetensors"
-        views = p.encoder_views and Views(p.encoder_views, p.encoder_view_area, p.flip)
-        return {
-            "checkpoint": trained or p.encoder_checkpoint,
-            "input_size": p.encoder_size,
-            "views": views,
-            "device": p.device,
-            "precision": p.precision,
-        }
-
-    @property
-    def _encoder_training(self) -> SelfSupervisedConfig | EmpSslConfig:
-        """How an encoder is trained on the images."""
-        from elfs_lib.emp_ssl import EmpSslConfig
-        from elfs_lib.self_supervised import SelfSupervisedConfig
-
-        config = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
-        p = self.params
-        changed = {"epochs": p.encoder_epochs, "network": p.encoder_network}
-        given = {name: value for name, value in changed.items() if value is not None}
-        return config[p.encoder_method](flip=p.flip, **given)
-
-    @property
-    def _embedding_params(self) -> dict[str, Any]:
-        p = self.params
-        params = self._some("encoder", "encoder_size", "precision")
-        if not self.trains_encoder:
-            params["checkpoint"] = encoders.checkpoint_fingerprint(p.encoder_checkpoint)
-        if p.encoder_views and p.encoder != "pixels":
-            params |= self._some("encoder_views", "encoder_view_area", "flip")
-        if p.encoder_pca:
-            params |= self._some("encoder_pca")
-        return params
-
-    @cached_property
-    def neighbors(self) -> Artifact:
-        """Arrays ``indices`` int32 [N, K] and ``similarities`` float32 [N, K], nearest first."""
-        method = self.params.neighbor_search
-
-        def build(draft: Draft) -> None:
-            from elfs_lib.neighbors import nearest_neighbors
-
-            found = nearest_neighbors(
-                np.asarray(self.embeddings.array("embeddings")),
-                self.params.neighbors,
-                method=method,
-                device=self.params.device,
-            )
-            draft.array("indices", found.indices)
-            draft.array("similarities", found.similarities)
-
-        return self.store.run(
-            "neighbors",
-            build,
-            version=1,
-            params=self._some("neighbors") | ({} if method == "exact" else {"search": method}),
-            inputs={"embeddings": self.embeddings},
-        )
-
-    @property
-    def temi_config(self) -> TemiConfig:
-        """The ``temi_*`` parameters, which are named as the fields of
-        :class:`elfs_lib.temi.TemiConfig`."""
-        from elfs_lib.temi import TemiConfig
-
-        values = self.params.model_dump()
-        fields = (field.name for field in dataclasses.fields(TemiConfig))
-        named = {f: values[f"temi_{f}"] for f in fields if f"temi_{f}" in values}
-        return TemiConfig(classes=self.classes, **named)
-
-    @cached_property
-    def temi(self) -> Artifact:
-        """Trained heads: arrays ``head_losses`` [H], ``loss_curves`` [T, H], and their weights."""
-
-        def build(draft: Draft) -> None:
-            from safetensors.torch import save_file
-
-            from elfs_lib.temi import fit_heads
-
-            heads = fit_heads(
-                np.asarray(self.embeddings.array("embeddings")),
-                np.asarray(self.neighbors.array("indices")),
-                self.temi_config,
-                seed=self.params.seed,
-                device=self.params.device,
-                precision=self.params.precision,
-            )
-            draft.array("head_losses", heads.head_losses)
-            draft.array("loss_curves", heads.loss_curves)
-            save_file(heads.state, draft.folder / "heads.safetensors")
-            draft.fact(device=self._device)
-
-        names = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
-        params = self._some(*names, "seed", "precision") | {"classes": self.classes}
-        params["temi_batch"] = min(self.params.temi_batch, self.n)  # as many as there are
-        return self.store.run(
-            "temi",
-            build,
-            version=3,
-            params=params,
-            inputs={"embeddings": self.embeddings, "neighbors": self.neighbors},
-            seed=self.params.seed,
-        )
-
-    @cached_property
-    def consensus(self) -> Artifact:
-        """What the heads agree on: table ``labels`` (index, a column for each way to agree,
-        confidence), arrays ``assignments`` [H, N], ``probabilities`` [N, C] and ``weights`` [H]."""
-
-        def build(draft: Draft) -> None:
-            from safetensors.torch import load_file
-
-            from elfs_lib.temi import TemiHeads, consensus
-
-            heads = TemiHeads(
-                np.array(self.temi.array("head_losses")),
-                np.array(self.temi.array("loss_curves")),
-                load_file(self.temi.folder / "heads.safetensors"),
-            )
-            result = consensus(
-                heads,
-                np.asarray(self.embeddings.array("embeddings")),
-                keep_heads=self.params.temi_keep_heads,
-                device=self.params.device,
-                precision=self.params.precision,
-            )
-            table = pd.DataFrame({"index": np.arange(len(result.confidence)), **result.pseudo})
-            table["confidence"] = result.confidence
-            draft.table("labels", table)
-            draft.array("assignments", result.assignments)
-            draft.array("probabilities", result.probabilities)
-            draft.array("weights", result.weights)
-            draft.json("notes", list(result.notes))
-            draft.fact(device=self._device, notes=list(result.notes))
-
-        return self.store.run(
-            "consensus",
-            build,
-            version=1,
-            params=self._some("temi_keep_heads", "precision"),
-            inputs={"embeddings": self.embeddings, "temi": self.temi},
-        )
-
-    @cached_property
-    def pseudo(self) -> Artifact:
-        """Table ``pseudo`` (index, label, confidence): TEMI's, after any self-labelling rounds."""
-        p = self.params
-
-        def build(draft: Draft) -> None:
-            from elfs_lib.self_training import relabel
-            from elfs_lib.training.loop import Length
-
-            table = self.consensus.table("labels")
-            labels = table[p.pseudo_labels].to_numpy()
-            confidence = table["confidence"].to_numpy()
-            changed = []
-            for number in range(p.relabel_rounds):
-                found = relabel(
-                    self.train_images,
-                    labels,
-                    confidence,
-                    self.classes,
-                    find_recipe(p.proxy_recipe),
-                    Length(epochs=p.proxy_epochs),
-                    keep=p.relabel_keep,
-                    seed=p.seed + number,
-                    **self.training,
-                )
-                labels, confidence = found.labels, found.confidence
-                changed.append(found.changed)
-            frame = pd.DataFrame({"index": table["index"], "label": labels})
-            frame["confidence"] = confidence
-            draft.table("pseudo", frame)
-            draft.fact(device=self._device, changed_by_round=changed)
-
-        params = self._some("pseudo_labels", "relabel_rounds")
-        if p.relabel_rounds:
-            params |= self._proxy_params | self._some("relabel_keep")
-        return self.store.run(
-            "pseudo",
-            build,
-            version=1,
-            params=params,
-            inputs={"images": self.images, "consensus": self.consensus},
-            seed=p.seed,
-        )
-
-    @cached_property
-    def pseudo_quality(self) -> Artifact:
-        """Json ``quality``: agreement of the pseudo-labels with the true ones, as
-        :func:`elfs_lib.clustering.clustering_report` has it. Analysis only."""
-
-        def build(draft: Draft) -> None:
-            from elfs_lib.clustering import clustering_report
-
-            true = self.labels.open("train", purpose="analysis")
-            draft.json("quality", clustering_report(self.pseudo_labels, true))
-
-        return self.store.run(
-            "pseudo_quality",
-            build,
-            version=1,
-            params=self.label_params,
-            inputs={"pseudo": self.pseudo},
-            labels="analysis",
-        )
-
-    @cached_property
     def pseudo_labels(self) -> np.ndarray:
         """int64 [N]."""
         return self.pseudo.table("pseudo")["label"].to_numpy(copy=True)
+
+    @property
+    def cluster_notes(self) -> list[str]:
+        """A sentence for each cluster, or head of TEMI, that is empty or nearly so."""
+        if self.clustering == "temi":
+            return self.consensus.json("notes")
+        return collapse_notes(self.pseudo_labels, self.classes, name=self.clustering)
 
     # ------------------------------------------------------------------ proxy and dynamics
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device and precision."""
-        return self._some("flip", "crop_pad", "device", "precision")
+        """How networks are trained on the images: flips, crops, device, precision, compile."""
+        return {name: getattr(self.params, name) for name in TRAINING}
 
     @property
-    def _proxy_params(self) -> dict[str, Any]:
-        names = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "seed", "precision")
-        return self._some(*names) | {"classes": self.classes}
+    def proxy_calls(self) -> dict[str, Call]:
+        """The proxies that are trained on pseudo-labels (``proxy_seeds`` of them)."""
+        first, count = self.params.seed, self.params.proxy_seeds
+        return {f"proxy_{i}": self.call("proxy", seed=first + i) for i in range(count)}
 
-    def _dynamics(
-        self, draft: Draft, targets: np.ndarray, seed: int, weights: np.ndarray | None = None
-    ) -> None:
-        import torch
-
-        from elfs_lib.compute import resolve_device
-        from elfs_lib.dynamics import DynamicsRecorder
-        from elfs_lib.training.loop import Length, Seeds, train
-
-        p = self.params
-        recorder = DynamicsRecorder(torch.as_tensor(targets), resolve_device(p.device), seed=seed)
-        trained = train(
-            self.train_images,
-            targets,
-            self.classes,
-            find_recipe(p.proxy_recipe),
-            Length(epochs=p.proxy_epochs),
-            seeds=Seeds.all(seed),
-            weights=weights,
-            recorder=recorder,
-            desc="proxy",
-            **self.training,
-        )
-        draft.table("scores", recorder.table())
-        draft.array("curves", recorder.curves())
-        draft.array("watched", recorder.watched.cpu().numpy())
-        draft.array("mean_margins", recorder.mean_margins())
-        draft.array("losses", trained.losses)
-        draft.array("probabilities", trained.logits(self.train_images).softmax(1).numpy())
-        draft.fact(
-            device=self._device,
-            train_flops=trained.flops,
-            train_s=round(trained.seconds, 3),
-            share_of_peak=round(trained.share_of_peak, 3),
-            bytes_per_image=recorder.bytes_per_image,
-        )
-
-    @cached_property
+    @property
     def proxies(self) -> list[Artifact]:
-        """Dynamics of each proxy trained on pseudo-labels (``proxy_seeds`` of them)."""
-        weights, params = None, self._proxy_params
-        if self.params.proxy_weights == "confidence":
-            weights = self.pseudo.table("pseudo")["confidence"].to_numpy()
-            params |= {"weights": "confidence"}
-        return [
-            self.store.run(
-                "proxy",
-                lambda draft, seed=seed: self._dynamics(draft, self.pseudo_labels, seed, weights),
-                version=1,
-                params=params | {"seed": seed},
-                inputs={"images": self.images, "pseudo": self.pseudo},
-                seed=seed,
-            )
-            for seed in range(self.params.seed, self.params.seed + self.params.proxy_seeds)
-        ]
+        """Dynamics of each proxy that is trained on pseudo-labels."""
+        return [call.artifact for call in self.proxy_calls.values()]
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Scores under pseudo-labels, averaged over proxies: one row an image."""
-        return _mean_tables([proxy.table("scores") for proxy in self.proxies])
+        return mean_scores(self.proxies)
 
-    @cached_property
-    def true_proxy(self) -> Artifact:
-        """The same proxy trained on ground truth: for analysis and for the supervised ceiling."""
-        return self.store.run(
-            "true_proxy",
-            lambda draft: self._dynamics(
-                draft, self.labels.open("train", purpose="ceiling"), self.params.seed
-            ),
-            version=1,
-            params=self._proxy_params | self.label_params,
-            inputs={"images": self.images},
-            seed=self.params.seed,
-            labels="ceiling",
-        )
+    true_proxy = _output("true_proxy")
 
     @cached_property
     def true_scores(self) -> pd.DataFrame:
@@ -719,74 +455,11 @@ class Run:
         ``elfs_balanced`` takes beta from the search without it.
         """
         extra = {"balanced": True} if balanced else {}
-        inputs = {f"proxy_{i}": proxy for i, proxy in enumerate(self.proxies)}
-
-        def build(draft: Draft) -> None:
-            order = easiness(self.scores, score or self.params.score)
-            if balanced:
-                order = class_quantile(order, self.pseudo_labels)
-            self._search(draft, budget, order, self.pseudo_labels)
-
-        return self.store.run(
-            "search",
-            build,
-            version=1,
-            params=self._search_params(budget, score) | extra,
-            inputs={"images": self.images, "pseudo": self.pseudo} | inputs,
-            seed=self.params.seed,
-        )
+        return self.artifact("search", budget=budget, score=score or self.params.score, **extra)
 
     def true_search(self, budget: float | int, score: str | None = None) -> Artifact:
-        """The same search on true labels and true scores, for the supervised ceiling."""
-
-        def build(draft: Draft) -> None:
-            targets = self.labels.open("train", purpose="ceiling")
-            order = easiness(self.true_scores, score or self.params.score)
-            self._search(draft, budget, order, targets)
-
-        return self.store.run(
-            "true_search",
-            build,
-            version=1,
-            params=self._search_params(budget, score) | self.label_params,
-            inputs={"images": self.images, "proxy_0": self.true_proxy},
-            seed=self.params.seed,
-            labels="ceiling",
-        )
-
-    def _search(
-        self, draft: Draft, budget: float | int, order: np.ndarray, targets: np.ndarray
-    ) -> None:
-        from elfs_lib.training.loop import Length, Seeds, train
-
-        p = self.params
-        recipe = find_recipe(p.search_recipe or p.eval_recipe)
-        steps = Length(steps=p.search_steps)
-
-        def fit_and_score(kept: np.ndarray, held_out: np.ndarray) -> float:
-            trained = train(
-                self.train_images,
-                targets[kept],
-                self.classes,
-                recipe,
-                steps,
-                seeds=Seeds.all(p.seed),
-                subset=kept,
-                desc="search",
-                **self.training,
-            )
-            return 100 * trained.accuracy(self.train_images[held_out], targets[held_out])
-
-        found = search_hard_prune_ratio(
-            order,
-            budget_count(budget, self.n),
-            ratios=p.hard_prune_ratios,
-            fit_and_score=fit_and_score,
-            seed=range(p.seed, p.seed + p.search_seeds),
-        )
-        draft.array("scores", found.scores)
-        draft.json("search", {"ratios": found.ratios.tolist(), "best": found.best})
-        draft.fact(device=self._device)
+        """The same search on true labels and true scores, for the supervised methods."""
+        return self.artifact("true_search", budget=budget, score=score or self.params.score)
 
     def _ratios(self, count: int) -> list[float]:
         """The betas for a coreset of a size: the given one, which must fit, and those of the grid
@@ -797,41 +470,12 @@ class Run:
             grid = (given, *grid)
         return feasible_ratios(grid, self.n, count)
 
-    def _search_params(self, budget: float | int, score: str | None) -> dict[str, Any]:
-        names = ("hard_prune_ratios", "search_steps", "search_seeds", "flip", "crop_pad", "seed")
-        count = budget_count(budget, self.n)
-        return self._some(*names, "precision") | {
-            "recipe": recipe_key(self.params.search_recipe or self.params.eval_recipe),
-            "score": score or self.params.score,
-            "count": count,
-            "classes": self.classes,
-        }
-
-    def beta_search(
-        self, method: str, budget: float | int, score: str | None = None
-    ) -> tuple[Any, ...] | None:
-        """The stage that finds a method's beta at a budget, as :meth:`perform` takes it; None if
-        the method has no beta, or the parameter gives it."""
-        entry = METHODS[method]
-        if not entry.takes_beta or self.params.hard_prune_ratio is not None:
-            return None
-        score = score or (self.params.score if entry.follows_score else entry.score)
-        return "true_search" if entry.supervised else "search", budget, score
-
     def hard_prune_ratio(self, budget: float | int) -> float:
         """Beta of ELFS for a budget: the parameter if given, else the choice of the search."""
-        return self._beta("elfs", budget)
-
-    def _beta(self, method: str, budget: float | int, score: str | None = None) -> float:
-        call = self.beta_search(method, budget, score)
-        if call is None:
+        searched = search_of(self, "elfs", budget)
+        if searched is None:
             return self.params.hard_prune_ratio
-        return float(self.perform(call).json("search")["best"])
-
-    def perform(self, call: Sequence[Any]) -> Any:
-        """Run the stage of a name: an attribute, or a method with what follows for arguments."""
-        stage = getattr(self, call[0])
-        return stage(*call[1:]) if callable(stage) else stage
+        return float(searched.artifact.json("search")["best"])
 
     def coreset(
         self, method: str, budget: float | int, seed: int | None = None, **options: Any
@@ -845,166 +489,37 @@ class Run:
             **options: Options of the method, for example ``hard_prune_ratio=0.2``; those left out
                 are decided by the run (see :meth:`hard_prune_ratio`).
         """
-        entry = METHODS[choose("method", method, METHODS)]
-        seed = (self.params.seed if seed is None else seed) if entry.seeded else 0
-        count = budget_count(budget, self.n)
-        options = self._options(method, budget, options)
-
-        def build(draft: Draft) -> None:
-            inputs = self._selection_inputs(entry)
-            chosen = select(method, inputs, count, seed=seed, **options)
-            draft.table("coreset", self._coreset_table(chosen))
-            draft.json("info", chosen.info)
-
-        return self.store.run(
-            "coreset",
-            build,
-            version=1,
-            params={
-                "method": method,
-                "count": count,
-                "classes": self.classes,
-                "seed": seed,
-                "options": options,
-                **({"revision": entry.revision} if entry.revision > 1 else {}),
-                **(self.label_params if entry.supervised else {}),
-            },
-            inputs=self._selection_artifacts(entry),
-            seed=seed,
-            labels="ceiling" if entry.supervised else "never",
-        )
-
-    def _options(
-        self, method: str, budget: float | int, given: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The given options, and those that the run decides: its score, searched betas."""
-        entry = METHODS[method]
-        options: dict[str, Any] = {"score": self.params.score} if entry.follows_score else {}
-        options |= given
-        if entry.takes_beta and "hard_prune_ratio" not in options:
-            options["hard_prune_ratio"] = self._beta(method, budget, options.get("score"))
-        return options
-
-    @staticmethod
-    def reads(entry: Method) -> tuple[str, ...]:
-        """The stages, by their names as attributes, that a method reads besides the images."""
-        own = [name for name in ("embeddings", "neighbors") if name in entry.needs]
-        if entry.supervised:
-            return (*own, "true_proxy")
-        own += ["proxies"] if entry.needs & {"scores", "probabilities"} else []
-        return (*own, "pseudo") if "pseudo_labels" in entry.needs else tuple(own)
-
-    @classmethod
-    def by_clusters(cls, entry: Method) -> bool:
-        """Whether a method's coreset depends on the pseudo-labels."""
-        return bool({"pseudo", "proxies"} & {*cls.reads(entry)})
-
-    def _selection_artifacts(self, entry: Method) -> dict[str, Artifact]:
-        inputs = {"images": self.images}
-        for stage in self.reads(entry):
-            found = getattr(self, stage)
-            if stage in ("proxies", "true_proxy"):
-                each = found if stage == "proxies" else [found]
-                inputs |= {f"proxy_{i}": proxy for i, proxy in enumerate(each)}
-            else:
-                inputs[stage] = found
-        return inputs
-
-    def _selection_inputs(self, entry: Method) -> SelectionInputs:
-        read = self._selection_artifacts(entry)
-        proxies = [read[name] for name in sorted(read) if name.startswith("proxy_")]
-        fields: dict[str, Any] = {}
-        if "embeddings" in read:
-            fields["embeddings"] = read["embeddings"].array("embeddings")
-        if "neighbors" in read:
-            fields["neighbors"] = read["neighbors"].array("indices")
-            fields["similarities"] = read["neighbors"].array("similarities")
-        if "pseudo_labels" in entry.needs:
-            fields["pseudo_labels"] = (
-                self.labels.open("train", purpose="ceiling")
-                if entry.supervised
-                else self.pseudo_labels
-            )
-        if "scores" in entry.needs:
-            table = self.true_scores if entry.supervised else self.scores
-            fields["scores"] = {c: table[c].to_numpy() for c in table if c != "index"}
-        if "probabilities" in entry.needs:
-            fields["probabilities"] = _mean([x.array("probabilities") for x in proxies])
-        return SelectionInputs(n=self.n, classes=self.classes, **fields)
-
-    def _coreset_table(self, chosen: Selection) -> pd.DataFrame:
-        paths = self.about["paths"]
-        return pd.DataFrame(
-            {
-                "rank": np.arange(1, len(chosen.indices) + 1),
-                "index": chosen.indices,
-                "path": [paths[i] for i in chosen.indices] if paths else "",
-                "score": chosen.scores,
-            }
-        )
+        choose("method", method, METHODS)
+        seed = self.params.seed if seed is None else seed
+        return coreset_call(self, method, budget, seed, options).artifact
 
     # ------------------------------------------------------------------ evaluation
 
     def evaluate(self, method: str, budget: float | int, seed: int, **options: Any) -> Artifact:
         """Train on the labelled coreset; json ``result`` (last step), array ``predictions`` [M]."""
-        p, coreset = self.params, self.coreset(method, budget, seed, **options)
-        if self.by_clusters(METHODS[method]):
-            self.pseudo_quality  # noqa: B018 - which a row of the results table reads
+        return self._evaluation(method, budget, seed, options).artifact
 
-        def build(draft: Draft) -> None:
-            from elfs_lib.training.loop import Length, Seeds, train
-
-            steps = None if p.eval_epochs else p.eval_steps
-            subset = coreset.table("coreset")["index"].to_numpy()
-            trained = train(
-                self.train_images,
-                self.labels.open("train", purpose="evaluation")[subset],
-                self.classes,
-                find_recipe(p.eval_recipe),
-                Length(epochs=p.eval_epochs, steps=steps),
-                seeds=Seeds.all(seed),
-                subset=subset,
-                desc=f"{method}, {len(subset)} images, seed {seed}",
-                **self.training,
-            )
-            predictions = trained.logits(self.test_images).argmax(1).numpy()
-            right = predictions == self.labels.open("test", purpose="evaluation")
-            draft.array("predictions", predictions.astype(np.int16))
-            draft.json(
-                "result",
-                {
-                    "accuracy": 100 * float(right.mean()),
-                    "steps": trained.steps,
-                    "train_flops": trained.flops,
-                    "seconds": round(trained.seconds, 3),
-                    "device": self._device,
-                },
-            )
-            draft.fact(
-                device=self._device,
-                train_flops=trained.flops,
-                train_s=round(trained.seconds, 3),
-                share_of_peak=round(trained.share_of_peak, 3),
-            )
-
-        names = ("eval_recipe", "eval_epochs", "flip", "crop_pad", "precision")
-        params = self._some(*names) | {"seed": seed, "classes": self.classes} | self.label_params
-        if not p.eval_epochs:
-            params["eval_steps"] = p.eval_steps
-        return self.store.run(
-            "evaluation",
-            build,
-            version=1,
-            params=params,
-            inputs={"images": self.images, "coreset": coreset},
-            seed=seed,
-            labels="evaluation",
-        )
+    def _evaluation(
+        self, method: str, budget: float | int, seed: int, options: Mapping[str, Any] | None = None
+    ) -> Call:
+        choose("method", method, METHODS)
+        given = {"options": dict(options)} if options else {}
+        return self.call("evaluation", method=method, budget=budget, seed=seed, **given)
 
     def cells(self) -> Iterator[tuple[str, float | int, int]]:
         """Every (method, budget, seed) of the evaluation, budgets first, seeds last."""
         p = self.params
         yield from itertools.product(p.methods, p.budgets, p.eval_seeds)
+
+    def _hindsight(self, budget: float | int) -> dict[tuple[float, int], Call]:
+        """The trainings at every beta that fits, by beta and seed; none without
+        ``hindsight_seeds``."""
+        p = self.params
+        ratios = self._ratios(budget_count(budget, self.n)) if p.hindsight_seeds else []
+        return {
+            (ratio, seed): self._evaluation("elfs", budget, seed, {"hard_prune_ratio": ratio})
+            for ratio, seed in itertools.product(ratios, p.hindsight_seeds)
+        }
 
     def hindsight(self, budget: float | int) -> pd.DataFrame:
         """What each beta would have given: trains on true labels at every ratio that fits.
@@ -1013,38 +528,29 @@ class Run:
             Columns ``ratio``, ``seed`` and ``accuracy`` (percent); empty without
             ``hindsight_seeds``. Analysis only: the search never sees it.
         """
-        p = self.params
-        ratios = self._ratios(budget_count(budget, self.n)) if p.hindsight_seeds else []
         rows = [
-            {
-                "ratio": ratio,
-                "seed": seed,
-                "accuracy": self.evaluate("elfs", budget, seed, hard_prune_ratio=ratio).json(
-                    "result"
-                )["accuracy"],
-            }
-            for ratio, seed in itertools.product(ratios, p.hindsight_seeds)
+            (*at, call.artifact.json("result")["accuracy"])
+            for at, call in self._hindsight(budget).items()
         ]
         return pd.DataFrame(rows, columns=["ratio", "seed", "accuracy"])
 
     def result_row(self, method: str, budget: float | int, seed: int) -> dict[str, Any]:
         """One row of the results table; see :mod:`elfs_lib.evaluation` for its columns."""
-        p, entry = self.params, METHODS[method]
-        count = budget_count(budget, self.n)
-        result = self.evaluate(method, budget, seed).json("result")
-        info = self.coreset(method, budget, seed).json("info")
-        quality = self.pseudo_quality.json("quality") if self.by_clusters(entry) else {}
+        p, trained = self.params, self._evaluation(method, budget, seed)
+        count, chosen = budget_count(budget, self.n), trained.inputs["coreset"]
+        clustered = by_clusters(chosen)
+        quality = self.pseudo_quality.json("quality") if clustered else {}
         return {
             "dataset": p.dataset,
             "method": method,
-            "supervised": entry.supervised,
+            "supervised": METHODS[method].supervised,
             "budget": count / self.n,
             "count": count,
             "seed": seed,
             "recipe": recipe_key(p.eval_recipe),
-            "hard_prune_ratio": info.get("hard_prune_ratio"),
+            "hard_prune_ratio": chosen.artifact.json("info").get("hard_prune_ratio"),
             "pseudo_label_accuracy": 100 * quality["accuracy"] if quality else None,
-            **result,
+            **trained.artifact.json("result"),
         }
 
     def results(self) -> pd.DataFrame:
@@ -1052,31 +558,24 @@ class Run:
         cells = list(self.cells())
         return pd.DataFrame([self.result_row(*cell) for cell in track(cells, "evaluation")])
 
-    # ------------------------------------------------------------------ helpers
+    # ------------------------------------------------------------------ the plan
 
-    def _some(self, *names: str) -> dict[str, Any]:
-        some = {name: getattr(self.params, name) for name in names}
-        recipes = {name: recipe_key(some[name]) for name in names if name.endswith("_recipe")}
-        return some | recipes
-
-    @property
-    def _device(self) -> str:
-        from elfs_lib.compute import describe_device, resolve_device
-
-        return describe_device(resolve_device(self.params.device))
-
-
-def _mean(arrays: list[np.ndarray]) -> np.ndarray:
-    """Their mean, without a copy of each."""
-    total = np.array(arrays[0])
-    for array in arrays[1:]:
-        total += array
-    total /= total.dtype.type(len(arrays))
-    return total
+    def plan(self) -> list[Call]:
+        """Every stage that the notebooks read, in an order where inputs come first."""
+        p = self.params
+        wanted = [*self.proxy_calls.values()]
+        if "train" in self.labels.has:
+            wanted.append(self.call("true_proxy"))
+        wanted.append(coreset_call(self, "elfs", p.budget, p.seed))
+        if self.can_evaluate:
+            wanted += [self._evaluation(*cell) for cell in self.cells()]
+            for budget in p.budgets if p.hindsight_seeds else ():
+                wanted += [search_of(self, "elfs", budget), *self._hindsight(budget).values()]
+        asked = {call.id for call in wanted if call}
+        every = itertools.chain.from_iterable(call.upstream for call in wanted if call)
+        plan = {call.id: call for call in every if call.id in asked or not call.stage.quick}
+        return [*plan.values()]
 
 
-def _mean_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Average tables of scores row by row."""
-    mean = sum(table.drop(columns="index").astype(np.float64) for table in tables) / len(tables)
-    mean.insert(0, "index", tables[0]["index"])
-    return mean
+def _no_test_embeddings(draft: Draft) -> None:
+    raise ElfsError("Give the embeddings of the test images too: with_embeddings(..., test=array).")

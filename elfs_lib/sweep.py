@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +40,7 @@ from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
 from elfs_lib.pipeline import KernelDied, check_notebooks, execute
 from elfs_lib.project import default_store, project_root
 from elfs_lib.results import write_results
-from elfs_lib.selection import METHODS
+from elfs_lib.stage_graph import Call
 from elfs_lib.stages import Run
 from elfs_lib.sweep_workers import open_client
 
@@ -256,20 +256,14 @@ def _params_key(cell: Cell) -> str:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage that several notebooks read: the attribute or method of ``Run`` that makes it."""
+class SharedStage:
+    """A stage that several notebooks read: the name and the arguments of a stage of ``Run``."""
 
     name: str
     params: Params
-    call: tuple[Any, ...]
+    call: tuple[str, Mapping[str, Any]]
+    title: str
     needs: tuple[str, ...]
-    own: bool  # of one of several pipelines, and not shared by them
-
-    @property
-    def title(self) -> str:
-        what = " ".join(map(str, self.call)).replace("_", " ")
-        seed = f", seed {self.params.seed}" if self.own else ""
-        return f"{self.params.dataset}, {what}{seed}"
 
 
 @dataclass(frozen=True)
@@ -286,7 +280,7 @@ class Plan:
 
     rows: dict[str, dict[str, Any]]
     failed: dict[str, Failure]
-    stages: list[Stage]
+    stages: list[SharedStage]
     waiting: list[Cell]
     needs: dict[str, tuple[str, ...]]
 
@@ -371,60 +365,51 @@ def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path
     return written
 
 
-_BEFORE = {  # the stage that each waits for; what comes before that one follows
-    "embeddings": None,
-    "neighbors": "embeddings",
-    "temi": "neighbors",
-    "consensus": "temi",
-    "pseudo": "consensus",
-    "proxies": "pseudo",
-    "true_proxy": None,
-}
-
-
 def _shared_stages(
     runs: Mapping[tuple[str, int], Run], waiting: Sequence[Cell]
-) -> tuple[list[Stage], dict[str, tuple[str, ...]]]:
+) -> tuple[list[SharedStage], dict[str, tuple[str, ...]]]:
     """The stages that are not there yet, and which of them each cell needs."""
-    stages: dict[str, Stage] = {}
-    ready: set[str] = set()
     several = Counter(dataset for dataset, _ in runs)
+    trainings = {
+        cell.name: runs[cell.pipeline].call(
+            "evaluation", method=cell.method, budget=cell.budget, seed=cell.seed
+        )
+        for cell in waiting
+    }
+    readers = Counter(call.id for each in trainings.values() for call in each.before.values())
+    stages: dict[str, SharedStage] = {}
+    looked_at: dict[object, tuple[str, ...]] = {}
 
-    def add(run: Run, *call: Any, needs: Iterable[str] = ()) -> tuple[str, ...]:
-        """Names of the stages to wait for: this one, or none if it is there."""
-        p = run.params
-        shared = call[0] in ("embeddings", "neighbors") and not run.trains_encoder
-        own = several[p.dataset] > 1 and not shared
-        name = "_".join(map(str, (p.dataset, *[f"pipeline{p.seed}"] * own, *call)))
-        if name not in stages and name not in ready:
-            try:
-                run.perform(call)
-                ready.add(name)
-            except NotBuilt:
-                stages[name] = Stage(name, p, call, tuple(needs), own)
-        return (name,) if name in stages else ()
+    def wait_for(call: Call) -> tuple[str, ...]:
+        """Names of the stages after which an artifact is there, or is soon made."""
+        if call.id not in looked_at:
+            looked_at[call.id] = look_at(call)
+        return looked_at[call.id]
 
-    def chain(run: Run, stage: str) -> tuple[str, ...]:
-        before = _BEFORE[stage]
-        return add(run, stage, needs=chain(run, before) if before else ())
+    def look_at(call: Call) -> tuple[str, ...]:
+        try:
+            call.artifact  # noqa: B018 - looking, as the store does
+            return ()
+        except NotBuilt:
+            needs = before(call)
+        # What is quick is left to the notebook, unless several would wait for each other's.
+        alone = call.stage.quick and readers[call.id] < 2
+        if alone or call.run not in runs.values():  # of one of several encoders that are joined
+            return needs
+        p = call.run.params
+        own = several[p.dataset] > 1 and "seed" in call.reads
+        words = [call.stage.name, *call.args.values()]
+        name = "_".join(map(str, (p.dataset, *[f"pipeline{p.seed}"] * own, *words)))
+        if name not in stages:
+            title = f"{p.dataset}, {call.title}" + (f", seed {p.seed}" if own else "")
+            stages[name] = SharedStage(name, p, (call.stage.name, call.args), title, needs)
+        return (name,)
 
-    def inputs(run: Run, method: str, budget: float | int) -> Iterator[str]:
-        entry = METHODS[method]
-        for stage in run.reads(entry):
-            yield from chain(run, stage)
-        if search := run.beta_search(method, budget):
-            before = chain(run, "true_proxy" if entry.supervised else "proxies")
-            yield from add(run, *search, needs=before)
+    def before(call: Call) -> tuple[str, ...]:
+        needs = [name for each in call.before.values() for name in wait_for(each)]
+        return tuple(dict.fromkeys(needs))
 
-    seeds = Counter((cell.pipeline, cell.method, cell.budget) for cell in waiting)
-    needs = {}
-    for cell in waiting:
-        run = runs[cell.pipeline]
-        before = tuple(dict.fromkeys(inputs(run, cell.method, cell.budget)))
-        # Without a seed the notebooks of all seeds select the same coreset.
-        if not METHODS[cell.method].seeded and seeds[cell.pipeline, cell.method, cell.budget] > 1:
-            before = add(run, "coreset", cell.method, cell.budget, needs=before)
-        needs[cell.name] = before
+    needs = {name: before(call) for name, call in trainings.items()}
     return list(stages.values()), needs
 
 
@@ -456,7 +441,7 @@ def _task(work: Callable[..., _Outcome]) -> Callable[..., _Outcome]:
     """Announce a task, wait for nothing that failed, and turn errors into outcomes."""
 
     @functools.wraps(work)
-    def run(item: Stage | Cell, place: _Place, *before: _Outcome) -> _Outcome:
+    def run(item: SharedStage | Cell, place: _Place, *before: _Outcome) -> _Outcome:
         from distributed import get_worker
 
         for outcome in before:
@@ -470,10 +455,10 @@ def _task(work: Callable[..., _Outcome]) -> Callable[..., _Outcome]:
             outcome = work(item, place)
         except Exception as error:  # whatever it is, the other notebooks go on
             message = str(error) if isinstance(error, ElfsError) else _name(error)
-            if isinstance(item, Stage):
+            if isinstance(item, SharedStage):
                 message = f"its stage '{item.title}' failed: {message}"
             outcome = _Outcome("failed", message)
-        if isinstance(item, Stage):
+        if isinstance(item, SharedStage):
             from elfs_lib.compute import release_memory
 
             # Notebooks train in processes of their own. An error holds tensors until it is gone.
@@ -488,8 +473,9 @@ def _name(error: Exception) -> str:
 
 
 @_task
-def _run_stage(stage: Stage, place: _Place) -> _Outcome:
-    Run(stage.params, default_store()).perform(stage.call)
+def _run_stage(stage: SharedStage, place: _Place) -> _Outcome:
+    name, arguments = stage.call
+    Run(stage.params, default_store()).artifact(name, **arguments)
     return _Outcome("done")
 
 
@@ -645,14 +631,16 @@ def _cannot_write(path: Path, error: OSError) -> ElfsError:
 
 def _outcomes(
     client: Client, todo: Plan, place: _Place, progress: _Progress
-) -> Iterator[tuple[Stage | Cell, _Outcome]]:
+) -> Iterator[tuple[SharedStage | Cell, _Outcome]]:
     """Submit everything and yield what ends, as it ends."""
     events: queue.SimpleQueue[tuple[str, Future | None]] = queue.SimpleQueue()
     futures: dict[str, Future] = {}
 
-    def submit(item: Stage | Cell, work: Callable, needs: Sequence[str], priority: int) -> None:
+    def submit(
+        item: SharedStage | Cell, work: Callable, needs: Sequence[str], priority: int
+    ) -> None:
         before = [futures[name] for name in needs]
-        kind = "stage" if isinstance(item, Stage) else "notebook"
+        kind = "stage" if isinstance(item, SharedStage) else "notebook"
         key = f"{kind}-{item.name}-{place.topic}"
         future = client.submit(work, item, place, *before, key=key, pure=False, priority=priority)
         futures[item.name] = future
@@ -664,7 +652,9 @@ def _outcomes(
         submit(stage, _run_stage, stage.needs, urgency[stage.name])
     for cell in todo.waiting:
         submit(cell, _run_cell, todo.needs[cell.name], urgency[cell.name])
-    left: dict[str, Stage | Cell] = {item.name: item for item in (*todo.stages, *todo.waiting)}
+    left: dict[str, SharedStage | Cell] = {
+        item.name: item for item in (*todo.stages, *todo.waiting)
+    }
     try:
         while left:
             try:
@@ -789,7 +779,7 @@ class _Progress:
         waiting = {cell.name for cell in todo.waiting}
         self._failed = Counter(names[name] for name in todo.failed)
         self._done = Counter(names[n] for n in todo.rows if n not in waiting | todo.failed.keys())
-        self._running: dict[str, tuple[Stage | Cell, float]] = {}
+        self._running: dict[str, tuple[SharedStage | Cell, float]] = {}
         self._ends: deque[float] = deque(maxlen=20)
 
     def __enter__(self) -> _Progress:
@@ -802,13 +792,13 @@ class _Progress:
             self.refresh()
             self._live.stop()
 
-    def started(self, item: Stage | Cell) -> None:
+    def started(self, item: SharedStage | Cell) -> None:
         self._running[item.name] = (item, time.monotonic())
         if isinstance(item, Cell) and not self._ends:
             self._ends.append(time.monotonic())  # the estimate counts from the first notebook
         self.refresh()
 
-    def finished(self, item: Stage | Cell, outcome: _Outcome) -> None:
+    def finished(self, item: SharedStage | Cell, outcome: _Outcome) -> None:
         self._running.pop(item.name, None)
         if isinstance(item, Cell):
             self._ends.append(time.monotonic())

@@ -28,7 +28,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elfs_lib.clustering import collapse_notes, unit_rows
-from elfs_lib.compute import resolve_device, resolve_precision
+from elfs_lib.compute import (
+    Replayed,
+    own_stream,
+    replays,
+    resolve_device,
+    resolve_precision,
+    upload,
+)
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.pca import principal_axes
 from elfs_lib.progress import track
@@ -204,12 +211,12 @@ def fit_temi(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "off",
 ) -> TemiResult:
     """Cluster embeddings by TEMI: :func:`fit_heads`, then :func:`consensus`."""
-    heads = fit_heads(embeddings, neighbors, config, seed=seed, device=device, precision=precision)
-    return consensus(
-        heads, embeddings, keep_heads=config.keep_heads, device=device, precision=precision
-    )
+    where = {"device": device, "precision": precision}
+    heads = fit_heads(embeddings, neighbors, config, seed=seed, compile=compile, **where)
+    return consensus(heads, embeddings, keep_heads=config.keep_heads, **where)
 
 
 def fit_heads(
@@ -220,6 +227,7 @@ def fit_heads(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "off",
 ) -> TemiHeads:
     """Train TEMI's heads.
 
@@ -231,6 +239,8 @@ def fit_heads(
             bits on CPU.
         device: "auto", "cpu", "cuda", ...
         precision: "auto", "float32" or "bfloat16" for the matrix products.
+        compile: With "auto" and "on" a GPU gets the steps as CUDA graphs, "off" leaves that out;
+            the result is the same.
 
     Raises:
         ElfsError: if the inputs do not fit each other or the configuration, or the loss ceases
@@ -254,7 +264,8 @@ def fit_heads(
         labels = spectral_labels(neighbors, config.classes, count=config.heads, seed=seed)
         starts = torch.from_numpy(labels).to(place)
     near = torch.from_numpy(neighbors).to(place)
-    teacher, curves = _train(inputs, near, config, seed, dtype, starts)
+    graphs = replays(compile, place)
+    teacher, curves = _train(inputs, near, config, seed, dtype, starts, graphs=graphs)
     head_losses = curves[-config.loss_epochs :].mean(axis=0)
     state = {f"head.{k}": v.cpu() for k, v in teacher._asdict().items()}
     state["temperature"] = torch.tensor(config.teacher_temperature)
@@ -476,7 +487,7 @@ def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
         raise ElfsError(
             f"neighbors must lie in 0..{count - 1}: search them on the same embeddings."
         )
-    return neighbors.astype(np.int64)
+    return neighbors.astype(np.int32)
 
 
 def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
@@ -589,6 +600,8 @@ class _Trainer:
         generator: torch.Generator,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        graphs: bool = False,
     ) -> None:
         self.config, self.dtype = config, dtype
         fresh = _new_heads(width, config, generator)
@@ -599,10 +612,13 @@ class _Trainer:
         self.rate = config.learning_rate * config.batch / 256
         self.optimizer = torch.optim.AdamW(
             list(self.student),
-            lr=self.rate,
+            # where a graph reads it
+            lr=torch.tensor(self.rate, device=device) if graphs else self.rate,
             weight_decay=config.weight_decay,
             fused=device.type != "mps",  # which not every torch has there
+            capturable=graphs,
         )
+        self._learn = Replayed(self._update) if graphs else self._update
         self.groups = _groups(config.heads, 2 * config.batch * config.hidden, device)
 
     @torch.no_grad()
@@ -613,6 +629,14 @@ class _Trainer:
             inputs: B images, then the neighbour of each, of the trainer's dtype.
             warmth: Share of the learning rate to use, in (0, 1].
         """
+        for group in self.optimizer.param_groups:
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(self.rate * warmth)
+            else:
+                group["lr"] = self.rate * warmth
+        return self._learn(inputs)[0]
+
+    def _update(self, inputs: Tensor) -> tuple[Tensor]:
         config = self.config
         teacher = Heads(*(w.to(self.dtype) for w in self.teacher))
         student = Heads(*(w.detach().to(self.dtype) for w in self.student))
@@ -641,11 +665,9 @@ class _Trainer:
             )
         for i, weight in enumerate(self.student):
             weight.grad = _joined([g[i] for g in grads]).float()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * warmth
         self.optimizer.step()
         torch._foreach_lerp_(list(self.teacher), list(self.student), 1 - config.teacher_momentum)
-        return losses
+        return (losses,)
 
     @torch.no_grad()
     def imitate(self, inputs: Tensor, targets: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -686,6 +708,8 @@ def _train(
     seed: int,
     dtype: torch.dtype,
     starts: Tensor | None = None,
+    *,
+    graphs: bool = False,
 ) -> tuple[Heads, np.ndarray]:
     """Train on ``inputs`` [N, P], from the labellings ``starts`` int64 [H, N] if they are given;
     returns the teacher and the loss curves float32 [T, H]."""
@@ -697,27 +721,28 @@ def _train(
     warm = max(1, config.warmup_epochs * steps)
     # Random numbers are drawn on CPU, so that every device trains on the same batches.
     generator = torch.Generator().manual_seed(seed)
-    trainer = _Trainer(inputs.shape[1], config, generator, device, dtype)
+    trainer = _Trainer(inputs.shape[1], config, generator, device, dtype, graphs=graphs)
     inputs = inputs.to(dtype)
     if starts is not None:
         trainer.start_from(inputs, starts, generator)
     curves = np.empty((config.epochs, config.heads), dtype=np.float32)
     progress = track(range(config.epochs), "TEMI")
-    for epoch in progress:
-        order = torch.randperm(count, generator=generator).to(device)
-        picks = torch.randint(neighbors.shape[1], (count,), generator=generator).to(device)
-        partner = neighbors[order, picks]
-        total = torch.zeros(config.heads, device=device)
-        for step in range(steps):
-            part = slice(step * batch, (step + 1) * batch)
-            pairs = inputs[torch.cat((order[part], partner[part]))]
-            total += trainer.step(pairs, min(1.0, (epoch * steps + step + 1) / warm))
-        curves[epoch] = (total / steps).cpu().numpy()
-        if not np.isfinite(curves[epoch]).all():
-            raise ElfsError(
-                f"TEMI's loss is not finite in epoch {epoch + 1}: lower the learning_rate."
-            )
-        progress.set_postfix_str(f"loss {curves[epoch].mean():.4f}", refresh=False)
+    with own_stream(device, wanted=graphs):
+        for epoch in progress:
+            order = upload(torch.randperm(count, generator=generator), device)
+            picks = torch.randint(neighbors.shape[1], (count,), generator=generator)
+            partner = neighbors[order, upload(picks, device)]
+            total = torch.zeros(config.heads, device=device)
+            for step in range(steps):
+                part = slice(step * batch, (step + 1) * batch)
+                pairs = inputs[torch.cat((order[part], partner[part]))]
+                total += trainer.step(pairs, min(1.0, (epoch * steps + step + 1) / warm))
+            curves[epoch] = (total / steps).cpu().numpy()
+            if not np.isfinite(curves[epoch]).all():
+                raise ElfsError(
+                    f"TEMI's loss is not finite in epoch {epoch + 1}: lower the learning_rate."
+                )
+            progress.set_postfix_str(f"loss {curves[epoch].mean():.4f}", refresh=False)
     return trainer.teacher, curves
 
 

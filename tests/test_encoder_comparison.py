@@ -19,6 +19,7 @@ from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sen
 from elfs_lib.errors import ElfsError
 from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
+from elfs_lib.stage_embedding import encoder_training
 from elfs_lib.stages import Run
 
 
@@ -109,17 +110,15 @@ def test_random_coresets_are_shared_between_encoders(compared: pd.DataFrame):
 def test_the_trained_encoders_artifact_depends_on_seed_flip_and_epochs(tiny_params, tmp_path: Path):
     def key(encoder: str, **changes: object) -> str:
         params = tiny_params.model_copy(update={"encoder": encoder, **changes})
-        run = Run(params, Store(tmp_path))
-        keyed = run._embedding_params if encoder == "pixels" else run._encoder_params
-        return json.dumps(keyed, sort_keys=True)
+        stage = "embeddings" if encoder == "pixels" else "encoder"
+        return json.dumps(Run(params, Store(tmp_path)).call(stage).key_params, sort_keys=True)
 
     for change in ({"seed": 1}, {"flip": True}, {"encoder_epochs": 3}):
         assert key("self_supervised") != key("self_supervised", **change)
         assert key("pixels") == key("pixels", **change)
-    config = Run(
-        tiny_params.model_copy(update={"encoder": "self_supervised", "encoder_epochs": 3}),
-        Store(tmp_path),
-    )._encoder_training
+    config = encoder_training(
+        tiny_params.model_copy(update={"encoder": "self_supervised", "encoder_epochs": 3})
+    )
     assert (config.flip, config.epochs) == (False, 3)
 
 

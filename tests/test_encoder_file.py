@@ -29,6 +29,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.pca import principal_axes
 from elfs_lib.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
+from elfs_lib.stage_embedding import encoder_training
 from elfs_lib.stages import Run
 
 SMALL = EmpSslConfig(epochs=1, batch=16, crops=2, network="convnet_tiny", expander=24, projection=8)
@@ -228,13 +229,13 @@ def test_the_method_decides_how_the_encoder_is_trained(photos, tmp_path: Path):
         return Run(params, Store(tmp_path / "artifacts"))
 
     own, crops = run(), run(encoder_method="emp_ssl", encoder_epochs=3, flip=True)
-    assert isinstance(own._encoder_training, SelfSupervisedConfig)
-    found = crops._encoder_training
+    assert isinstance(encoder_training(own.params), SelfSupervisedConfig)
+    found = encoder_training(crops.params)
     assert isinstance(found, EmpSslConfig) and (found.epochs, found.flip) == (3, True)
-    assert run(encoder_method="emp_ssl", encoder_network=None)._encoder_training.network == (
-        "resnet18"
-    )
-    assert own._encoder_params != run(encoder_method="emp_ssl")._encoder_params
+    default = run(encoder_method="emp_ssl", encoder_network=None)
+    assert encoder_training(default.params).network == "resnet18"
+    keys = [each.call("encoder").key_params for each in (own, run(encoder_method="emp_ssl"))]
+    assert keys[0] != keys[1]
 
 
 # --- crops ----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_nothing_is_read_until_opened_and_each_split_is_read_once():
     assert oracle.opened == ["train:analysis"]
 
 
-@pytest.mark.parametrize("purpose", ["analysis", "evaluation", "ceiling"])
+@pytest.mark.parametrize("purpose", ["analysis", "evaluation", "supervised"])
 def test_label_free_stage_never_opens(purpose):
     oracle, reads = counting_oracle()
     with stage_lock("never", stage="double_end") as opened:
@@ -68,10 +68,10 @@ def test_labels_cached_before_a_label_free_stage_stay_shut_inside_it():
         oracle.open("train", purpose="analysis")
 
 
-@pytest.mark.parametrize("policy", ["analysis", "evaluation", "ceiling"])
+@pytest.mark.parametrize("policy", ["analysis", "evaluation", "supervised"])
 def test_stage_opens_for_its_own_purpose_only_and_records_it(policy):
     oracle, _ = counting_oracle()
-    others = {"analysis", "evaluation", "ceiling"} - {policy}
+    others = {"analysis", "evaluation", "supervised"} - {policy}
     with stage_lock(policy, stage="s") as opened:
         for purpose in others:
             with pytest.raises(LabelLockError, match=f"for {policy} only, not for {purpose}"):
@@ -85,7 +85,7 @@ def test_stage_opens_for_its_own_purpose_only_and_records_it(policy):
 
 def test_outside_of_a_stage_only_analysis_opens():
     oracle, _ = counting_oracle()
-    for purpose in ("evaluation", "ceiling"):
+    for purpose in ("evaluation", "supervised"):
         with pytest.raises(LabelLockError, match="run the"):
             oracle.open("train", purpose=purpose)
     assert oracle.open("test", purpose="analysis").tolist() == [1, 5]

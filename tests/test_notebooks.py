@@ -11,6 +11,7 @@ from conftest import ROOT, TINY
 
 from elfs_lib.params import Params
 from elfs_lib.pipeline import NOTEBOOKS
+from elfs_lib.stage_graph import UNKEYED
 from elfs_lib.stages import Run
 
 # A run that also reads what others leave alone; a page names that as well.
@@ -72,4 +73,4 @@ def test_a_page_names_the_parameters_that_it_reads_and_no_others(
     run_page(name, unusual, monkeypatch, without="remove-cell")  # whose numbers are of no use
     named: dict = {}
     exec(next(c.source for c in page(name) if "parameters" in c.metadata.tags), named)
-    assert {*named} & {*Params.model_fields} == READ | {"device"}  # which only builds read
+    assert {*named} & {*Params.model_fields} == READ | UNKEYED  # which only builds read

@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from elfs_lib import cli, datasets, embedding, encoders, gallery, own_images, own_labels
-from elfs_lib.artifacts import Store
+from elfs_lib.artifacts import NotBuilt, Store
 from elfs_lib.class_count import ClassEstimate, estimate_classes
 from elfs_lib.decoding import LEFT_OUT
 from elfs_lib.duplicates import find_copies
@@ -1201,11 +1201,15 @@ def test_importing_the_package_stays_light():
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_beta_is_searched_in_the_order_of_the_list(balanced: bool, tmp_path: Path, monkeypatch):
+    def search(self, budget, *, balanced):
+        searched.append((budget, balanced))
+        raise NotBuilt("as far as it goes here")
+
     searched = []
-    monkeypatch.setattr(Run, "search", lambda self, *args: searched.append(args))
-    run = OwnRun(Params(), Store(tmp_path), None, None, balanced)
-    run.perform(run.beta_search("elfs", 10))
-    assert searched == [(10, "aum", balanced)]
+    monkeypatch.setattr(Run, "search", search)
+    with pytest.raises(NotBuilt):
+        OwnRun(Params(), Store(tmp_path), None, None, balanced).hard_prune_ratio(10)
+    assert searched == [(10, balanced)]
     given = Params(hard_prune_ratio=0.1)
     assert (
         own_images.OwnRun(given, Store(tmp_path), None, None, balanced).hard_prune_ratio(10) == 0.1

@@ -182,3 +182,12 @@ def test_of_many_names_the_nearest_is_said_alone():
 def test_a_list_as_papermill_passes_it_is_told_the_option_for_lists():
     with pytest.raises(ElfsError, match=r"'budgets' is the text .* -y 'budgets: \[0.1, 0.2\]'"):
         Params.make({"budgets": "[0.1, 0.2]"})
+
+
+def test_a_wrong_parameter_is_a_value_error_of_one_sentence():
+    """Of pydantic's checks and of ours alike, so that scripts can catch either."""
+    for wrong in ({"crop_pad": -1}, {"score": "aumm"}, {"dataset": "digit"}, {"nothing": 1}):
+        with pytest.raises(ValueError) as caught:
+            Params.make(TINY | wrong)
+        assert type(caught.value) is ElfsError
+        assert "\n" not in str(caught.value) and "validation" not in str(caught.value)

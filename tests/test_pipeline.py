@@ -17,7 +17,7 @@ from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
-from elfs_lib.pipeline import LABELLED, NOTEBOOKS, notebooks_of, steps
+from elfs_lib.pipeline import LABELLED, NOTEBOOKS, notebooks_of
 from elfs_lib.results import result_tables, write_results
 from elfs_lib.selection import METHODS, easiness
 from elfs_lib.stages import Run
@@ -30,14 +30,13 @@ def coreset(run: Run, method: str, budget: float = 0.1) -> np.ndarray:
 
 
 def test_every_stage_runs_and_a_second_run_does_no_work(tiny_run: Run, monkeypatch):
-    plan = list(steps(tiny_run))
-    for step in plan:
-        step.work()
+    for call in tiny_run.plan():
+        _ = call.artifact
     assert len(tiny_run.results()) == 2 * 4 * 2  # budgets x methods x seeds
 
     again = Run(tiny_run.params, Store(tiny_run.store.root, look=True))  # look: may not build
-    for step in steps(again):
-        step.work()
+    for call in again.plan():
+        _ = call.artifact
 
 
 def test_pages_of_a_finished_run_need_no_pytorch(tiny_run: Run):
@@ -90,7 +89,7 @@ def test_double_end_pruning_with_true_labels_searches_on_true_labels(tiny_run: R
     start = round(beta * len(order))
     assert (coreset(tiny_run, "elfs_true") == order[start : start + 144]).all()
     opened = tiny_run.true_search(0.1).manifest["labels"]
-    assert opened == {"policy": "ceiling", "opened": ["train:ceiling"]}
+    assert opened == {"policy": "supervised", "opened": ["train:supervised"]}
     scores = tiny_run.true_search(0.1).array("scores")
     assert not np.array_equal(scores, tiny_run.search(0.1).array("scores"))
 
@@ -130,8 +129,8 @@ def test_a_revised_method_does_not_get_the_list_of_the_old_one(tiny_run: Run, mo
 def test_manifests_say_which_labels_were_opened(tiny_run: Run):
     free = tiny_run.coreset("elfs", 0.1).manifest["labels"]
     assert free == {"policy": "never", "opened": []}
-    ceiling = tiny_run.true_proxy.manifest["labels"]
-    assert ceiling == {"policy": "ceiling", "opened": ["train:ceiling"]}
+    supervised = tiny_run.true_proxy.manifest["labels"]
+    assert supervised == {"policy": "supervised", "opened": ["train:supervised"]}
     evaluated = tiny_run.evaluate("random", 0.1, 0).manifest["labels"]
     assert evaluated["opened"] == ["train:evaluation", "test:evaluation"]
 
@@ -303,26 +302,23 @@ def test_a_sweep_goes_on_over_another_store(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "method, stages",
     [
-        ("random", ()),
-        ("elfs", ("proxies",)),
-        ("elfs_balanced", ("proxies", "pseudo")),
-        ("badge", ("embeddings", "proxies")),
-        ("herding", ("embeddings", "pseudo")),
-        ("d2", ("embeddings", "neighbors")),
-        ("ccs", ("true_proxy",)),
-        ("d2_supervised", ("neighbors", "true_proxy")),
+        ("random", []),
+        ("elfs", ["proxy"]),
+        ("elfs_balanced", ["proxy", "pseudo"]),
+        ("badge", ["embeddings", "proxy"]),
+        ("herding", ["embeddings", "pseudo"]),
+        ("d2", ["embeddings", "neighbors"]),
+        ("ccs", ["true_proxy"]),
+        ("d2_supervised", ["neighbors", "true_proxy"]),
     ],
 )
 def test_a_coreset_is_keyed_by_the_stages_that_its_method_reads(
-    method: str, stages: tuple[str, ...], tiny_run: Run
+    method: str, stages: list[str], tiny_run: Run
 ):
-    assert Run.reads(METHODS[method]) == stages
-    read = tiny_run._selection_artifacts(METHODS[method])
-    own = {"proxies": "proxy", "true_proxy": "true_proxy"}
-    assert [artifact.stage for artifact in read.values()] == [
-        "images",
-        *(own.get(stage, stage) for stage in stages),
-    ]
+    chosen = tiny_run.call("coreset", method=method, budget=0.1)
+    read = [call.stage.name for call in chosen.inputs.values()]
+    assert read == ["images", *stages]
+    assert [*chosen.artifact.manifest["contents"]] == [*chosen.inputs]
 
 
 def test_betas_of_hindsight_are_checked_before_work(tiny_run: Run):
@@ -382,7 +378,7 @@ def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
 
 
 def searches(run: Run) -> list[str]:
-    return [step.name for step in steps(run) if step.kind == "search"]
+    return [call.title for call in run.plan() if call.stage.name in ("search", "true_search")]
 
 
 def test_each_search_that_a_run_needs_is_one_step(tiny_run: Run, monkeypatch):

@@ -66,14 +66,20 @@ def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny
     coresets = provenance(tiny_run, [tiny_run.coreset(m, 0.1) for m in ("random", "ccs")])
     assert [line.split(" | ")[-1] for line in coresets.splitlines()[-2:]] == [
         "none |",
-        "none here (ceiling) |",  # though it opened none, it was chosen by scores of true labels
+        "none here (supervised) |",  # though it opened none, it was chosen by scores of true labels
     ]
     assert "| coreset, ccs |" in coresets
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| pseudo")]
     rows += [line.split(" | ") for line in text.splitlines() if line.startswith("| true_proxy")]
-    assert [row[-1] for row in rows] == ["none |", "train:ceiling |"]
+    assert [row[-1] for row in rows] == ["none |", "train:supervised |"]
     assert rows[0][1] == f"`{tiny_run.pseudo.key}`"
     assert all(re.fullmatch(r"\d+\.\d", row[3]) and "cpu" in row[2] for row in rows)
+
+
+def test_a_page_says_that_pseudo_labels_were_brought(tiny_run: Run):
+    own = tiny_run.with_pseudo_labels(tiny_run.pseudo_labels, "labels of mine")
+    assert "'labels of mine'" in provenance(own, [own.pseudo])
+    assert "of mine" not in provenance(tiny_run, [tiny_run.pseudo])
 
 
 @pytest.mark.parametrize("text", ["my #photos", "a: b", "1e5", "null", "plain", "aligned_mean"])

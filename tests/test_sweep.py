@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -194,40 +193,50 @@ def test_budgets_that_do_not_fit_the_data_are_refused_before_work(project: Path)
 def test_shared_stages_run_once_and_before_what_needs_them(project: Path):
     plan = sweeps.plan(grid(project, budgets=[0.1]), Store(project / "artifacts"))
     assert [stage.name.removeprefix("digits_") for stage in plan.stages] == [
+        "images",
         "embeddings",
         "neighbors",
         "temi",
         "consensus",
         "pseudo",
-        "proxies",
+        "proxy_0",
         "search_0.1_aum",
         "coreset_elfs_0.1",  # both seeds train on it
+        "pseudo_quality",
         "true_proxy",
     ]
     known = set()
     for stage in plan.stages:
         assert known.issuperset(stage.needs)
         known.add(stage.name)
-    assert plan.needs["digits_random_0.1_seed0"] == ()
-    assert plan.needs["digits_elfs_0.1_seed1"] == ("digits_coreset_elfs_0.1",)
-    assert plan.needs["digits_ccs_0.1_seed0"] == ("digits_true_proxy",)
+    needs = {name: [n.removeprefix("digits_") for n in all] for name, all in plan.needs.items()}
+    assert needs["digits_random_0.1_seed0"] == ["images"]
+    assert needs["digits_elfs_0.1_seed1"] == ["images", "coreset_elfs_0.1", "pseudo_quality"]
+    assert needs["digits_ccs_0.1_seed0"] == ["images", "true_proxy"]
     assert not (project / "artifacts").exists()  # planning builds nothing
 
 
-@pytest.mark.parametrize("encoder, shared", [("pixels", 2), ("self_supervised", 0)])
-def test_whole_pipelines_share_what_no_seed_changes(project: Path, encoder: str, shared: int):
+@pytest.mark.parametrize(
+    "encoder, shared",
+    [("pixels", ["images", "embeddings", "neighbors"]), ("self_supervised", ["images"])],
+)
+def test_whole_pipelines_share_what_no_seed_changes(project: Path, encoder: str, shared: list):
     changes = {"budgets": [0.1], "seeds": [0, 4], "overrides": {"encoder": encoder}}
     sweep = grid(project, **changes, whole_pipelines=True)
     plan = sweeps.plan(sweep, Store(project / "artifacts"))
-    assert Counter(stage.params.seed for stage in plan.stages) == {0: 8, 4: 8 - shared}
-    frozen = {stage.name for stage in plan.stages[:shared]}
-    assert frozen == {"digits_embeddings", "digits_neighbors"} or not shared
+    frozen = {f"digits_{name}" for name in shared}
+    assert frozen == {stage.name for stage in plan.stages if "pipeline" not in stage.name}
+    each = ["embeddings", "neighbors", "temi", "consensus", "pseudo", "proxy", "search"]
+    each = {*each, "true_proxy", *["encoder"] * (encoder == "self_supervised")} - {*shared}
+    for seed in (0, 4):
+        own = {s.call[0] for s in plan.stages if s.params.seed == seed and s.name not in frozen}
+        assert own == each
     of = {stage.name: stage.params.seed for stage in plan.stages}
     for stage in plan.stages:
         assert {of[name] for name in {*stage.needs} - frozen} <= {stage.params.seed}, stage.name
     for cell in plan.waiting:  # a coreset has one training, so it is not shared
-        assert {of[name] for name in plan.needs[cell.name]} <= {cell.seed}, cell.name
-        assert cell.method == "random" or plan.needs[cell.name]
+        assert {of[name] for name in {*plan.needs[cell.name]} - frozen} <= {cell.seed}, cell.name
+        assert cell.method == "random" or {*plan.needs[cell.name]} - frozen
     assert not any(stage.call[0] == "coreset" for stage in plan.stages)
 
 
@@ -287,13 +296,11 @@ def test_every_method_finds_the_stages_that_it_needs(project: Path, tiny_run: Ru
             built.append(stage)
             return super().run(stage, *args, **kwargs)
 
-    renamed = {"proxy": "proxies"}
     for name in names:
         built.clear()
         Run(tiny_run.params, Recorder(tiny_run.store.root)).coreset(name, 0.1, 0)
-        wanted = {renamed.get(stage, stage) for stage in built} - {"images", "coreset"}
         there = upstream(planned.needs[f"digits_{name}_0.1_seed0"])
-        assert {s.removeprefix("digits_").partition("_0.1")[0] for s in there} >= wanted, name
+        assert {by_name[stage].call[0] for stage in there} >= {*built} - {"coreset"}, name
 
 
 def test_what_is_done_is_skipped_and_collected(project: Path):
@@ -482,7 +489,7 @@ def test_the_table_counts_done_running_failed_and_estimates_what_is_left(project
 def test_dry_run_prints_and_builds_nothing(project: Path):
     result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run"])
     assert result.exit_code == 0
-    assert "would run  digits, temi\n" in result.output
+    assert "would run  digits, TEMI clustering\n" in result.output
     assert "would run  digits, elfs, 30%, seed 1\n" in result.output
     assert "12 notebooks, 0 results there, 12 to run" in result.output
     assert not (project / "artifacts").exists()
@@ -595,12 +602,17 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
     monkeypatch.setattr(sweeps, "_execute", lambda *args: sweeps._Outcome("done"))
     Run(sweep.pipelines[0], Store(project / "done")).evaluate("random", 0.1, 0)
 
-    def finish(run, call):  # in place of training: stages fail, results are there already
+    made = Run.artifact
+
+    def fail(run, stage, **arguments):  # results are there
+        if stage == "images":
+            return made(run, stage)
         raise RuntimeError("no memory")
 
+    _ = Run(sweep.pipelines[0], store).images
     plan = sweeps.plan(sweep, store)
     monkeypatch.setattr(sweeps, "plan", lambda *args, **kwargs: plan)
-    monkeypatch.setattr(Run, "perform", finish)
+    monkeypatch.setattr(Run, "artifact", fail)
     shutil.copytree(project / "done", store.root, dirs_exist_ok=True)
     table = sweeps.run_sweep(sweep, store, client=client, say=lambda line: None)
     assert table["method"].tolist() == ["random"]

@@ -398,8 +398,8 @@ def test_heads_that_lost_clusters_do_not_lead_and_are_named(monkeypatch):
     points, labels = ring()
     near = nearest_neighbors(points, 10).indices
 
-    def one_cluster_head(inputs, *args):
-        heads, curves = train(inputs, *args)
+    def one_cluster_head(inputs, *args, **kwargs):
+        heads, curves = train(inputs, *args, **kwargs)
         put_all_in_one_cluster(heads, 1)
         curves[-1, 1] = -99.0  # and its loss looks the best of all
         return heads, curves
@@ -416,8 +416,8 @@ def test_collapse_of_all_heads_is_said(monkeypatch):
     points, _ = ring()
     near = nearest_neighbors(points, 10).indices
 
-    def collapsed(inputs, *args):
-        heads, curves = train(inputs, *args)
+    def collapsed(inputs, *args, **kwargs):
+        heads, curves = train(inputs, *args, **kwargs)
         for h in range(4):
             put_all_in_one_cluster(heads, h)
         return heads, curves

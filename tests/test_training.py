@@ -340,7 +340,7 @@ def test_speedrun_does_not_diverge_on_few_images_in_bfloat16():
 
 def test_a_recipe_that_came_to_mean_something_else_has_another_key():
     assert recipe_key("resnet18") == "resnet18"
-    assert recipe_key("speedrun") == "speedrun, revision 3"
+    assert recipe_key("speedrun") == "speedrun, revision 4"
 
 
 def test_unknown_names_are_named():
@@ -554,6 +554,24 @@ def test_mirrored_test_images_get_the_same_logits():
     trained = fit(images, labels, flip=True)
     torch.testing.assert_close(trained.logits(images), trained.logits(images[..., ::-1]))
     assert trained.mirror_test and not fit(images, labels, flip=False).mirror_test
+
+
+def test_shifted_test_images_have_half_the_weight():
+    images, labels = bright_or_dark()
+    recipe = dataclasses.replace(TINY, mirror_test=False, shift_test=2)
+    trained = fit(images, labels, recipe=recipe)
+    one = dataclasses.replace(trained, shift_test=0)
+    wide = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    side = images.shape[2]
+    shifted = [wide[:, :, start : start + side, start : start + side] for start in (0, 4)]
+    expected = one.logits(images) / 2 + sum(one.logits(s) for s in shifted) / 4
+    torch.testing.assert_close(trained.logits(images), expected)
+    assert (expected - one.logits(images)).abs().max() > 1e-3
+
+
+def test_a_recipe_by_name_takes_another_batch_and_keeps_the_rest():
+    assert find_recipe("resnet18", batch=32) == dataclasses.replace(RECIPES["resnet18"], batch=32)
+    assert find_recipe("resnet18") is RECIPES["resnet18"]
 
 
 def test_logits_do_not_depend_on_the_batch_they_came_in():

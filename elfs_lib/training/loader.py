@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from elfs_lib.compute import upload
 from elfs_lib.training.distributed import Ranks
 
 
@@ -90,9 +91,9 @@ class ResidentLoader:
             mirrored = self._coin(len(self))
         pad = self.crop_pad
         shifts = torch.randint(-pad, pad + 1, (len(self), 2), generator=self._augment)
-        mirrored, shifts = mirrored.to(self.device), shifts.to(self.device)
-        corners = self._corners().to(self.device) if self.cutout else None
-        for positions in order.to(self.device).tensor_split(self.batches_per_epoch):
+        mirrored, shifts = (upload(drawn, self.device) for drawn in (mirrored, shifts))
+        corners = upload(self._corners(), self.device) if self.cutout else None
+        for positions in upload(order, self.device).tensor_split(self.batches_per_epoch):
             mine = self.ranks.share(positions)
             batch = self.normalise(self._views(mine, mirrored[mine], shifts[mine]))
             if corners is not None:

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from elfs_lib.compute import autocast, matmul_peak, resident, resolve_device, resolve_precision
+from elfs_lib.compute import (
+    COMPILE,
+    Replayed,
+    autocast,
+    compiled,
+    compiles,
+    matmul_peak,
+    own_stream,
+    replays,
+    resident,
+    resolve_device,
+    resolve_precision,
+)
 from elfs_lib.dynamics import DynamicsRecorder
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, choose
 from elfs_lib.progress import track
 from elfs_lib.training.distributed import Ranks, joined
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.models import build_network
 from elfs_lib.training.optimizer import build_optimizer, set_learning_rate
 from elfs_lib.training.recipes import Recipe
+
+READ_EVERY = 100  # steps between two looks at the losses
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class Trained:
     seconds: float
     loader: ResidentLoader
     mirror_test: bool
+    shift_test: int
     dtype: torch.dtype
 
     @property
@@ -103,14 +119,27 @@ class Trained:
         for start in range(0, len(images), batch):
             block = np.array(images[start : start + batch].transpose(0, 2, 3, 1))
             block = self.loader.normalise(torch.from_numpy(block).to(device))
-            with autocast(device, self.dtype):
-                logits = self.model(block).float()
-                if self.mirror_test:
-                    logits = (logits + self.model(block.flip(3)).float()) / 2
+            logits = sum(weight * self._mirrored(view) for weight, view in self._views(block))
             if found is None:
                 found = torch.empty(len(images), logits.shape[1])
             found[start : start + batch] = logits
         return found
+
+    def _views(self, block: torch.Tensor) -> Iterator[tuple[float, torch.Tensor]]:
+        """What is averaged for a prediction, with weights that sum to 1."""
+        if not self.shift_test:
+            yield 1.0, block
+            return
+        yield 0.5, block
+        pad, (height, width) = self.shift_test, block.shape[2:]
+        padded = F.pad(block, (pad,) * 4, "reflect")
+        for start in (0, 2 * pad):
+            yield 0.25, padded[:, :, start : start + height, start : start + width]
+
+    def _mirrored(self, block: torch.Tensor) -> torch.Tensor:
+        with autocast(self.loader.device, self.dtype):
+            logits = self.model(block).float()
+            return (logits + self.model(block.flip(3)).float()) / 2 if self.mirror_test else logits
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Share of images classified right, in [0, 1]."""
@@ -131,6 +160,7 @@ def train(
     crop_pad: int = 4,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "off",
     recorder: DynamicsRecorder | None = None,
     desc: str = "training",
 ) -> Trained:
@@ -150,6 +180,10 @@ def train(
         crop_pad: Largest shift in pixels.
         device: See :func:`elfs_lib.compute.resolve_device`.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
+        compile: "off", "auto" or "on": whether torch.compile works on the network (see
+            :func:`elfs_lib.compute.compiles`). With "auto" and "on" a GPU also gets a fused
+            optimiser, and its steps as CUDA graphs. The result is the same up to rounding. Several
+            processes train without.
         recorder: Gets the logits of each training step; needs a length in epochs.
         desc: Text of the progress bar.
 
@@ -159,6 +193,7 @@ def train(
     """
     _check(images, targets, classes, subset, crop_pad)
     _check_weights(weights, len(targets))
+    choose("compile", compile, COMPILE)
     place = resolve_device(device)
     chosen = images if subset is None else images[subset]
     pixels = resident(chosen, place)
@@ -174,6 +209,7 @@ def train(
         flip=flip,
         crop_pad=crop_pad,
         precision=precision,
+        compile=compile,
         recorded=recorder is not None,
     )
     ranks = Ranks.here()
@@ -231,6 +267,7 @@ class _Job:
     flip: bool
     crop_pad: int
     precision: str
+    compile: str
     recorded: bool
 
     @classmethod
@@ -254,6 +291,8 @@ def _fit(
     recipe, place = job.recipe, pixels.device
     count = len(labels)
     dtype = resolve_precision(job.precision, place)
+    choice = job.compile if ranks.size == 1 else "off"
+    graphs = replays(choice, place)
     loader = ResidentLoader(
         pixels,
         batch=min(recipe.batch, count),
@@ -268,19 +307,20 @@ def _fit(
     )
     model = build_network(recipe.network, loader.sample(2000), job.classes, seed=job.seeds.weights)
     model = model.to(place, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, recipe, dtype)
+    optimizer = build_optimizer(model, recipe, dtype, fused=graphs)
     criterion = nn.CrossEntropyLoss(
         label_smoothing=recipe.label_smoothing, reduction="mean" if weights is None else "none"
     )
-    parallel = ranks.parallel(model)
+    network = ranks.parallel(model)
     steps = job.length.total_steps(loader.batches_per_epoch)
     # a run too short for one update has no average: its weights are the last step's
     averaged = 0 < recipe.average_every <= steps
     average = _WeightAverage(model, steps) if averaged else None
 
-    def forward_backward(batch: torch.Tensor, positions: torch.Tensor) -> tuple:
+    def passes(network: nn.Module, batch: torch.Tensor, positions: torch.Tensor) -> tuple:
+        """Forward and backward: the loss of the share of this rank, and its logits."""
         with autocast(place, dtype):
-            logits = parallel(batch)
+            logits = network(batch)
         rows = ranks.share(positions)
         loss = criterion(logits.float(), labels[rows])
         if weights is not None:
@@ -289,58 +329,73 @@ def _fit(
         loss.backward()
         return loss.detach(), logits.detach()
 
+    def advance(batch: torch.Tensor, positions: torch.Tensor) -> tuple:
+        optimizer.zero_grad(set_to_none=True)
+        found = passes(network, batch, positions)
+        optimizer.step()
+        return found
+
     start = time.perf_counter()
-    step, epoch, epoch_losses = 0, 0, []
+    step, epoch, epoch_losses, means = 0, 0, [], []
     bar = track(None, desc, total=steps)
-    while step < steps:
-        losses = []
-        for positions, batch in loader.epoch(epoch):
-            if step == steps:
-                break
-            set_learning_rate(optimizer, recipe.learning_rate(step, steps))
-            with _counted(step == 0) as counter:
-                loss, logits = forward_backward(batch, positions)
-            if counter:
-                flops_per_image = counter.get_total_flops() / len(batch)
-            with _counted(step == 0) as counter:
-                optimizer.step()
-            if counter:
-                flops_per_step = counter.get_total_flops()
-            optimizer.zero_grad(set_to_none=True)
+    with own_stream(place, wanted=graphs):
+        replayed = Replayed(advance) if graphs else advance
+        while step < steps:
+            losses = []
+            for positions, batch in loader.epoch(epoch):
+                if step == steps:
+                    break
+                set_learning_rate(optimizer, recipe.learning_rate(step, steps))
+                if step == 0:
+                    with FlopCounterMode(display=False) as images:
+                        loss, logits = passes(network, batch, positions)
+                    with FlopCounterMode(display=False) as update:
+                        optimizer.step()
+                    an_epoch = images.get_total_flops() / len(batch) * count
+                    flops = an_epoch / loader.batches_per_epoch + update.get_total_flops()
+                    flops *= steps  # which all do the same
+                    if compiles(choice, place, flops):
+                        network = compiled(
+                            network, partial(passes, batch=batch, positions=positions)
+                        )
+                else:
+                    loss, logits = replayed(batch, positions)
+                if recorder is not None:
+                    recorder.update(positions, ranks.join(positions, logits))
+                losses.append(loss.clone())  # the next replay writes to the same place
+                step += 1
+                bar.update()
+                if average and step % recipe.average_every == 0:
+                    average.update(step)
+            epoch += 1
+            means.append(ranks.mean(torch.stack(losses).mean()))
+            # to read is to wait for a GPU: not after each of the short epochs of a small coreset
+            if recorder is not None or step == steps or len(means) * len(losses) >= READ_EVERY:
+                for mean in torch.stack(means).tolist():
+                    epoch_losses.append(mean)
+                    if not np.isfinite(mean):
+                        raise ElfsError(
+                            f"Training diverged in epoch {len(epoch_losses)} (the loss is not "
+                            "finite): use another recipe or precision: float32."
+                        )
+                means = []
             if recorder is not None:
-                recorder.update(positions, ranks.join(positions, logits))
-            losses.append(loss)
-            step += 1
-            bar.update()
-            if average and step % recipe.average_every == 0:
-                average.update(step)
-        epoch_losses.append(float(ranks.mean(torch.stack(losses).mean())))
-        if not np.isfinite(epoch_losses[-1]):
-            raise ElfsError(
-                f"Training diverged in epoch {epoch + 1} (the loss is not finite): "
-                "use another recipe or precision: float32."
-            )
-        if recorder is not None:
-            recorder.end_epoch()
-        epoch += 1
+                recorder.end_epoch()
     bar.close()
+    optimizer.zero_grad(set_to_none=True)
     if average:
         average.load()
     return Trained(
         model=model.eval(),
         losses=np.asarray(epoch_losses, dtype=np.float32),
         steps=steps,
-        flops=steps * (flops_per_image * count / loader.batches_per_epoch + flops_per_step),
+        flops=flops,
         seconds=time.perf_counter() - start,
         loader=loader,
         mirror_test=recipe.mirror_test and job.flip,
+        shift_test=recipe.shift_test,
         dtype=dtype,
     )
-
-
-def _counted(first: bool) -> AbstractContextManager[FlopCounterMode | None]:
-    """Counts the arithmetic of the first step; all steps do the same."""
-    return FlopCounterMode(display=False) if first else nullcontext()
 
 
 def _check(

@@ -114,7 +114,7 @@ class Lars(torch.optim.SGD):
 
 
 def build_optimizer(
-    model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+    model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32, *, fused: bool = False
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum; normalisation biases get ``bias_lr_factor`` x the rate.
 
@@ -122,6 +122,8 @@ def build_optimizer(
         model: Its trained parameters are those that require a gradient.
         recipe: If it has a ``matrix_lr``, Muon trains the convolutions.
         dtype: Of Muon's matrix products.
+        fused: One kernel for the step of all weights of a group, and learning rates as float32 []
+            on the weights' device, where a CUDA graph reads them.
     """
     norms = (m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     biases = {norm.bias for norm in norms}
@@ -143,11 +145,20 @@ def build_optimizer(
         own |= {"peak": recipe.matrix_lr, "matrix_momentum": recipe.matrix_momentum}
         groups.append({"params": [p for p in trained if p in matrices], **own})
     options = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    options["nesterov"] = True
-    return Muon(groups, dtype=dtype, **options) if matrices else torch.optim.SGD(groups, **options)
+    options |= {"nesterov": True, "fused": fused or None}
+    optimizer = (
+        Muon(groups, dtype=dtype, **options) if matrices else torch.optim.SGD(groups, **options)
+    )
+    for group in optimizer.param_groups if fused else ():
+        group["lr"] = torch.full((), recipe.lr, device=trained[0].device)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
     """Set every group to ``share`` of its peak learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        rate = group["peak"] * share
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

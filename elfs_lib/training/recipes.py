@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ class Recipe:
         alternate_flip: Each image is mirrored every other epoch instead of at random.
         cutout: Side of the square that each image loses, in pixels; 0 for none.
         mirror_test: Average the logits of the image and its mirror image at test time.
+        shift_test: Give half the weight at test time to the image shifted by this many pixels, up
+            and left, and down and right, edges reflected; 0 for the image alone.
         average_every: Steps between updates of the averaged weights; 0 keeps no average.
         matrix_lr: Peak learning rate of Muon, which then trains the convolutions: the share of
             their weights' length that a step covers. None: SGD trains them too.
@@ -51,6 +54,7 @@ class Recipe:
     alternate_flip: bool = False
     cutout: int = 0
     mirror_test: bool = False
+    shift_test: int = 0
     average_every: int = 0
     matrix_lr: float | None = None
     matrix_momentum: float = 0.0
@@ -89,6 +93,7 @@ _MUON = {
     "lr_end": 0.0,
     "matrix_lr": 0.08,
     "matrix_momentum": 0.85,
+    "shift_test": 1,
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -117,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
         source="after the CIFAR-10 speedruns, Jordan (2024), arXiv:2404.00498, with Muon, Jordan "
         "et al. (2024)",
         **_MUON,
-        revision=3,
+        revision=4,
     ),
     "speedrun_large": Recipe(
         network="convnet_large",
@@ -125,6 +130,7 @@ RECIPES: dict[str, Recipe] = {
         "(DeVries and Taylor, 2017), for long trainings on a GPU",
         **_MUON,
         cutout=12,
+        revision=2,
     ),
     "speedrun_small": Recipe(
         network="convnet_small",
@@ -141,13 +147,14 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """Look a recipe up by name.
+def find_recipe(name: str, *, batch: int | None = None) -> Recipe:
+    """Look a recipe up by name, with another batch and the same learning rates if one is given.
 
     Raises:
         ElfsError: if there is none of that name.
     """
-    return RECIPES[choose("recipe", name, RECIPES)]
+    found = RECIPES[choose("recipe", name, RECIPES)]
+    return found if batch is None else dataclasses.replace(found, batch=batch)
 
 
 def is_current(key: object) -> bool:

@@ -1,0 +1,115 @@
+"""Is the beta that the search finds on pseudo-labels the best in hindsight?
+
+    python -m benchmarks.search_quality params/sweeps/cifar10_pipelines.yaml
+
+For each pipeline and budget of a sweep: the search's curve over the betas, and the test accuracy of
+a model that is trained on the true labels of the ELFS coreset at every one of them, by the recipe
+and length of the sweep. Trainings that are in the store are not run again; ``--stored`` runs none.
+Writes ``book/data/search_quality.json`` and a table beside it. This is analysis: the search never
+sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.book_data import DATA, Tables, write_tables
+from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
+from elfs_lib.project import default_store
+from elfs_lib.selection import budget_count
+from elfs_lib.selection.double_end import feasible_ratios
+from elfs_lib.stages import Run
+from elfs_lib.sweep import load_sweep
+
+
+def measure(run: Run, budget: float | int, seed: int) -> list[dict]:
+    """A row a beta that fits: what the search scored, and the test accuracy; in percent.
+
+    Raises:
+        NotBuilt: if the search is not there and the store only looks; betas without a training are
+            left out then.
+    """
+    search = run.search(budget)
+    found = dict(zip(search.json("search")["ratios"], search.array("scores").mean(1), strict=True))
+    rows = []
+    for ratio in feasible_ratios(run.params.hard_prune_ratios, run.n, budget_count(budget, run.n)):
+        try:
+            result = run.evaluate("elfs", budget, seed, hard_prune_ratio=ratio).json("result")
+        except NotBuilt:
+            continue
+        rows.append(
+            {
+                "budget": budget,
+                "pipeline": run.params.seed,
+                "ratio": ratio,
+                "search": float(found[ratio]),
+                "accuracy": result["accuracy"],
+                "chosen": ratio == search.json("search")["best"],
+                "device": result["device"],
+            }
+        )
+    return rows
+
+
+def choice_table(facts: dict) -> pd.DataFrame:
+    """One row a budget: what was chosen, what was best over all pipelines, and what that costs."""
+    rows = pd.DataFrame(facts["rows"])
+    lines = []
+    for budget, own in rows.groupby("budget"):
+        grid = own.pivot(index="pipeline", columns="ratio", values="accuracy").dropna(axis=1)
+        chosen = own[own["chosen"]].set_index("pipeline")
+        best = float(grid.mean().idxmax())
+        lost = (grid[best] - chosen["accuracy"]).dropna()
+        spread = f" ± {lost.std():.2f}" if len(lost) > 1 else ""
+        lines.append(
+            {
+                "Labelled": f"{budget:.0%}",
+                "Chosen by the search": ", ".join(f"{r:g}" for r in chosen["ratio"]),
+                "Best in hindsight": f"{best:g}",
+                "Accuracy at the choice, %": f"{chosen['accuracy'].mean():.2f}",
+                "At the best, %": f"{grid[best].mean():.2f}",
+                "Lost, points": f"{lost.mean():.2f}{spread}",
+                "Betas tried": len(grid.columns),
+                "Pipelines": len(grid),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+TABLES: Tables = {"search_quality.csv": choice_table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", help="YAML of a sweep of whole pipelines")
+    parser.add_argument("--stored", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    sweep, rows = load_sweep(arguments.sweep), []
+    store = Store(default_store().root, look=True) if arguments.stored else default_store()
+    for params in sweep.pipelines:
+        for budget in params.budgets:
+            try:
+                rows += measure(Run(params, store), budget, params.eval_seeds[0])
+            except NotBuilt:
+                continue
+    facts = {
+        "command": f"python -m benchmarks.search_quality {arguments.sweep}",
+        "recipe": sweep.pipelines[0].eval_recipe,
+        "steps": sweep.pipelines[0].eval_steps,
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    assert all(np.isfinite(row["accuracy"]) for row in rows)
+    write_text_atomic(DATA / "search_quality.json", json.dumps(facts, indent=1) + "\n")
+    print(write_tables(TABLES, facts)["search_quality.csv"].to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
