@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import yaml
 
 from elfs_lib.artifacts import Artifact, package_versions
-from elfs_lib.params import Params, parse_yaml, read_yaml
-from elfs_lib.project import project_root
+from elfs_lib.params import Params, parse_yaml, values_of_dataset
 from elfs_lib.stages import Run
 
 # What a grid varies: it makes other rows of one table, not another table.
@@ -20,17 +19,9 @@ _GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "devic
 WHOLE_PIPELINES = "whole pipelines"
 
 
-def command(params: Params, stated: Collection[str] | None = None) -> str:
-    """The command that repeats a run: its dataset's params file, and what differs from it.
-
-    Args:
-        params: Of the run.
-        stated: The parameters that count; None: all.
-    """
-    changes = _changes(params)
-    if stated is not None:
-        changes = {name: value for name, value in changes.items() if name in stated}
-    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(changes)])
+def command(params: Params) -> str:
+    """The command that repeats a run: its dataset's params file, and what differs from it."""
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
 
 
 def setting(params: Params, *, whole_pipelines: bool = False) -> str:
@@ -57,8 +48,7 @@ def as_options(values: Mapping[str, object]) -> list[str]:
 
 def _changes(params: Params) -> dict[str, object]:
     """What differs from the dataset's params file, by name."""
-    file = project_root() / "params" / f"{params.dataset}.yaml"
-    return differences(params, Params.make(read_yaml(file)) if file.exists() else Params())
+    return differences(params, Params.make(values_of_dataset(params.dataset)))
 
 
 def differences(params: Params, base: Params) -> dict[str, object]:
@@ -89,7 +79,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     )
     lines = [
         (
-            f"**Reproduce this page:** `{command(run.params, run.stated)}`{brought}, with seed "
+            f"**Reproduce this page:** `{command(run.params)}`{brought}, with seed "
             f"{run.params.seed}, on {run.n:,} training images; {versions}."
         ),
         "",

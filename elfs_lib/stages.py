@@ -86,7 +86,6 @@ class Run:
         store: Where its artifacts are.
         brought: Stages that take the place of those of their name: what somebody brings, as
             :meth:`with_pseudo_labels` and :meth:`with_embeddings` make them.
-        stated: The parameters that a notebook states, which are those that it reads; None: all.
 
     Example:
         >>> run = Run(Params.load("params/digits.yaml"), default_store())   # doctest: +SKIP
@@ -96,7 +95,6 @@ class Run:
     params: Params
     store: Store
     brought: tuple[Stage, ...] = field(default=(), kw_only=True)
-    stated: frozenset[str] | None = field(default=None, kw_only=True, compare=False)
     found: dict[object, Artifact] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -104,8 +102,7 @@ class Run:
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Run:
         """Open a run from a notebook's variables and check it before any work starts."""
-        params = Params.from_notebook(namespace)
-        run = cls(params, default_store(), stated=frozenset(params.model_fields_set))
+        run = cls(Params.from_notebook(namespace), default_store())
         run.check()
         return run
 

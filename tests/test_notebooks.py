@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -51,13 +52,20 @@ def run_page(
 ) -> dict:
     """Run a page's cells on a run, with lines of them changed as a reader would; ``without`` is a
     tag of cells to leave out."""
-    monkeypatch.setattr(Run, "from_notebook", classmethod(lambda cls, namespace: run))
+
+    def from_notebook(cls: type[Run], namespace: dict) -> Run:
+        Params.from_notebook(namespace)  # which an import of the page may have shadowed
+        return run
+
+    monkeypatch.setattr(Run, "from_notebook", classmethod(from_notebook))
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(page(name)):
         if cell.cell_type == "code" and without not in cell.metadata.tags:
             source = cell.source
             for variable, value in changes.items():
-                source = re.sub(rf"(?m)^{variable} = .*$", f"{variable} = {value}", source)
+                source = re.sub(
+                    rf"(?m)^{variable} = .*$", lambda _, v=variable, x=value: f"{v} = {x}", source
+                )
             exec(compile(source, f"{name}, cell {number}", "exec"), namespace)
     return namespace
 
@@ -74,3 +82,85 @@ def test_a_page_names_the_parameters_that_it_reads_and_no_others(
     named: dict = {}
     exec(next(c.source for c in page(name) if "parameters" in c.metadata.tags), named)
     assert {*named} & {*Params.model_fields} == READ | UNKEYED  # which only builds read
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_page_gives_no_parameter_another_value_on_its_way(name: str):
+    """Its first cells can be run again after the last."""
+    for cell in page(name):
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.tags:
+            assert not {*Params.model_fields} & set(assigned(cell.source)), cell.source
+
+
+def assigned(source: str) -> list[str]:
+    """Names that lines at the left margin bind, imports among them."""
+    found = []
+    for node in ast.parse(source).body:
+        for inner in ast.walk(node) if not isinstance(node, ast.FunctionDef) else [node]:
+            if isinstance(inner, ast.alias):
+                found.append(inner.asname or inner.name)
+            elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                found.append(inner.id)
+            elif isinstance(inner, ast.FunctionDef):
+                found.append(inner.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("01_embeddings", {"query": "7", "K": "1"}),
+        ("02_temi_clustering", {"mine": "np.arange(run.n) % 10"}),
+        ("03_aum_dynamics", {"one": "5", "other": '"forgetting"'}),
+        ("04_distribution_shift", {"parts": "1"}),
+        ("05_double_end_pruning", {"by_hand": "0.9"}),
+        ("06_coreset_evaluation", {"one, other": '"ccs", "elfs"'}),
+        ("07_comparison", {"top": "0.05"}),
+    ],
+)
+def test_what_a_reader_is_told_to_change_can_be_changed(
+    name: str, changes: dict, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    for variable in changes:
+        assert sum(f"\n{variable} = " in f"\n{cell.source}" for cell in page(name)), variable
+    run_page(name, tiny_run, monkeypatch, **changes)
+
+
+def test_the_way_from_k_means_to_a_coreset_that_page_2_shows(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    namespace = run_page("02_temi_clustering", tiny_run, monkeypatch)
+    prose = "\n".join(cell.source for cell in page("02_temi_clustering"))
+    lines = re.search(r"```python\n(.*?)```", prose, re.DOTALL).group(1)
+    exec(lines, namespace)
+    own, theirs = (
+        run.coreset("elfs", 0.1).table("coreset")["index"] for run in (namespace["own"], tiny_run)
+    )
+    assert (namespace["own"].pseudo_labels == namespace["kmeans"]).all()
+    assert len(own) == len(theirs) == 144 and set(own) != set(theirs)
+
+
+@pytest.mark.parametrize("name", ["02_temi_clustering", "05_double_end_pruning"])
+def test_formulas_and_what_computes_them_are_not_folded(name: str):
+    """A folded cell draws, or says what is computed elsewhere: no later cell needs it."""
+    cells = [cell for cell in page(name) if cell.cell_type == "code"]
+    folded = [c for c in cells if "hide-input" in c.metadata.tags]
+    shown = "\n".join(
+        c.source for c in cells if not {*c.metadata.tags} & {"hide-input", "remove-cell"}
+    )
+    needed = {node.id for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.Name)}
+    for cell in folded:
+        if "parameters" not in cell.metadata.tags:
+            assert not needed & set(assigned(cell.source)) - set(assigned(shown)), cell.source
+    assert len(folded) < len(cells) / 2
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_page_says_first_what_goes_in_and_what_comes_out(name: str):
+    first, *rest = page(name)
+    assert "| goes in | comes out |" in first.source and first.source.startswith("# ")
+    asserts = [c for c in rest if c.cell_type == "code" and "assert" in c.source]
+    assert any("remove-cell" not in cell.metadata.tags for cell in asserts)
+    assert sum("<details><summary>What happens on the digits" in cell.source for cell in rest) == 1
