@@ -160,9 +160,7 @@ def dynamics(proxy: Artifact, aum: np.ndarray, groups: np.ndarray) -> str:
     )
 
 
-def shift(
-    deciles: pd.DataFrame, spearman: float, gaps: np.ndarray, kept: float, *, draws: int
-) -> str:
+def shift(deciles: pd.DataFrame, spearman: float, gaps: np.ndarray, kept: float) -> str:
     """Whether pseudo-labels make a stratified sample take in more easy images.
 
     Args:
@@ -171,10 +169,9 @@ def shift(
         gaps: float [draws], share of easy images in CCS on pseudo-scores minus that in CCS on true
             scores, in [-1, 1], for each draw.
         kept: The same of double-end pruning minus CCS on pseudo-scores.
-        draws: Number of draws.
     """
     first, last = deciles["error"].iloc[0], deciles["error"].iloc[-1]
-    gaps = 100 * np.asarray(gaps)
+    gaps, draws = 100 * np.asarray(gaps), len(gaps)
     text = (
         f"In the hardest tenth {first:.0%} of the pseudo-labels are wrong, in the easiest "
         f"{last:.0%}. The two rankings agree with a Spearman correlation of {spearman:.2f}. "
