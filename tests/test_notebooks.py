@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import symtable
 from typing import Any
 
 import nbformat
@@ -89,21 +90,13 @@ def test_a_page_gives_no_parameter_another_value_on_its_way(name: str):
     """Its first cells can be run again after the last."""
     for cell in page(name):
         if cell.cell_type == "code" and "parameters" not in cell.metadata.tags:
-            assert not {*Params.model_fields} & set(assigned(cell.source)), cell.source
+            assert not {*Params.model_fields} & assigned(cell.source), cell.source
 
 
-def assigned(source: str) -> list[str]:
-    """Names that lines at the left margin bind, imports among them."""
-    found = []
-    for node in ast.parse(source).body:
-        for inner in ast.walk(node) if not isinstance(node, ast.FunctionDef) else [node]:
-            if isinstance(inner, ast.alias):
-                found.append(inner.asname or inner.name)
-            elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-                found.append(inner.id)
-            elif isinstance(inner, ast.FunctionDef):
-                found.append(inner.name)
-    return found
+def assigned(source: str) -> set[str]:
+    """Names that a cell binds, imports and functions among them."""
+    symbols = symtable.symtable(source, "cell", "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +146,7 @@ def test_formulas_and_what_computes_them_are_not_folded(name: str):
     needed = {node.id for node in ast.walk(ast.parse(shown)) if isinstance(node, ast.Name)}
     for cell in folded:
         if "parameters" not in cell.metadata.tags:
-            assert not needed & set(assigned(cell.source)) - set(assigned(shown)), cell.source
+            assert not needed & assigned(cell.source) - assigned(shown), cell.source
     assert len(folded) < len(cells) / 2
 
 
