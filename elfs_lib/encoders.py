@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +43,7 @@ class Encoder:
 
     architecture: str
     pretraining: str
+    _: KW_ONLY
     saw_labels: bool | None
     license: str
     url: str | None = None
@@ -65,51 +66,80 @@ def _trained_on_own(method: str) -> str:
 
 
 ENCODERS: dict[str, Encoder] = {
-    "pixels": Encoder("", "none: the pixel values themselves", False, "none needed"),
+    "pixels": Encoder(
+        "", "none: the pixel values themselves", saw_labels=False, license="none needed"
+    ),
     "self_supervised": Encoder(
         "",
         _trained_on_own("contrastive"),
-        False,
-        "that of the images",
+        saw_labels=False,
+        license="that of the images",
     ),
     "efficientnet_lite0": Encoder(
         "tf_efficientnet_lite0.in1k",
         "ImageNet-1k, supervised classification",
-        True,
-        "Apache-2.0",
+        saw_labels=True,
+        license="Apache-2.0",
         small_input_size=128,
     ),
     "dino_vits16": Encoder(
-        "vit_small_patch16_224.dino", "ImageNet-1k, DINO self-distillation", False, "Apache-2.0"
+        "vit_small_patch16_224.dino",
+        "ImageNet-1k, DINO self-distillation",
+        saw_labels=False,
+        license="Apache-2.0",
     ),
     "dino_vitb16": Encoder(
-        "vit_base_patch16_224.dino", "ImageNet-1k, DINO self-distillation", False, "Apache-2.0"
+        "vit_base_patch16_224.dino",
+        "ImageNet-1k, DINO self-distillation",
+        saw_labels=False,
+        license="Apache-2.0",
     ),
     "swav_resnet50": Encoder(
         "resnet50.tv_in1k",
         "ImageNet-1k, SwAV online clustering, 800 epochs",
-        False,
-        "CC-BY-NC-4.0",
+        saw_labels=False,
+        license="CC-BY-NC-4.0",
         url="https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
     ),
     # DINOv2 was trained at 224 px and only finished at its configured 518 px, which costs 5 times
     # as much and is meant for dense tasks.
     "dinov2_vits14": Encoder(
-        "vit_small_patch14_dinov2.lvd142m", _LVD, False, "Apache-2.0", input_size=224
+        "vit_small_patch14_dinov2.lvd142m",
+        _LVD,
+        saw_labels=False,
+        license="Apache-2.0",
+        input_size=224,
     ),
     "dinov2_vitb14": Encoder(
-        "vit_base_patch14_dinov2.lvd142m", _LVD, False, "Apache-2.0", input_size=224
+        "vit_base_patch14_dinov2.lvd142m",
+        _LVD,
+        saw_labels=False,
+        license="Apache-2.0",
+        input_size=224,
     ),
-    "clip_vitb16": Encoder("vit_base_patch16_clip_224.openai", _CLIP, False, "MIT"),
-    "clip_vitb32": Encoder("vit_base_patch32_clip_224.openai", _CLIP, False, "MIT"),
+    "clip_vitb16": Encoder(
+        "vit_base_patch16_clip_224.openai", _CLIP, saw_labels=False, license="MIT"
+    ),
+    "clip_vitb32": Encoder(
+        "vit_base_patch32_clip_224.openai", _CLIP, saw_labels=False, license="MIT"
+    ),
     "mae_vitb16": Encoder(
-        "vit_base_patch16_224.mae", "ImageNet-1k, masked autoencoder", False, "CC-BY-NC-4.0"
+        "vit_base_patch16_224.mae",
+        "ImageNet-1k, masked autoencoder",
+        saw_labels=False,
+        license="CC-BY-NC-4.0",
     ),
     "convnext_tiny": Encoder(
-        "convnext_tiny.fb_in22k", "ImageNet-22k, supervised classification", True, "Apache-2.0"
+        "convnext_tiny.fb_in22k",
+        "ImageNet-22k, supervised classification",
+        saw_labels=True,
+        license="Apache-2.0",
     ),
     "resnet50": Encoder(
-        "resnet50.a1_in1k", "ImageNet-1k, supervised classification", True, "Apache-2.0"
+        "resnet50.a1_in1k",
+        "ImageNet-1k, supervised classification",
+        saw_labels=True,
+        license="Apache-2.0",
     ),
 }
 
@@ -301,7 +331,12 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
         "." not in name or name in import_timm().list_pretrained()
     )
     if known and checkpoint is not None:
-        return Encoder(name, "a local checkpoint", None, "see where the checkpoint came from")
+        return Encoder(
+            name,
+            "a local checkpoint",
+            saw_labels=None,
+            license="see where the checkpoint came from",
+        )
     if known and import_timm().models.is_model_pretrained(name):
         config = import_timm().models.get_pretrained_cfg(name)
         tag = config.tag or "default"
@@ -309,8 +344,8 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
         return Encoder(
             name,
             f"timm weights {tag!r}: see timm's model card",
-            True if labelled else None,
-            config.license or "see timm's model card",
+            saw_labels=True if labelled else None,
+            license=config.license or "see timm's model card",
         )
     if known:
         raise ElfsError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,10 @@ class Method:
 
     name: str
     function: Callable[..., Selection]
-    needs: frozenset[str]
-    score: str | None
-    supervised: bool
+    _: KW_ONLY
+    needs: frozenset[str] = frozenset()
+    score: str | None = None
+    supervised: bool = False
     polarity: str
     citation: str
     equation: str
@@ -103,9 +104,6 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    def needs(*fields: str) -> frozenset[str]:
-        return frozenset(fields)
-
     double = "drops the hardest beta N, keeps the next; hardest kept first"
     double_formula = "ranks beta N + 1 ... beta N + n of the score, hardest first"
     strata = "drops the hardest beta N, samples strata evenly; strata dealt round robin"
@@ -118,96 +116,119 @@ def _methods() -> dict[str, Method]:
     one_of_each = "one of each of as many clusters as images; largest clusters first"
     coverage = "covers most that earlier picks do not; in greedy order"
     lines = [
-        Method("random", random, needs(), None, False, "lowest draw first", "zheng2025elfs",
-               "u_i ~ U(0, 1)", "uniform sample", seeded=True),
-        Method("elfs", double_end, needs("scores"), "aum", False, double, "zheng2025elfs",
-               double_formula, "double-end pruning on the AUM of pseudo-labels",
-               follows_score=True),
+        Method("random", random, polarity="lowest draw first", citation="zheng2025elfs",
+               equation="u_i ~ U(0, 1)", summary="uniform sample", seeded=True),
+        Method("elfs", double_end, needs=frozenset({"scores"}), score="aum", polarity=double,
+               citation="zheng2025elfs", equation=double_formula,
+               summary="double-end pruning on the AUM of pseudo-labels", follows_score=True),
     ]  # fmt: skip
     lines += [
-        Method(f"elfs_{score}", double_end, needs("scores"), score, False, double,
-               "zheng2025elfs", double_formula, f"double-end pruning on {score} of pseudo-labels")
+        Method(f"elfs_{score}", double_end, needs=frozenset({"scores"}), score=score,
+               polarity=double, citation="zheng2025elfs", equation=double_formula,
+               summary=f"double-end pruning on {score} of pseudo-labels")
         for score in ("forgetting", "el2n", "dual", "correctness", "entropy")
     ]  # fmt: skip
     lines += [
-        Method("elfs_balanced", double_end_balanced, needs("scores", "pseudo_labels"), "aum",
-               False, "as elfs inside each pseudo-class; lowest quantile kept first",
-               "zheng2025elfs", "ranks of (2 rank + 1) / (2 size) inside the class",
-               "double-end pruning inside each pseudo-class, exact total"),
-        Method("ccs_pseudo", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
-               strata_formula, "CCS on the AUM of pseudo-labels: the control",
-               nested=False, seeded=True, defaults=uncut),
-        Method("ccs_pseudo_beta", ccs, needs("scores"), "aum", False, strata, "zheng2023ccs",
-               strata_formula, "CCS with the beta of ELFS: the control after the hard cut",
-               nested=False, seeded=True),
-        Method("prototypicality", prototypicality, needs("embeddings"), None, False,
-               "far from the k-means centroid first", "sorscher2022",
-               "||z_i - centroid(i)||", "atypical images by self-supervised prototypes",
+        Method("elfs_balanced", double_end_balanced, needs=frozenset({"scores", "pseudo_labels"}),
+               score="aum",
+               polarity="as elfs inside each pseudo-class; lowest quantile kept first",
+               citation="zheng2025elfs",
+               equation="ranks of (2 rank + 1) / (2 size) inside the class",
+               summary="double-end pruning inside each pseudo-class, exact total"),
+        Method("ccs_pseudo", ccs, needs=frozenset({"scores"}), score="aum", polarity=strata,
+               citation="zheng2023ccs", equation=strata_formula,
+               summary="CCS on the AUM of pseudo-labels: the control", nested=False, seeded=True,
+               defaults=uncut),
+        Method("ccs_pseudo_beta", ccs, needs=frozenset({"scores"}), score="aum", polarity=strata,
+               citation="zheng2023ccs", equation=strata_formula,
+               summary="CCS with the beta of ELFS: the control after the hard cut", nested=False,
                seeded=True),
-        Method("d2", d2, needs("embeddings", "neighbors"), None, False, d2_polarity,
-               "maharana2024", d2_formula,
-               "message passing on the k-NN graph, label-free difficulty", seeded=True),
-        Method("badge", badge, needs("embeddings", "probabilities"), None, False,
-               "far from earlier picks in gradient space; in order of drawing", "ash2020",
-               "algorithm 1: g_i = (p_i - onehot(argmax p_i)) (x) h_i, k-means++ on g",
-               "k-means++ on the proxy's errors x the embeddings", seeded=True),
-        Method("k_center", k_center, needs("embeddings"), None, False,
-               "farthest from all earlier picks first", "sener2018",
-               "algorithm 1: argmax_i min_{j in S} ||z_i - z_j||", "greedy k-center",
-               seeded=True),
-        Method("herding", herding, needs("embeddings", "pseudo_labels"), None, False,
-               "best match of the running mean first; classes dealt in turn", "welling2009",
-               "argmax_i <w, z_i>; w += m - z_i", "the picks' mean follows the class mean"),
-        Method("moderate", moderate, needs("embeddings", "pseudo_labels"), None, False,
-               "median distance to the class mean first", "xia2023",
-               "ranks around the median of ||z_i - mean(class i)||",
-               "neither typical nor atypical images"),
-        Method("zcore", zcore, needs("embeddings"), None, False, "highest score first",
-               "griffin2024", "+1 to the nearest image, -1 shared by its neighbours (1 / d^4)",
-               "coverage minus redundancy in random subspaces", seeded=True, revision=2),
-        Method("dual", dual, needs("scores"), "dual", False, dual_polarity, "cho2025",
-               dual_formula, "DUAL of pseudo-labels with beta-sampling", nested=False,
-               seeded=True, also_reads=("dual_mean",)),
-        Method("ccs", ccs, needs("scores"), "aum", True, strata, "zheng2023ccs", strata_formula,
-               "CCS on the AUM of true labels", nested=False, seeded=True, defaults=uncut),
-        Method("elfs_true", double_end, needs("scores"), "aum", True, double, "zheng2025elfs",
-               double_formula, "double-end pruning on the AUM of true labels: what "
-               "pseudo-labels cost"),
-        Method("aum_hardest", hardest, needs("scores"), "aum", True, "lowest AUM first",
-               "pleiss2020", "sum_t (p_y - max_{c != y} p_c)",
-               "hardest images by AUM of true labels"),
-        Method("forgetting", hardest, needs("scores"), "forgetting", True, "most forgotten first",
-               "toneva2019", "times right at one epoch and wrong at the next",
-               "most often forgotten, true labels"),
-        Method("el2n", hardest, needs("scores"), "el2n", True, "largest error norm first",
-               "paul2021", "mean_t ||p - onehot(y)||", "largest early error norm, true labels"),
-        Method("d2_supervised", d2_supervised, needs("neighbors", "scores"), "aum", True,
-               d2_polarity, "maharana2024", d2_formula,
-               "message passing on the k-NN graph, difficulty from true labels"),
-        Method("dual_supervised", dual, needs("scores"), "dual", True, dual_polarity, "cho2025",
-               dual_formula, "DUAL of true labels with beta-sampling", nested=False,
-               seeded=True, also_reads=("dual_mean",)),
+        Method("prototypicality", prototypicality, needs=frozenset({"embeddings"}),
+               polarity="far from the k-means centroid first", citation="sorscher2022",
+               equation="||z_i - centroid(i)||",
+               summary="atypical images by self-supervised prototypes", seeded=True),
+        Method("d2", d2, needs=frozenset({"embeddings", "neighbors"}), polarity=d2_polarity,
+               citation="maharana2024", equation=d2_formula,
+               summary="message passing on the k-NN graph, label-free difficulty", seeded=True),
+        Method("badge", badge, needs=frozenset({"embeddings", "probabilities"}),
+               polarity="far from earlier picks in gradient space; in order of drawing",
+               citation="ash2020",
+               equation="algorithm 1: g_i = (p_i - onehot(argmax p_i)) (x) h_i, k-means++ on g",
+               summary="k-means++ on the proxy's errors x the embeddings", seeded=True),
+        Method("k_center", k_center, needs=frozenset({"embeddings"}),
+               polarity="farthest from all earlier picks first", citation="sener2018",
+               equation="algorithm 1: argmax_i min_{j in S} ||z_i - z_j||",
+               summary="greedy k-center", seeded=True),
+        Method("herding", herding, needs=frozenset({"embeddings", "pseudo_labels"}),
+               polarity="best match of the running mean first; classes dealt in turn",
+               citation="welling2009", equation="argmax_i <w, z_i>; w += m - z_i",
+               summary="the picks' mean follows the class mean"),
+        Method("moderate", moderate, needs=frozenset({"embeddings", "pseudo_labels"}),
+               polarity="median distance to the class mean first", citation="xia2023",
+               equation="ranks around the median of ||z_i - mean(class i)||",
+               summary="neither typical nor atypical images"),
+        Method("zcore", zcore, needs=frozenset({"embeddings"}), polarity="highest score first",
+               citation="griffin2024",
+               equation="+1 to the nearest image, -1 shared by its neighbours (1 / d^4)",
+               summary="coverage minus redundancy in random subspaces", seeded=True, revision=2),
+        Method("dual", dual, needs=frozenset({"scores"}), score="dual", polarity=dual_polarity,
+               citation="cho2025", equation=dual_formula,
+               summary="DUAL of pseudo-labels with beta-sampling", nested=False, seeded=True,
+               also_reads=("dual_mean",)),
+        Method("ccs", ccs, needs=frozenset({"scores"}), score="aum", supervised=True,
+               polarity=strata, citation="zheng2023ccs", equation=strata_formula,
+               summary="CCS on the AUM of true labels", nested=False, seeded=True, defaults=uncut),
+        Method("elfs_true", double_end, needs=frozenset({"scores"}), score="aum", supervised=True,
+               polarity=double, citation="zheng2025elfs", equation=double_formula,
+               summary="double-end pruning on the AUM of true labels: what pseudo-labels cost"),
+        Method("aum_hardest", hardest, needs=frozenset({"scores"}), score="aum", supervised=True,
+               polarity="lowest AUM first", citation="pleiss2020",
+               equation="sum_t (p_y - max_{c != y} p_c)",
+               summary="hardest images by AUM of true labels"),
+        Method("forgetting", hardest, needs=frozenset({"scores"}), score="forgetting",
+               supervised=True, polarity="most forgotten first", citation="toneva2019",
+               equation="times right at one epoch and wrong at the next",
+               summary="most often forgotten, true labels"),
+        Method("el2n", hardest, needs=frozenset({"scores"}), score="el2n", supervised=True,
+               polarity="largest error norm first", citation="paul2021",
+               equation="mean_t ||p - onehot(y)||",
+               summary="largest early error norm, true labels"),
+        Method("d2_supervised", d2_supervised, needs=frozenset({"neighbors", "scores"}),
+               score="aum", supervised=True, polarity=d2_polarity, citation="maharana2024",
+               equation=d2_formula,
+               summary="message passing on the k-NN graph, difficulty from true labels"),
+        Method("dual_supervised", dual, needs=frozenset({"scores"}), score="dual", supervised=True,
+               polarity=dual_polarity, citation="cho2025", equation=dual_formula,
+               summary="DUAL of true labels with beta-sampling", nested=False, seeded=True,
+               also_reads=("dual_mean",)),
     ]  # fmt: skip
     # For few labels a class; at the end, since the looks in the figures go by place
     lines += [
-        Method("typiclust", typiclust, needs("embeddings"), None, False, one_of_each,
-               "hacohen2022", "argmax_{i in cluster} 1 / mean_{j in 20-NN of it} ||z_i - z_j||",
-               "the most typical image of each k-means cluster", nested=False, seeded=True),
-        Method("prob_cover", prob_cover, needs("embeddings"), None, False, coverage,
-               "yehuda2022", "argmax_i |{j uncovered: ||z_i - z_j|| < delta}|",
-               "balls of one radius cover as many images as possible", seeded=True),
-        Method("max_herding", max_herding, needs("embeddings"), None, False, coverage, "bae2024",
-               "argmax_i mean_n max(k(z_i, z_n) - max_{s in S} k(z_s, z_n), 0), Gaussian k",
-               "greedy generalised coverage with a Gaussian kernel"),
-        Method("facility_location", facility_location, needs("embeddings"), None, False, coverage,
-               "wei2015", "argmax_i sum_n max(cos(z_i, z_n) - max_{s in S} cos(z_s, z_n), 0)",
-               "greedy coverage by cosine similarity"),
-        Method("kmeans_nearest", kmeans_nearest, needs("embeddings"), None, False, one_of_each,
-               "pourahmadi2021", "argmin_{i in cluster} ||z_i - centroid||",
-               "the image next to each k-means centroid", nested=False, seeded=True),
-        Method("usl", usl, needs("embeddings", "neighbors"), None, False, one_of_each,
-               "wang2022usl", "argmax_{i in cluster} 1 / mean_{j in 20-NN} ||z_i - z_j||",
-               "the densest image of each k-means cluster", nested=False, seeded=True),
+        Method("typiclust", typiclust, needs=frozenset({"embeddings"}), polarity=one_of_each,
+               citation="hacohen2022",
+               equation="argmax_{i in cluster} 1 / mean_{j in 20-NN of it} ||z_i - z_j||",
+               summary="the most typical image of each k-means cluster", nested=False,
+               seeded=True),
+        Method("prob_cover", prob_cover, needs=frozenset({"embeddings"}), polarity=coverage,
+               citation="yehuda2022", equation="argmax_i |{j uncovered: ||z_i - z_j|| < delta}|",
+               summary="balls of one radius cover as many images as possible", seeded=True),
+        Method("max_herding", max_herding, needs=frozenset({"embeddings"}), polarity=coverage,
+               citation="bae2024",
+               equation="argmax_i mean_n max(k(z_i, z_n) - max_{s in S} k(z_s, z_n), 0), "
+               "Gaussian k",
+               summary="greedy generalised coverage with a Gaussian kernel"),
+        Method("facility_location", facility_location, needs=frozenset({"embeddings"}),
+               polarity=coverage, citation="wei2015",
+               equation="argmax_i sum_n max(cos(z_i, z_n) - max_{s in S} cos(z_s, z_n), 0)",
+               summary="greedy coverage by cosine similarity"),
+        Method("kmeans_nearest", kmeans_nearest, needs=frozenset({"embeddings"}),
+               polarity=one_of_each, citation="pourahmadi2021",
+               equation="argmin_{i in cluster} ||z_i - centroid||",
+               summary="the image next to each k-means centroid", nested=False, seeded=True),
+        Method("usl", usl, needs=frozenset({"embeddings", "neighbors"}), polarity=one_of_each,
+               citation="wang2022usl",
+               equation="argmax_{i in cluster} 1 / mean_{j in 20-NN} ||z_i - z_j||",
+               summary="the densest image of each k-means cluster", nested=False, seeded=True),
     ]  # fmt: skip
     return {method.name: method for method in lines}
 
