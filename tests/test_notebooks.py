@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from elfs_lib.params import Params
-from elfs_lib.pipeline import NOTEBOOKS
+from elfs_lib.pipeline import NOTEBOOKS, WIDGET
 from elfs_lib.stage_graph import UNKEYED
 from elfs_lib.stages import Run
 
@@ -157,3 +157,13 @@ def test_a_page_says_first_what_goes_in_and_what_comes_out(name: str):
     asserts = [c for c in rest if c.cell_type == "code" and "assert" in c.source]
     assert any("remove-cell" not in cell.metadata.tags for cell in asserts)
     assert sum("<details><summary>What happens on the digits" in cell.source for cell in rest) == 1
+
+
+def test_pages_keep_the_slider_as_a_picture_and_no_widget():
+    outputs = [o for name in NOTEBOOKS for c in page(name) for o in c.get("outputs", [])]
+    assert len(outputs) > 50 and not any(WIDGET in o.get("data", {}) for o in outputs)
+    (slider,) = (c for c in page("05_double_end_pruning") if "BetaSlider(" in c.source)
+    assert "image/png" in slider.outputs[0].data
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert "widgets" not in notebook.metadata
