@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import symtable
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -12,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from elfs_lib.params import Params
-from elfs_lib.pipeline import NOTEBOOKS, WIDGET
+from elfs_lib.pipeline import NOTEBOOKS, WIDGET, tidy
 from elfs_lib.stage_graph import UNKEYED
 from elfs_lib.stages import Run
 
@@ -167,3 +168,14 @@ def test_pages_keep_the_slider_as_a_picture_and_no_widget():
     for name in NOTEBOOKS:
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         assert "widgets" not in notebook.metadata
+
+
+def test_an_executed_page_is_kept_without_its_widgets(tmp_path: Path):
+    cell = nbformat.v4.new_code_cell("x")
+    data = {WIDGET: {"model_id": "1"}, "text/plain": "x"}
+    cell.outputs = [nbformat.v4.new_output("display_data", data=data)]
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"1": {}}})
+    nbformat.write(notebook, tmp_path / "x.ipynb")
+    tidy(tmp_path / "x.ipynb")
+    kept = nbformat.read(tmp_path / "x.ipynb", as_version=4)
+    assert kept.cells[0].outputs[0].data == {"text/plain": "x"} and "widgets" not in kept.metadata
