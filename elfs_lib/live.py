@@ -78,7 +78,9 @@ class BetaSlider(ipywidgets.VBox):
             missing = columns - len(found)
             shown += [*self._images[found], *[blank] * missing]
             titles += [name] * len(found) + [""] * missing
-        return plots.image_grid(np.stack(shown), titles, columns=columns)
+        left = len(self.change(self._still)["leaves"])
+        title = f"From beta = {self._beta:g} to {self._still:g}: {left:,} of {self._count:,} leave"
+        return plots.image_grid(np.stack(shown), titles, columns=columns, title=title)
 
     def _show(self, beta: float) -> None:
         change = self.change(beta)

@@ -267,6 +267,10 @@ def tidy(path: Path) -> None:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]
+            cell.metadata["mystnb"] = {
+                "code_prompt_show": "Show the parameters of this run",
+                "code_prompt_hide": "Hide the parameters of this run",
+            }
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             for output in cell.outputs:  # a widget lives as long as its kernel: its picture stays
