@@ -11,6 +11,7 @@ import yaml
 
 from elfs_lib.artifacts import Artifact, package_versions
 from elfs_lib.params import Params, parse_yaml, values_of_dataset
+from elfs_lib.project import project_root
 from elfs_lib.stages import Run
 
 # What a grid varies: it makes other rows of one table, not another table.
