@@ -868,10 +868,9 @@ def choose_images(
         say("[4/7] counting classes")
         estimate = run.class_estimate
         classes = estimate.classes
-    known = classes != "auto"
-    check = replace(request, classes=classes if known else 2)
-    count = _check_counts(n, different, check, estimate)
-    classes = int(classes) if known else None
+    least = 2 if classes == "auto" else int(classes)
+    count = _check_counts(n, different, replace(request, classes=least), estimate)
+    classes = None if classes == "auto" else least
     request = _hold_out(run, request)
     done, held = (_rows_of(paths, run.paths) for paths in (request.done, request.held))
     closed = np.concatenate([done, held])
