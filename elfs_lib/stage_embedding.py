@@ -38,7 +38,7 @@ def _images_key(given: Given) -> dict[str, Any]:
 @stage(title="images", reads=["dataset", "image_size", "data_path"], key=_images_key)
 def images(given: Given, draft: Draft) -> None:
     """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
-    found = datasets.load_images(**source(given.params))
+    found = datasets.load_images(**source(given.params), scratch=draft.folder)
     draft.array("train", found.train)
     if found.test is not None:
         draft.array("test", found.test)
