@@ -136,6 +136,18 @@ def test_the_way_from_k_means_to_a_coreset_that_page_2_shows(
     assert len(own) == len(theirs) == 144 and set(own) != set(theirs)
 
 
+def test_the_way_from_own_embeddings_that_page_1_shows(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    namespace = run_page("01_embeddings", tiny_run, monkeypatch)
+    prose = "\n".join(cell.source for cell in page("01_embeddings"))
+    exec(re.search(r"```python\n(.*?)```", prose, re.DOTALL).group(1), namespace)
+    own = namespace["own"]
+    assert own.embeddings.array("embeddings").shape == (tiny_run.n, 32)
+    assert (own.pseudo_labels != tiny_run.pseudo_labels).any()
+
+
 @pytest.mark.parametrize("name", ["02_temi_clustering", "05_double_end_pruning"])
 def test_formulas_and_what_computes_them_are_not_folded(name: str):
     """A folded cell draws, or says what is computed elsewhere: no later cell needs it."""
