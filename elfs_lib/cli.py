@@ -119,7 +119,7 @@ def run(
 
         elfs run params/cifar10.yaml -p seed=1 -p device=cuda --no-notebooks
     """
-    from elfs_lib import pipeline, results
+    from elfs_lib import coreset_lists, pipeline, results
     from elfs_lib.params import Params
     from elfs_lib.project import default_store
     from elfs_lib.stages import Run
@@ -133,6 +133,7 @@ def run(
         target = results.runs_folder(params_file)
         if current.can_evaluate:
             results.write_results(current.results(), current.params, target / "results.csv")
+        coreset_lists.publish(current, target / "coresets")
         print(f"Executing {len(pages)} notebooks into {target}", flush=True)
         if len(pages) < len(pipeline.NOTEBOOKS):
             print("Left out, because they need labels: " + ", ".join(pipeline.LABELLED), flush=True)
@@ -276,8 +277,22 @@ def select(
         float | None,
         typer.Option(help="Cosine similarity from which two images are near copies"),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="A label-free method of elfs methods, or auto: by labels a class")
+    ] = "auto",
+    holdout: Annotated[
+        int, typer.Option(min=0, help="Images to draw at random beside the list, to test on")
+    ] = 0,
+    names: Annotated[
+        str | None,
+        typer.Option(help="A name of each pseudo-class, to suggest as label: cat,dog,cat"),
+    ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Your own embeddings: .npz or .parquet with a path for each row"),
+    ] = None,
     balanced: Annotated[
-        bool, typer.Option(help="Apply double-end pruning within each pseudo-class")
+        bool, typer.Option(help="Of method elfs: prune within each pseudo-class")
     ] = True,
     report: Report = True,
     p: Annotated[
@@ -297,12 +312,20 @@ def select(
         elfs select photos --classes 10 --budget 500 --out to_label.csv
 
         elfs select photos --budget 0.05 -p encoder=dino_vits16 -p seed=1
+
+        elfs select photos --classes 10 --budget 100 --holdout 50 --method typiclust
     """
     from elfs_lib import own_labels
+    from elfs_lib.embedding_file import PRECOMPUTED
     from elfs_lib.own_images import Request
     from elfs_lib.project import default_store
 
     overrides = _parse(p)
+    if embeddings is not None:
+        if "encoder" in overrides:
+            raise ElfsError("--embeddings takes the place of an encoder: leave one of them out.")
+        path = embeddings.expanduser().absolute()
+        overrides |= {"encoder": PRECOMPUTED, "embeddings_path": str(path)}
     files = own_labels.ListFiles(out)
     if report:
         _check_report(kernel)
@@ -313,11 +336,20 @@ def select(
         copies,
         balanced,
         overrides,
+        method=method,
+        holdout=holdout,
+        names=_names(names, keep_empty=True),
     )
     choice = own_labels.make_list(
         folder, files, request, default_store(repair=repair), say=lambda t: print(t, flush=True)
     )
     _finish_list(files, choice, report, kernel)
+
+
+def _names(text: str | None, *, keep_empty: bool = False) -> tuple[str, ...]:
+    """Names of classes in a line of CSV."""
+    names = (name.strip() for name in next(csv.reader([text or ""], skipinitialspace=True)))
+    return tuple(name for name in names if name or (keep_empty and text))
 
 
 def _check_report(kernel: str | None) -> None:
@@ -335,6 +367,7 @@ def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | N
     for line in choice.summary():
         print(line)
     written = [files.csv, files.tasks, files.rest]
+    written += [files.holdout, files.holdout_tasks] if files.holdout.exists() else []
     if report:
         print("Rendering the report", flush=True)
         render_report(files.record, files.html, title=f"To label: {files.csv.stem}", kernel=kernel)
@@ -380,9 +413,7 @@ def labels_import(
     from elfs_lib import own_labels
 
     files = own_labels.find_list(list_file, file)
-    line = next(csv.reader([names or ""], skipinitialspace=True))
-    known = [name.strip() for name in line if name.strip()]
-    labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
+    labels, every = own_labels.import_labels(files, file, names=_names(names), replace_old=replace)
     read = "label" if len(labels.given) == 1 else "labels"
     images = "image" if len(labels.open) == 1 else "images"
     print(f"{len(labels.given):,} {read} read, {len(labels.open):,} {images} without one.")
@@ -423,6 +454,91 @@ def evaluate(
     )
     if choice is not None:
         _finish_list(files.next, choice, report, kernel)
+
+
+coreset_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Coreset lists as files.
+
+    Example:
+
+        elfs coreset export params/digits.yaml --out coreset.parquet
+    """,
+)
+app.add_typer(coreset_app, name="coreset")
+
+
+@coreset_app.command("export")
+def coreset_export(
+    params_file: ParamsFile,
+    out: Annotated[Path, typer.Option(help="The list to write, .parquet or .csv")],
+    method: Annotated[str, typer.Option(help="As elfs methods lists")] = "elfs",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="A count, or a share as 0.1", show_default="the parameter budget"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of methods that draw", show_default="the parameter seed"),
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Write a run's list and, beside it, a manifest that says what it is of.
+
+    Stages that are missing are run first.
+
+    Examples:
+
+        elfs coreset export params/digits.yaml --out coreset.parquet
+
+        elfs coreset export params/digits.yaml --method random --seed 1 --out random.csv
+    """
+    from elfs_lib import coreset_lists
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    coreset_lists.check_name(out)
+    current = Run(Params.load(params_file, _parse(p)), default_store())
+    current.check()
+    share = current.params.budget if budget is None else _number("budget", budget)
+    found = coreset_lists.list_of(current, method, share, seed)
+    coreset_lists.write_list(found, out)
+    print(f"Written: {out} ({len(found.table):,} images), {coreset_lists.manifest_of(out)}")
+
+
+@coreset_app.command("compare")
+def coreset_compare(
+    first: Annotated[Path, typer.Argument(help="A list, .parquet or .csv")],
+    second: Annotated[Path, typer.Argument(help="Another")],
+    params_file: Annotated[
+        Path | None,
+        typer.Option("--params", help="YAML of the run: for class balance and easy share"),
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Compare two lists: overlap, and with the run's labels class balance and easy share.
+
+    Easy share is that among the easiest fifth by true-label AUM; it is shown where the run has
+    trained the proxy on true labels.
+
+    Examples:
+
+        elfs coreset compare coreset.parquet random.csv
+
+        elfs coreset compare coreset.parquet random.csv --params params/digits.yaml
+    """
+    from elfs_lib import coreset_lists
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    lists = {str(path): coreset_lists.read_list(path) for path in (first, second)}
+    known = {}
+    if params_file is not None:
+        current = Run(Params.load(params_file, _parse(p)), default_store())
+        known = coreset_lists.known_of(current, lists)
+    print(coreset_lists.as_shown(coreset_lists.compare_lists(lists, **known)).to_string())
 
 
 @app.command()
@@ -517,8 +633,8 @@ def methods(
 ) -> None:
     """List the selection methods: what each needs, whether it sees labels, and what it costs.
 
-    Cost (memory at the peak and time on one core) is shown for `--n` images, extrapolated from
-    measured growth.
+    Cost of the selection alone (memory at the peak and time on one core) is shown for `--n` images,
+    extrapolated from measured growth, with the stages before it that are not counted.
 
     Examples:
 
@@ -527,7 +643,7 @@ def methods(
         elfs methods --n 1300000 --dim 768 --classes 1000
     """
     from elfs_lib.selection import METHODS, expected_cost
-    from elfs_lib.selection.cost import growth_note, is_measured
+    from elfs_lib.selection.cost import growth_note, is_measured, stages_before
 
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
     given = [option for option, value in of_cost.items() if value is not None]
@@ -538,11 +654,7 @@ def methods(
     count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
         print(f"Costs are extrapolated from measurements on {growth_note()}.")
-        print(
-            "They are of the selection alone. Embeddings and neighbours come before it, and for "
-            "scores and pseudo-labels clustering, proxy training and the search for beta: most of "
-            "the time of ELFS."
-        )
+        print("They are of the selection alone; each row says what a run does before it.")
     width, room = max(map(len, METHODS)), 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
@@ -552,8 +664,10 @@ def methods(
             cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s"
         elif n is not None:
             cost = "not measured"
-        needs = ", ".join(sorted(entry.needs)) or "nothing"
-        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} (needs {needs})")
+        needs = f"needs {', '.join(sorted(entry.needs)) or 'nothing'}"
+        if n is not None:
+            needs = f"not counted: {', '.join(stages_before(entry.name)) or 'nothing'}"
+        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} ({needs})")
 
 
 @app.command()

@@ -19,6 +19,7 @@ from types import ModuleType
 from safetensors import SafetensorError, safe_open
 
 from elfs_lib.datasets import default_data_dir
+from elfs_lib.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError
 
 OWN = "self_supervised"  # an encoder that is trained on the images themselves
@@ -68,6 +69,12 @@ def _trained_on_own(method: str) -> str:
 ENCODERS: dict[str, Encoder] = {
     "pixels": Encoder(
         "", "none: the pixel values themselves", saw_labels=False, license="none needed"
+    ),
+    PRECOMPUTED: Encoder(
+        "",
+        "not known: embeddings as a file, embeddings_path",
+        saw_labels=None,
+        license="that of whatever made them",
     ),
     "self_supervised": Encoder(
         "",
@@ -201,35 +208,6 @@ def check_method(encoder: str, method: str) -> None:
         )
 
 
-def check_encoder(
-    encoder: str,
-    checkpoint: str | Path | None = None,
-    *,
-    input_size: int | None = None,
-    there: bool = True,
-) -> None:
-    """Raise what :func:`elfs_lib.embedding.embed` would before it sees images; download nothing.
-
-    Args:
-        there: Whether a checkpoint must be on this machine, as before work; parameters may name one
-            that is not.
-
-    Raises:
-        ElfsError: for an unknown name, a checkpoint that is missing, unreadable or does not fit,
-            and an input size that the model does not take.
-    """
-    check_positive("input_size", input_size)
-    for name, path in split_encoders(encoder, checkpoint).items():
-        spec = find_encoder(name, path)
-        if path is not None and not (there or path.is_file()):
-            continue
-        needs_look = spec.architecture and (path is not None or input_size is not None)
-        if needs_look or (name == OWN and path is not None):
-            from elfs_lib import embedding  # which needs PyTorch
-
-            embedding.check(name, spec, path, input_size)
-
-
 def checkpoint_fingerprint(checkpoint: str | Path | None) -> str | None:
     """SHA-256 of a checkpoint's bytes (of several: in the order named); None for no checkpoint."""
     if checkpoint is None:
@@ -287,6 +265,10 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
     paths: dict[str, Path | None] = dict.fromkeys(names)
     if len(paths) < len(names):
         raise ElfsError(f"encoder {encoder!r} names one encoder twice: name each once.")
+    if PRECOMPUTED in paths and len(paths) > 1:
+        raise ElfsError(
+            f"encoder {encoder!r} joins a file: join the embeddings in the file itself."
+        )
     if checkpoint is not None and len(names) == 1:
         paths[names[0]] = find_checkpoint(checkpoint)
     elif checkpoint is not None:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import display_name, paired_difference
 from elfs_lib.label_lock import LabelOracle, stage_lock
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 from elfs_lib.selection import METHODS
 
 LABELS_PER_CLASS = (1, 2, 5, 10, 20, 50, 100)
@@ -37,6 +37,9 @@ ADVICE: tuple[tuple[int, str], ...] = (
 # have length 1, so weights must be large before a softmax is sure of anything.
 STRENGTH = 10.0
 MOST_STEPS, TOLERANCE = 5000, 1e-5
+
+#: Labels a class from which on no method is told from random on that page, up to the last advice.
+AS_RANDOM = 100
 
 #: The columns of the track's table, one row a method, number of labels a class, and seed.
 COLUMNS: dict[str, str] = {

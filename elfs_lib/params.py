@@ -19,8 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.clustering_registry import CLUSTERINGS
 from elfs_lib.datasets import DATASETS
-from elfs_lib.encoders import check_encoder, check_method
+from elfs_lib.embedding_file import PRECOMPUTED
+from elfs_lib.encoder_checks import check_encoder
+from elfs_lib.encoders import check_method
 from elfs_lib.errors import ElfsError, choose, first_fault, own_error
+from elfs_lib.project import project_root
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
@@ -73,6 +76,9 @@ class Params(BaseModel):
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(
         None, description="weights file: a path, or a name in ELFS_ENCODER_DIR"
+    )
+    embeddings_path: str | None = Field(
+        None, description="file of encoder precomputed: .npy, .npz, .parquet or .safetensors"
     )
     encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
     encoder_epochs: int | None = Field(
@@ -175,6 +181,11 @@ class Params(BaseModel):
         size = self.encoder_size
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=size, there=False)
         check_method(self.encoder, self.encoder_method)
+        if self.embeddings_path is not None and self.encoder != PRECOMPUTED:
+            raise ElfsError(
+                f"Parameter 'embeddings_path' is for encoder {PRECOMPUTED!r}, not for "
+                f"{self.encoder!r}: leave one of them out."
+            )
         if self.encoder_network is not None:
             from elfs_lib.training.models import NETWORKS
 
@@ -275,13 +286,23 @@ class Params(BaseModel):
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
         """Read a YAML file of flat keys; ``overrides`` win over the file.
 
+        The file names its dataset: that is how :meth:`from_notebook` tells a file, whose other keys
+        have the library's defaults, from a change to a page's own values.
+
         Raises:
-            ElfsError: if the file is missing, is not YAML, or a parameter is wrong.
+            ElfsError: if the file is missing, is not YAML, names no dataset, or a parameter is
+                wrong.
         """
         values = read_yaml(path)
         if {"params", "seeds"} <= values.keys():
             raise ElfsError(f"{path} is a sweep, not parameters of a run: try elfs sweep {path}.")
-        return cls.make({**values, **(overrides or {})})
+        params = cls.make({**values, **(overrides or {})})
+        if "dataset" not in values:
+            raise ElfsError(
+                f"{path} names no dataset: add a line for it, such as 'dataset: digits' or "
+                "'dataset: image_folder'."
+            )
+        return params
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Params:
@@ -290,8 +311,9 @@ class Params(BaseModel):
         What papermill injected is recognised by the cell that it writes, which starts with
         ``# Parameters``; names in it that are no parameter are refused. Injected parameters that
         name a dataset are those of a file: what they leave out has the library's default, as in
-        :meth:`load`, for the notebook's own values are those of its own dataset. Prints where the
-        values are from, if they are from two places.
+        :meth:`load`, for the notebook's own values are those of its own dataset. Otherwise what a
+        notebook does not name, since it does not read it, is that of its dataset's file in
+        ``params/``. Prints where the values are from, if they are from two places.
         """
         cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
         injected = {
@@ -308,7 +330,9 @@ class Params(BaseModel):
             rest = "the library's defaults (elfs params)" if of_file else "those of this notebook"
             print(f"Parameters set by papermill: {given}. All others are {rest}.")
         known = injected if of_file else cls.model_fields
-        return cls.make({k: namespace[k] for k in known if k in namespace})
+        values = {k: namespace[k] for k in known if k in namespace}
+        rest = {} if of_file else values_of_dataset(values.get("dataset"))
+        return cls.make(rest | values)
 
 
 _NUMBERS = {
@@ -359,6 +383,12 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise yaml.composer.ComposerError(problem="it is nested too deeply") from None
+
+
+def values_of_dataset(dataset: object) -> dict[str, Any]:
+    """What ``params/<dataset>.yaml`` says; nothing if there is no such file."""
+    file = project_root() / "params" / f"{dataset}.yaml"
+    return read_yaml(file) if file.exists() else {}
 
 
 def check_floor(name: str, value: float, floor: float | None) -> None:

@@ -41,12 +41,13 @@ def test_the_three_ways_in_agree(tmp_path: Path):
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(as_lists))
     assert Params.load(file) == Params.make(TINY) == Params.make(as_lists)
-    assert Params.from_notebook({**as_lists, "In": [""], "run": 1, "np": 2}) == Params.make(TINY)
+    every = Params.make(TINY).model_dump(mode="json")
+    assert Params.from_notebook({**every, "In": [""], "run": 1, "np": 2}) == Params.make(TINY)
 
 
 def test_overrides_win_over_the_file(tmp_path: Path):
     file = tmp_path / "p.yaml"
-    file.write_text("seed: 1\nencoder: pixels\n")
+    file.write_text("dataset: digits\nseed: 1\nencoder: pixels\n")
     assert Params.load(file, {"seed": 5}).seed == 5
     assert Params.load(file).seed == 1 and Params.load(file).encoder == "pixels"
 
@@ -97,6 +98,25 @@ def test_a_file_that_leaves_keys_out_means_the_same_to_papermill(tmp_path: Path,
     assert "All others are those of this notebook" in capsys.readouterr().out
 
 
+def test_a_file_names_its_dataset(tmp_path: Path):
+    """Else papermill could not tell it from changes to a page, and a run would have two sets."""
+    (tmp_path / "mine.yaml").write_text("budget: 0.2\n")
+    for overrides in ({}, {"dataset": "digits"}):
+        with pytest.raises(ElfsError, match="mine.yaml names no dataset"):
+            Params.load(tmp_path / "mine.yaml", overrides)
+
+
+def test_what_a_page_does_not_name_is_that_of_its_datasets_file(monkeypatch):
+    """A page names what it reads; an experiment on it may read more."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    digits = Params.load(ROOT / "params" / "digits.yaml")
+    assert digits.search_steps != Params().search_steps
+    found = Params.from_notebook({"In": [""], "dataset": "digits", "seed": 3})
+    assert found == digits.model_copy(update={"seed": 3})
+    found = Params.from_notebook({"In": [""], "dataset": "image_folder", "data_path": "x"})
+    assert found == Params(dataset="image_folder", data_path="x")
+
+
 def test_a_run_from_a_notebook_is_checked_before_any_work(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     with pytest.raises(ElfsError, match="neighbors.*5000.*1436"):
@@ -145,7 +165,7 @@ def test_files_that_hold_no_parameters_are_one_sentence(tmp_path: Path, content:
 
 def test_paths_with_spaces_and_unicode_are_read(tmp_path: Path):
     file = tmp_path / "mes paramètres 図.yaml"
-    file.write_text("seed: 3  # числа\nencoder: pixels\n", encoding="utf-8")
+    file.write_text("dataset: digits\nseed: 3  # числа\nencoder: pixels\n", encoding="utf-8")
     assert Params.load(file).seed == 3
 
 
