@@ -276,8 +276,22 @@ def select(
         float | None,
         typer.Option(help="Cosine similarity from which two images are near copies"),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="A label-free method of elfs methods, or auto: by labels a class")
+    ] = "auto",
+    holdout: Annotated[
+        int, typer.Option(min=0, help="Images to draw at random beside the list, to test on")
+    ] = 0,
+    names: Annotated[
+        str | None,
+        typer.Option(help="A name of each pseudo-class, to suggest as label: cat,dog,cat"),
+    ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Your own embeddings: .npz or .parquet with a path for each row"),
+    ] = None,
     balanced: Annotated[
-        bool, typer.Option(help="Apply double-end pruning within each pseudo-class")
+        bool, typer.Option(help="Of method elfs: prune within each pseudo-class")
     ] = True,
     report: Report = True,
     p: Annotated[
@@ -297,12 +311,20 @@ def select(
         elfs select photos --classes 10 --budget 500 --out to_label.csv
 
         elfs select photos --budget 0.05 -p encoder=dino_vits16 -p seed=1
+
+        elfs select photos --classes 10 --budget 100 --holdout 50 --method typiclust
     """
     from elfs_lib import own_labels
+    from elfs_lib.embedding_file import PRECOMPUTED
     from elfs_lib.own_images import Request
     from elfs_lib.project import default_store
 
     overrides = _parse(p)
+    if embeddings is not None:
+        if "encoder" in overrides:
+            raise ElfsError("--embeddings takes the place of an encoder: leave one of them out.")
+        path = embeddings.expanduser().absolute()
+        overrides |= {"encoder": PRECOMPUTED, "embeddings_path": str(path)}
     files = own_labels.ListFiles(out)
     if report:
         _check_report(kernel)
@@ -313,11 +335,20 @@ def select(
         copies,
         balanced,
         overrides,
+        method=method,
+        holdout=holdout,
+        names=_names(names, keep_empty=True),
     )
     choice = own_labels.make_list(
         folder, files, request, default_store(repair=repair), say=lambda t: print(t, flush=True)
     )
     _finish_list(files, choice, report, kernel)
+
+
+def _names(text: str | None, *, keep_empty: bool = False) -> tuple[str, ...]:
+    """Names of classes in a line of CSV."""
+    names = (name.strip() for name in next(csv.reader([text or ""], skipinitialspace=True)))
+    return tuple(name for name in names if name or (keep_empty and text))
 
 
 def _check_report(kernel: str | None) -> None:
@@ -335,6 +366,7 @@ def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | N
     for line in choice.summary():
         print(line)
     written = [files.csv, files.tasks, files.rest]
+    written += [files.holdout, files.holdout_tasks] if files.holdout.exists() else []
     if report:
         print("Rendering the report", flush=True)
         render_report(files.record, files.html, title=f"To label: {files.csv.stem}", kernel=kernel)
@@ -380,9 +412,7 @@ def labels_import(
     from elfs_lib import own_labels
 
     files = own_labels.find_list(list_file, file)
-    line = next(csv.reader([names or ""], skipinitialspace=True))
-    known = [name.strip() for name in line if name.strip()]
-    labels, every = own_labels.import_labels(files, file, names=known, replace_old=replace)
+    labels, every = own_labels.import_labels(files, file, names=_names(names), replace_old=replace)
     read = "label" if len(labels.given) == 1 else "labels"
     images = "image" if len(labels.open) == 1 else "images"
     print(f"{len(labels.given):,} {read} read, {len(labels.open):,} {images} without one.")
@@ -445,8 +475,8 @@ def verdict() -> None:
     """Write what the results tables bear out of ELFS against others.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
-    number of runs, recipe and accuracy of the pseudo-labels. The table of README.md is written
-    from these.
+    number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
+    pictures in book/images are written from these and from the executed notebooks.
 
     Example:
 
@@ -454,11 +484,14 @@ def verdict() -> None:
     """
     from elfs_lib.project import project_root
     from elfs_lib.results import result_tables
-    from elfs_lib.verdict import update_readme, verdict_file, write_verdict
+    from elfs_lib.verdict import update_readme, verdict_file, write_pictures, write_verdict
 
-    rows, readme = write_verdict(result_tables()), project_root() / "README.md"
+    root = project_root()
+    rows, readme = write_verdict(result_tables()), root / "README.md"
     update_readme(rows, readme)
-    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme}")
+    notebook = root / "book/runs/cifar10/05_double_end_pruning.ipynb"
+    pictures = write_pictures(rows, root / "book/images", notebook)
+    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme},", *pictures)
 
 
 @app.command()
@@ -514,8 +547,8 @@ def methods(
 ) -> None:
     """List the selection methods: what each needs, whether it sees labels, and what it costs.
 
-    Cost (memory at the peak and time on one core) is shown for `--n` images, extrapolated from
-    measured growth.
+    Cost of the selection alone (memory at the peak and time on one core) is shown for `--n` images,
+    extrapolated from measured growth, with the stages before it that are not counted.
 
     Examples:
 
@@ -524,7 +557,7 @@ def methods(
         elfs methods --n 1300000 --dim 768 --classes 1000
     """
     from elfs_lib.selection import METHODS, expected_cost
-    from elfs_lib.selection.cost import growth_note, is_measured
+    from elfs_lib.selection.cost import growth_note, is_measured, stages_before
 
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
     given = [option for option, value in of_cost.items() if value is not None]
@@ -535,11 +568,7 @@ def methods(
     count = _number("budget", "0.1" if budget is None else budget)
     if n is not None:
         print(f"Costs are extrapolated from measurements on {growth_note()}.")
-        print(
-            "They are of the selection alone. Embeddings and neighbours come before it, and for "
-            "scores and pseudo-labels clustering, proxy training and the search for beta: most of "
-            "the time of ELFS."
-        )
+        print("They are of the selection alone; each row says what a run does before it.")
     width, room = max(map(len, METHODS)), 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
@@ -549,8 +578,10 @@ def methods(
             cost = f"about {memory / 2**30:6.2f} GiB {seconds:9.1f} s"
         elif n is not None:
             cost = "not measured"
-        needs = ", ".join(sorted(entry.needs)) or "nothing"
-        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} (needs {needs})")
+        needs = f"needs {', '.join(sorted(entry.needs)) or 'nothing'}"
+        if n is not None:
+            needs = f"not counted: {', '.join(stages_before(entry.name)) or 'nothing'}"
+        print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} ({needs})")
 
 
 @app.command()
@@ -571,6 +602,40 @@ def params() -> None:
         known = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         meaning = f"{field.description}; {', '.join(known)}" if known else field.description
         print(f"{name:{width}}  {meaning} (default: {as_yaml(field.get_default())})")
+
+
+@app.command()
+def doctor(
+    params_file: Annotated[
+        Path | None, typer.Argument(help="YAML of parameters of a run to check as well")
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Look at this machine: what is there, what is missing, and what will be slow.
+
+    Nothing is downloaded. The exit code is 1 if something is missing.
+
+    Examples:
+
+        elfs doctor
+
+        elfs doctor params/cifar10.yaml -p device=cuda
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from elfs_lib.doctor import MISSING, examine
+
+    if p and params_file is None:
+        raise ElfsError("-p is for a file of parameters: name one.")
+    table = Table("", "verdict", "found", box=None, pad_edge=False)
+    findings = list(examine(params_file, _parse(p)))
+    for finding in findings:
+        table.add_row(finding.what, finding.verdict, finding.found)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    if any(finding.verdict == MISSING for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

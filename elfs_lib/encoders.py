@@ -19,6 +19,7 @@ from types import ModuleType
 from safetensors import SafetensorError, safe_open
 
 from elfs_lib.datasets import default_data_dir
+from elfs_lib.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError
 
 OWN = "self_supervised"  # an encoder that is trained on the images themselves
@@ -68,6 +69,12 @@ def _trained_on_own(method: str) -> str:
 ENCODERS: dict[str, Encoder] = {
     "pixels": Encoder(
         "", "none: the pixel values themselves", saw_labels=False, license="none needed"
+    ),
+    PRECOMPUTED: Encoder(
+        "",
+        "not known: embeddings as a file, embeddings_path",
+        saw_labels=None,
+        license="that of whatever made them",
     ),
     "self_supervised": Encoder(
         "",
@@ -258,6 +265,10 @@ def split_encoders(encoder: str, checkpoint: str | Path | None = None) -> dict[s
     paths: dict[str, Path | None] = dict.fromkeys(names)
     if len(paths) < len(names):
         raise ElfsError(f"encoder {encoder!r} names one encoder twice: name each once.")
+    if PRECOMPUTED in paths and len(paths) > 1:
+        raise ElfsError(
+            f"encoder {encoder!r} joins a file: join the embeddings in the file itself."
+        )
     if checkpoint is not None and len(names) == 1:
         paths[names[0]] = find_checkpoint(checkpoint)
     elif checkpoint is not None:

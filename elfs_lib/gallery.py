@@ -9,7 +9,7 @@ import base64
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -28,6 +28,7 @@ _GRID = (
     "gap:10px 8px;align-items:start;margin:8px 0 16px"
 )
 _FIGURE = "margin:0;min-width:0;font-size:11px;line-height:1.3;overflow-wrap:break-word"
+_PLACES = 1_000_000  # more images than a group has on a page
 _NAME = '<span style="display:inline-block">{}</span>'
 _IMAGE = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:cover;border-radius:3px;display:block"
 
@@ -56,7 +57,12 @@ def links(record: str | Path, folder: str | Path, paths: Iterable[str]) -> list[
 
 
 def pictures(
-    images: np.ndarray, captions: Sequence[Sequence[str]], *, links: Sequence[str] = ()
+    images: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    *,
+    links: Sequence[str] = (),
+    groups: Sequence[int] = (),
+    kinds: Sequence[str] = (),
 ) -> str:
     """A grid of images, each with its caption.
 
@@ -64,17 +70,66 @@ def pictures(
         images: uint8 [n, C, H, W], C = 1 or 3.
         captions: For each image its lines; the last one is its path, and its alternative text.
         links: For each image the URL of its file; empty for none.
+        groups: For each image its group, by which :func:`group_switch` sorts them under headings;
+            empty for none.
+        kinds: For each image what :func:`kind_filter` goes by; empty for none.
     """
     cells = []
-    for image, lines, link in zip(images, captions, links or [""] * len(images), strict=True):
+    several = (links or [""] * len(images), kinds or [""] * len(images))
+    for place, (image, lines, link, kind) in enumerate(
+        zip(images, captions, *several, strict=True)
+    ):
         style = _IMAGE + (";image-rendering:pixelated" if image.shape[-1] < 48 else "")
         text = "<br>".join(breakable(line) for line in lines)
         alt = escape(str(lines[-1]), quote=True)
         shown = f'<img style="{style}" alt="{alt}" src="{thumbnail(image)}">'
         if link:
             shown = f'<a href="{escape(link, quote=True)}">{shown}</a>'
-        cells.append(f'<figure style="{_FIGURE}">{shown}<figcaption>{text}</figcaption></figure>')
-    return f'<div style="{_GRID}">{"".join(cells)}</div>'
+        order = f";--group:{groups[place] * _PLACES + place + 1}" if len(groups) else ""
+        data = f' data-kind="{escape(kind, quote=True)}"' if kind else ""
+        cells.append(
+            f'<figure{data} style="{_FIGURE}{order}">{shown}'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    for group in np.unique(groups):
+        style = f"grid-column:1/-1;margin:8px 0 0;--group:{group * _PLACES}"
+        cells.append(f'<h3 class="group" style="{style}">class {group}</h3>')
+    return f'<div class="pictures" style="{_GRID}">{"".join(cells)}</div>'
+
+
+def group_switch() -> str:
+    """A switch of the page: images in their own order, or under a heading for each group. It works
+    without a script."""
+    return (
+        "<style>.pictures .group{display:none}"
+        "body:has(#by-group:checked) .pictures .group{display:block}"
+        "body:has(#by-group:checked) .pictures>*{order:var(--group)}</style>"
+        + _choices("order", {"in-order": "in rank order", "by-group": "by pseudo-class"})
+    )
+
+
+def kind_filter(kinds: Mapping[str, str]) -> str:
+    """A filter of the page: images of every kind, or of one. It works without a script.
+
+    Args:
+        kinds: kind -> what people read; kinds are letters and underscores.
+    """
+    rules = "".join(
+        f"body:has(#only-{kind}:checked) figure[data-kind]:not([data-kind={kind}]){{display:none}}"
+        for kind in kinds
+    )
+    named = {f"only-{kind}": title for kind, title in kinds.items()}
+    return f"<style>{rules}</style>" + _choices("kind", {"every-kind": "everything"} | named)
+
+
+def _choices(name: str, titles: Mapping[str, str]) -> str:
+    """Radio buttons, the first one set."""
+    buttons = (
+        f'<label style="margin-right:1rem;white-space:nowrap"><input type="radio" name="{name}" '
+        f'id="{key}"{" checked" * (place == 0)}> {escape(title)}</label>'
+        for place, (key, title) in enumerate(titles.items())
+    )
+    return f"<p>Show: {''.join(buttons)}</p>"
 
 
 def breakable(text: object) -> str:

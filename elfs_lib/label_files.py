@@ -15,7 +15,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from elfs_lib.errors import ElfsError
 
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class", "choice", "labels")
+MODEL = "ELFS pseudo-classes"  # who suggested a label, for Label Studio
 LOCAL_FILES = "/data/local-files/?d="
 # Of a file that was uploaded to Label Studio: its project, and a part of a UUID before its name.
 UPLOAD = re.compile(r"/data/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?([^/?#]+)$")
@@ -47,8 +48,8 @@ class Labels:
     open: tuple[str, ...]
 
 
-def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
-    """Label Studio's import: one task an image, in rank order.
+def tasks(frame: pd.DataFrame, folder: str, *, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Label Studio's import: one task an image, in rank order, with its ``rank`` to sort by.
 
     Label Studio serves the images itself: start it with
     ``LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true`` and
@@ -58,11 +59,19 @@ def tasks(frame: pd.DataFrame, folder: str) -> list[dict[str, Any]]:
     Args:
         frame: Columns ``path`` and whatever else is to travel with the task.
         folder: Name of the directory of images.
+        names: A name for each pseudo-class, suggested as the label of its images with their
+            confidence as its score; empty, or "" for one of them: none is suggested.
     """
-    return [
-        {"data": {"image": LOCAL_FILES + quote(f"{folder}/{row['path']}"), **row}}
-        for row in frame.to_dict("records")
-    ]
+    found = []
+    for row in frame.to_dict("records"):
+        task = {"data": {"image": LOCAL_FILES + quote(f"{folder}/{row['path']}"), **row}}
+        if names and names[row["pseudo_class"]]:
+            answer = {"from_name": LABEL_COLUMNS[0], "to_name": "image", "type": "choices"}
+            answer["value"] = {"choices": [names[row["pseudo_class"]]]}
+            score = round(float(row["confidence"]), 4)
+            task["predictions"] = [{"model_version": MODEL, "score": score, "result": [answer]}]
+        found.append(task)
+    return found
 
 
 def read_labels(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,10 +63,11 @@ def nearest_neighbors(
         embeddings: float32 [N, D], finite, no row all zero; need not be normalised.
         k: Number of neighbours, 1..N-1.
         block: Rows and columns compared at once; the result does not depend on it.
-        method: "exact": every pair is compared; where the mean cosine is above 0.99, as
-            differences from the mean and in float64. "ivf" compares each row with the rows of the
+        method: "exact": every pair is compared. "ivf" compares each row with the rows of the
             32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through
-            a graph meets (both faiss); what they find is ranked exactly, but they miss some.
+            a graph meets (both faiss); what they find is ranked exactly, but they miss some. Where
+            the mean cosine is above 0.99, all three compare differences from the mean and rank in
+            float64.
         device: See :func:`elfs_lib.compute.resolve_device`. A CUDA GPU scores the pairs of
             "exact", with the same result; everything else is done on the CPU.
 
@@ -83,10 +85,10 @@ def nearest_neighbors(
         )
     if block < 1:
         raise ElfsError(f"block is {block}: it must be at least 1.")
+    if float(np.square(rows.mean(axis=0, dtype=np.float64)).sum()) > TIGHT:
+        return _in_cone(where, np.asarray(embeddings, np.float64), k, block, method)
     if method != "exact":
         return _approximate(rows, k, method)
-    if float(np.square(rows.mean(axis=0, dtype=np.float64)).sum()) > TIGHT:
-        return _in_cone(where, np.asarray(embeddings, np.float64), k, block)
     return _exact_on(where, rows, k) if where.type == "cuda" else _exact(rows, k, block)
 
 
@@ -193,46 +195,72 @@ def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORES
     return ranking.finish()
 
 
-def _in_cone(device: torch.device, rows: np.ndarray, k: int, block: int) -> Neighbors:
+def _in_cone(device: torch.device, rows: np.ndarray, k: int, block: int, method: str) -> Neighbors:
     """Rank rows float64 [N, D] whose cosines are all about 1, by their distance at length 1.
 
     What they have in common is taken off first, so that float32 finds the candidates; these are
-    ranked in float64. Rows whose candidates float32 cannot tell from the others are compared with
-    all in float64.
+    ranked in float64. Rows without sure candidates are compared with all in float64.
     """
     rows = rows / np.abs(rows).max(axis=1, keepdims=True)  # so that no length overflows
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     rows -= rows.mean(axis=0)
     scale = float(np.linalg.norm(rows, axis=1).max()) or 1.0
-    rough = torch.from_numpy((rows / scale).astype(np.float32)).to(device)
-    half = rough.square().sum(dim=1) / 2
-    count, wide = len(rows), min(k + SPARE, len(rows) - 1)
+    rough = (rows / scale).astype(np.float32)
+    if method == "exact":
+        parts = _closest(device, rough, k, block)
+    else:
+        parts = iter([_candidates(rough, k, method)])
+    count, row = len(rows), 0
     indices = np.empty((count, k), np.int32)
     similarities = np.empty((count, k), np.float32)
-    for start in track(range(0, count, block), "neighbours"):
-        scores = rough[start : start + block] @ rough.T - half
-        scores.diagonal(start).fill_(-torch.inf)
-        best, found = scores.topk(wide)
-        sure = (best[:, -1] < best[:, k - 1] - 4 * _rounding(rows)).cpu().numpy()
-        for row, candidates in enumerate(found.cpu().numpy(), start):
-            if not sure[row - start] and wide < count - 1:
-                candidates = np.delete(np.arange(count), row)
-            candidates = np.sort(candidates)
+    for found, fill in parts:
+        for some, sure in zip(found, fill, strict=True):
+            candidates = np.sort(some[:sure]) if sure >= k else np.delete(np.arange(count), row)
             distance = np.square(rows[candidates] - rows[row]).sum(axis=1)
             order = np.argsort(distance, kind="stable")[:k]
             indices[row], similarities[row] = candidates[order], 1 - distance[order] / 2
+            row += 1
     return Neighbors(indices, similarities)
+
+
+def _closest(
+    device: torch.device, rough: np.ndarray, k: int, block: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The closest others [R, M] of a block of rows float32 at a time, and how many of them count
+    [R]: none where float32 cannot tell them from those that are not listed."""
+    columns = torch.from_numpy(rough).to(device)
+    half = columns.square().sum(dim=1) / 2
+    count, wide = len(rough), min(k + SPARE, len(rough) - 1)
+    for start in track(range(0, count, block), "neighbours"):
+        scores = columns[start : start + block] @ columns.T - half
+        scores.diagonal(start).fill_(-torch.inf)
+        best, found = scores.topk(wide)
+        sure = (best[:, -1] < best[:, k - 1] - 4 * _rounding(rough)) | (wide == count - 1)
+        yield found.cpu().numpy(), np.where(sure.cpu().numpy(), wide, 0)
 
 
 def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:
     """Let a faiss index find candidates, rank them exactly."""
+    found, fill = _candidates(rows, k, method, cosine=True)
+    ranking = _Ranking(rows, np.arange(len(rows)), k)
+    enough = np.flatnonzero(fill >= k)
+    ranking.add(enough, found[enough], fill[enough])
+    return ranking.finish()
+
+
+def _candidates(
+    rows: np.ndarray, k: int, method: str, *, cosine: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a faiss index finds for each row float32, ascending [N, M], and how much that is [N];
+    by inner product or else by distance."""
     import faiss  # only here: it takes a while to load
 
     count, width = rows.shape
-    metric = faiss.METRIC_INNER_PRODUCT
+    metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
     if method == "ivf":
         cells = max(1, min(round(4 * count**0.5), count // 39))  # faiss wants 39 rows a cell
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, metric)
+        flat = faiss.IndexFlat(width, metric)
+        index = faiss.IndexIVFFlat(flat, width, cells, metric)
         index.nprobe = min(cells, PROBES)
         index.train(rows[:: max(1, count // (128 * cells))])
     else:
@@ -242,11 +270,7 @@ def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:
     found = index.search(rows, min(k + 1 + SPARE, count))[1]
     found = np.where((found < 0) | (found == np.arange(count)[:, None]), count, found)
     found.sort(axis=1)  # those that are missing go last
-    fill = (found < count).sum(axis=1)
-    ranking = _Ranking(rows, np.arange(count), k)
-    enough = np.flatnonzero(fill >= k)
-    ranking.add(enough, found[enough], fill[enough])
-    return ranking.finish()
+    return found, (found < count).sum(axis=1)
 
 
 def _by_likeness(rows: np.ndarray, dtype: torch.dtype) -> np.ndarray:

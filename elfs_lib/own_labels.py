@@ -10,16 +10,18 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -47,6 +49,8 @@ FEWEST_LABELS = 10
 # Inverse strength of the linear model's L2 penalty, on embeddings scaled to length about 1. On
 # CIFAR-10 with EfficientNet-Lite0 the accuracy is flat from 3 to 100 for 100 to 500 labels.
 INVERSE_PENALTY = 10.0
+CURVE = (0.25, 0.5, 1.0)  # shares of the labels on the learning curve
+SUBSETS = 10  # drawn of each share
 NETWORK, LINEAR = "network", "linear"
 
 
@@ -88,6 +92,16 @@ class ListFiles:
         return self.beside("tasks.json")
 
     @property
+    def holdout(self) -> Path:
+        """The images that are kept for testing."""
+        return self.beside("holdout.csv")
+
+    @property
+    def holdout_tasks(self) -> Path:
+        """The same as Label Studio imports it."""
+        return self.beside("holdout.tasks.json")
+
+    @property
     def html(self) -> Path:
         """The report."""
         return self.beside("html")
@@ -116,7 +130,7 @@ def find_list(named: Path | None, source: Path | None = None) -> ListFiles:
     ``to_label.csv``. The next batch of a list is not one of its own: its labels go to the first.
     """
     if meant := named or source:
-        stem = re.sub(r"(\.next)?(\.kept\d+)?$", "", meant.stem)
+        stem = re.sub(r"(\.next|\.holdout)?(\.kept\d+)?$", "", meant.stem)
         if meant.with_name(f"{stem}.run.json").exists():
             return ListFiles(meant.with_name(f"{stem}.csv"))
     return ListFiles(named or DEFAULT_LIST)
@@ -149,12 +163,17 @@ def write_choice(
     files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
     _write_record(files, choice, folder)
     _write_csv(files.csv, listed)
-    write_text_atomic(files.tasks, json.dumps(tasks(listed, _name(folder)), indent=1))
+    _write_tasks(files.tasks, listed, folder, choice.request.names)
     unused = choice.files[~choice.files["used"].astype(bool)]
     unused = unused.rename(columns={"meaning": "reason"})[["path", "kind", "reason"]]
     rest = choice.rest.drop(columns="index")
     parts = [rest, unused] if len(unused) else [rest]
     _write_csv(files.rest, pd.concat(parts, ignore_index=True)[list(rest.columns)])
+
+
+def _write_tasks(file: Path, frame: pd.DataFrame, folder: Path, names: Sequence[str] = ()) -> None:
+    found = tasks(frame.astype(object).where(frame.notna(), None), _name(folder), names=names)
+    write_text_atomic(file, json.dumps(found, indent=1))
 
 
 def _write_record(files: ListFiles, choice: Choice, folder: Path) -> None:
@@ -206,7 +225,8 @@ def read_record(file: str | Path, *, repair: bool = False) -> Record:
     try:
         record = json.loads(file.read_text())
         asked = record["request"]
-        request = Request(**{**asked, "done": tuple(asked["done"])})
+        several = {name: tuple(asked[name]) for name in ("done", "held", "names") if name in asked}
+        request = Request(**{**asked, **several})
         folder, artifacts = file.parent / record["folder"], file.parent / record["artifacts"]
         return Record(
             folder,
@@ -315,14 +335,14 @@ def make_list(
             "otherwise with --out."
         )
     labels = stored_labels(files)
-    for file in (files.csv, files.next.csv):
+    for file in (files.csv, files.next.csv, files.holdout):
         _check_typed(file, files, labels)
     _check_own(files)
     try:
-        before = read_record(files.record) if labels else None
+        before = read_record(files.record) if labels or files.holdout.exists() else None
     except ElfsError:  # this list makes the record anew
         before = None
-    if before and before.folder.resolve() != folder.resolve():
+    if before and labels and before.folder.resolve() != folder.resolve():
         # The folder may have been renamed: then the images are the same.
         gone = not before.folder.exists()
         if not gone or read_images(folder, request, store).images.content != before.images:
@@ -332,9 +352,15 @@ def make_list(
                 f"{folder} holds others: give its list another name with --out, or move that file "
                 "away."
             )
-    request = replace(request, done=tuple(labels))
+    same = before is not None and before.folder.resolve() == folder.resolve()
+    held = before.request.held if before and (same or labels) else ()
+    request = replace(request, done=tuple(labels), held=held)
     choice = choose_images(folder, request, store, say=say)
     write_choice(files, choice, folder, say=say)
+    if len(choice.held):
+        _write_csv(files.holdout, choice.held[COLUMNS])
+        # without suggestions, which would lean on whoever labels what the model is tested on
+        _write_tasks(files.holdout_tasks, choice.held[COLUMNS], folder)
     _drop_batch(files, labels, say)
     return choice
 
@@ -482,9 +508,13 @@ class Assessment:
         accuracies: One row a fold: fold, images, network, linear (accuracies in percent, of the
             last step).
         predictions: One row an image: path, label, probability (of the linear model on all
-            labels), given (the label that people gave, or empty).
-        classes: label -> number of labels given.
+            labels that it may be trained on), given (the label that people gave, or empty).
+        classes: label -> number of labels that it is trained on.
         folds: Number of folds.
+        learning: One row a number of labels: labels, accuracy (percent, of the linear model), low
+            and high (its band of 95%: other subsets of that size, and the number of test images).
+        tested: Labels of images that were drawn at random; with them the last row of ``learning``
+            is an accuracy on all images. 0: the curve is of cross-validation.
         notes: Sentences that a person should read.
         artifact: Where the numbers are kept.
     """
@@ -493,6 +523,8 @@ class Assessment:
     predictions: pd.DataFrame
     classes: dict[str, int]
     folds: int
+    learning: pd.DataFrame
+    tested: int
     notes: tuple[str, ...]
     artifact: Artifact
 
@@ -525,10 +557,46 @@ class Assessment:
             "The labelled images were chosen and not drawn at random: this is the accuracy on "
             "images like them, not on all."
         )
-        return [*lines, *self.notes]
+        last = self.learning.iloc[-1]
+        if self.tested:
+            lines.append(
+                f"Accuracy of the linear model on {self.tested:,} images drawn at random, which it "
+                f"was not trained on: {last['accuracy']:.1f}% (95% interval {last['low']:.1f} to "
+                f"{last['high']:.1f}). It holds for all images."
+            )
+        return [*lines, *self._curve(), *self.notes]
+
+    def _curve(self) -> list[str]:
+        """The learning curve, and what more labels would likely add."""
+        where = f"the {self.tested:,} random images" if self.tested else "held-out folds"
+        points = ", ".join(
+            f"{row.labels:,}: {row.accuracy:.1f} ({row.low:.1f} to {row.high:.1f})"
+            for row in self.learning.itertuples()
+        )
+        half, full = self.learning.iloc[-2], self.learning.iloc[-1]
+        rise = full["accuracy"] - half["accuracy"]
+        lines = [f"Accuracy in percent by number of labels, linear model on {where}: {points}."]
+        if full["accuracy"] > half["high"]:
+            lines.append(
+                f"The second half of the labels added {rise:.1f} points; as many labels again "
+                "would likely add up to that."
+            )
+        else:
+            lines.append(
+                f"The second half of the labels added {rise:+.1f} points, which is within the "
+                "band: this does not tell whether more labels would help."
+            )
+        return lines
 
 
-def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int = 0) -> Assessment:
+def assess(
+    run: OwnRun,
+    labels: Mapping[str, str],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    held: Collection[str] = (),
+) -> Assessment:
     """Train on labels: cross-validated accuracy, and a prediction for every image.
 
     Two models are compared in each fold: ``eval_recipe`` trained from scratch for ``eval_steps``,
@@ -540,15 +608,21 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
         labels: path -> label.
         folds: Parts that are held out in turn; classes are dealt evenly to them, copies of one
             image to the same, or a model would be tested on what it was trained on.
-        seed: Deals the images and trains the network.
+        seed: Deals the images, draws the subsets of the learning curve, and trains the network.
+        held: Paths of images that were drawn at random: their labels only test.
 
     Raises:
-        ElfsError: if there are fewer than 10 labels or 2 classes, too many folds for the labels,
-            or a label of an image that is not in the run.
+        ElfsError: if there are fewer than 10 labels to train on or 2 classes, too many folds for
+            the labels, or a label of an image that is not in the run.
     """
-    names, given = _targets(run, labels)
-    if not 2 <= folds <= len(labels):
-        raise ElfsError(f"folds is {folds}: choose from 2 to {len(labels)}, the number of labels.")
+    kept = set(held)
+    known = {path: label for path, label in labels.items() if path not in kept}
+    names, given = _targets(run, known)
+    tests = np.array([row for row, p in enumerate(run.paths) if p in kept and p in labels], int)
+    number = {name: k for k, name in enumerate(names)}  # a class never trained on is never right
+    right = np.array([number.get(labels[run.paths[row]], -1) for row in tests], int)
+    if not 2 <= folds <= len(known):
+        raise ElfsError(f"folds is {folds}: choose from 2 to {len(known)}, the number of labels.")
     rows = np.flatnonzero(given >= 0)
     _, first, group = np.unique(run.copies.group[rows], return_index=True, return_inverse=True)
     if folds > len(first):
@@ -556,7 +630,8 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
             f"folds is {folds}: the labels are of {len(first)} different images, the others are "
             f"copies of them; choose from 2 to {len(first)}."
         )
-    oracle = LabelOracle(lambda split: given[rows], ("train",))
+    given_by = {"train": given[rows], "test": right}
+    oracle = LabelOracle(given_by.__getitem__, tuple(given_by)[: 1 + bool(len(tests))])
     p = run.params
 
     def build(draft: Draft) -> None:
@@ -588,6 +663,13 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
                 }
             )
         draft.table("accuracies", pd.DataFrame(table))
+        test = oracle.open("test", purpose="evaluation") if len(tests) else None
+        draft.table(
+            "learning",
+            _learning_curve(
+                points, rows, targets, fold_of, seed, None if test is None else (tests, test)
+            ),
+        )
         found, probabilities = _predict(points, rows, targets)
         draft.array("predictions", found)
         draft.array("probabilities", probabilities)
@@ -595,8 +677,9 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
     artifact = run.store.run(
         "assessment",
         build,
-        version=2,
+        version=3,
         params={
+            "tests": dict(zip(tests.tolist(), right.tolist(), strict=True)),
             "copies": group.tolist(),
             "labels": {run.paths[row]: names[given[row]] for row in rows},
             "folds": folds,
@@ -612,13 +695,15 @@ def assess(run: OwnRun, labels: Mapping[str, str], *, folds: int = 5, seed: int 
         labels="evaluation",
     )
     found, probabilities = artifact.array("predictions"), artifact.array("probabilities")
-    predictions = _as_frame(run, names, given, found, probabilities)
+    predictions = _as_frame(run, names, found, probabilities, labels)
     counts = {name: int((given == k).sum()) for k, name in enumerate(names)}
     return Assessment(
         artifact.table("accuracies"),
         predictions,
         counts,
         folds,
+        artifact.table("learning"),
+        len(tests),
         tuple(_contradictions(run, labels)),
         artifact,
     )
@@ -659,7 +744,8 @@ def evaluate(
     run = _opened(record)
     there = set(run.paths)
     labels = {path: label for path, label in stored.items() if path in there}
-    assessment = assess(run, labels, folds=folds, seed=record.request.seed)
+    held = record.request.held
+    assessment = assess(run, labels, folds=folds, seed=record.request.seed, held=held)
     for line in assessment.lines():
         say(line)
     if len(labels) < len(stored):
@@ -672,8 +758,8 @@ def evaluate(
     say(f"What the linear model says of every image: {files.predictions}")
     if not batch:
         return assessment, None
-    labelled = run.copies.group[(assessment.predictions["given"] != "").to_numpy()]
-    left = run.copies.different - len(np.unique(labelled))
+    closed = (assessment.predictions["given"] != "") | assessment.predictions["path"].isin(held)
+    left = run.copies.different - len(np.unique(run.copies.group[closed.to_numpy()]))
     if not left:
         say("Every image, or a copy of it, has a label: there is no next batch.")
     elif batch > left:
@@ -706,7 +792,7 @@ def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
     """
     names, given = _targets(run, labels)
     rows = np.flatnonzero(given >= 0)
-    return _as_frame(run, names, given, *_predict(_points(run), rows, given[rows]))
+    return _as_frame(run, names, *_predict(_points(run), rows, given[rows]), labels)
 
 
 def _targets(run: OwnRun, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
@@ -743,16 +829,65 @@ def _contradictions(run: OwnRun, labels: Mapping[str, str]) -> list[str]:
 
 
 def _as_frame(
-    run: OwnRun, names: list[str], given: np.ndarray, found: np.ndarray, probability: np.ndarray
+    run: OwnRun,
+    names: list[str],
+    found: np.ndarray,
+    probability: np.ndarray,
+    labels: Mapping[str, str],
 ) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "path": run.paths,
             "label": [names[k] for k in found],
             "probability": probability,
-            "given": [names[k] if k >= 0 else "" for k in given],
+            "given": [labels.get(path, "") for path in run.paths],
         }
     )
+
+
+def _learning_curve(
+    points: np.ndarray,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    fold_of: np.ndarray,
+    seed: int,
+    tests: tuple[np.ndarray, np.ndarray] | None,
+) -> pd.DataFrame:
+    """Accuracy of the linear model by the number of its labels, as :attr:`Assessment.learning`.
+
+    Args:
+        points: float32 [N, D].
+        rows: int [L], images with a label to train on.
+        targets: int [L], their classes.
+        fold_of: int [L], the fold of each, for where there are no tests: each is held out in turn.
+        seed: Draws the subsets.
+        tests: Rows and classes of the images to test on; None: cross-validation.
+    """
+    rng, accuracies, sizes = np.random.default_rng(seed), {}, {}
+    for draw in range(SUBSETS):
+        fold = draw % (int(fold_of.max()) + 1)
+        seen = np.flatnonzero(fold_of != fold) if tests is None else np.arange(len(rows))
+        held = (rows[fold_of == fold], targets[fold_of == fold]) if tests is None else tests
+        order = rng.permutation(seen)
+        for share in CURVE:
+            if share == 1 and tests is not None and draw:
+                continue  # there is one set of all labels
+            own = order[: max(1, round(share * len(order)))]
+            right = _linear(points[rows[own]], targets[own]).predict(points[held[0]]) == held[1]
+            accuracies.setdefault(share, []).append(right.mean())
+            sizes.setdefault(share, []).append(len(own))
+    n, table = len(rows) if tests is None else len(tests[0]), []
+    for share, found in accuracies.items():
+        mean, several = np.mean(found), len(found) > 1 and tests is not None
+        # of folds the spread is that of their few images, which n has already
+        variance = np.var(found, ddof=1) if several else 0.0
+        low, high = binomtest(round(mean * n), n).proportion_ci(method="wilson")
+        wide = 1.96 * math.sqrt(variance)
+        low, high = mean - math.hypot(mean - low, wide), mean + math.hypot(high - mean, wide)
+        table.append(
+            (round(np.mean(sizes[share])), 100 * mean, 100 * max(low, 0), 100 * min(high, 1))
+        )
+    return pd.DataFrame(table, columns=["labels", "accuracy", "low", "high"])
 
 
 def _deal(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:

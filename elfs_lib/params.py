@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.clustering_registry import CLUSTERINGS
 from elfs_lib.datasets import DATASETS
+from elfs_lib.embedding_file import PRECOMPUTED
 from elfs_lib.encoder_checks import check_encoder
 from elfs_lib.encoders import check_method
 from elfs_lib.errors import ElfsError, choose, first_fault, own_error
@@ -67,10 +68,16 @@ class Params(BaseModel):
     compile: OffAutoOn = Field(
         "off", description="torch.compile, and CUDA graphs; auto: on CUDA, where it pays"
     )
+    loader: Literal["auto", "resident", "streamed"] = Field(
+        "auto", description="images in memory, or read from disk as they are needed"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(
         None, description="weights file: a path, or a name in ELFS_ENCODER_DIR"
+    )
+    embeddings_path: str | None = Field(
+        None, description="file of encoder precomputed: .npy, .npz, .parquet or .safetensors"
     )
     encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
     encoder_epochs: int | None = Field(
@@ -173,6 +180,11 @@ class Params(BaseModel):
         size = self.encoder_size
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=size, there=False)
         check_method(self.encoder, self.encoder_method)
+        if self.embeddings_path is not None and self.encoder != PRECOMPUTED:
+            raise ElfsError(
+                f"Parameter 'embeddings_path' is for encoder {PRECOMPUTED!r}, not for "
+                f"{self.encoder!r}: leave one of them out."
+            )
         if self.encoder_network is not None:
             from elfs_lib.training.models import NETWORKS
 
@@ -273,13 +285,23 @@ class Params(BaseModel):
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
         """Read a YAML file of flat keys; ``overrides`` win over the file.
 
+        The file names its dataset: that is how :meth:`from_notebook` tells a file, whose other keys
+        have the library's defaults, from a change to a page's own values.
+
         Raises:
-            ElfsError: if the file is missing, is not YAML, or a parameter is wrong.
+            ElfsError: if the file is missing, is not YAML, names no dataset, or a parameter is
+                wrong.
         """
         values = read_yaml(path)
         if {"params", "seeds"} <= values.keys():
             raise ElfsError(f"{path} is a sweep, not parameters of a run: try elfs sweep {path}.")
-        return cls.make({**values, **(overrides or {})})
+        params = cls.make({**values, **(overrides or {})})
+        if "dataset" not in values:
+            raise ElfsError(
+                f"{path} names no dataset: add a line for it, such as 'dataset: digits' or "
+                "'dataset: image_folder'."
+            )
+        return params
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Params:

@@ -33,7 +33,8 @@ NOTEBOOKS = (
     "07_comparison",
 )
 LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
-SUMMARIES = ("results", "encoders")  # pages over all runs, written anew with each book
+# pages over all runs, written anew with each book
+SUMMARIES = ("results", "results_tables", "encoders")
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:

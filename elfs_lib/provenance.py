@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import yaml
 
@@ -21,7 +22,11 @@ WHOLE_PIPELINES = "whole pipelines"
 
 
 def command(params: Params) -> str:
-    """The command that repeats a run: its dataset's params file, and what differs from it."""
+    """The command that repeats a run: its dataset's params file, and what differs from it. Where
+    the dataset has none, as people's own have not, the command writes one first."""
+    if not _file(params).exists():
+        values = json.dumps({"dataset": params.dataset, **_changes(params)})  # which is YAML
+        return f"echo {shlex.quote(values)} > own.yaml && elfs run own.yaml"
     return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
 
 
@@ -49,8 +54,13 @@ def as_options(values: Mapping[str, object]) -> list[str]:
 
 def _changes(params: Params) -> dict[str, object]:
     """What differs from the dataset's params file, by name."""
-    file = project_root() / "params" / f"{params.dataset}.yaml"
+    file = _file(params)
     return differences(params, Params.make(read_yaml(file)) if file.exists() else Params())
+
+
+def _file(params: Params) -> Path:
+    """The params file of a dataset, which may not be there."""
+    return project_root() / "params" / f"{params.dataset}.yaml"
 
 
 def differences(params: Params, base: Params) -> dict[str, object]:

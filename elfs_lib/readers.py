@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from elfs_lib import decoding
@@ -403,8 +404,10 @@ class Parquet(Files):
 
     def _check_images(self, file: Path) -> None:
         column = self._image_column(file)
-        rows = pq.read_metadata(file).num_rows
-        if rows and _statistics(file, column)[0] == rows:
+        rows, gaps = pq.read_metadata(file).num_rows, _statistics(file, column)[0]
+        if gaps is None:  # the first image with bytes is enough
+            gaps = rows * all(data is None for _, data in self._rows(file.parent, [file]))
+        if rows and gaps == rows:
             raise ElfsError(
                 f"{file} holds the paths of its images and not their bytes: write the bytes into "
                 "it, or give the folder of the images to dataset image_folder."
@@ -432,16 +435,16 @@ class Parquet(Files):
         name = next((name for name in self.label_columns if name in schema.names), None)
         if name is None or pa.types.is_null(schema.field(name).type):
             return None
-        gaps, low, high = _statistics(file, name)
+        gaps, low, high = _label_statistics(file, name)
         empty = gaps == pq.read_metadata(file).num_rows or (low == high == -1)
         return None if empty else name
 
     def _check_labels(self, file: Path) -> None:
-        """Check what the file says of its labels: none is read."""
+        """Check what the file says of its labels; see :func:`_label_statistics`."""
         name = self._label_column(file)
         if name is None:
             return
-        gaps, low, high = _statistics(file, name)
+        gaps, low, high = _label_statistics(file, name)
         self._check_label_column(file, name, _schema(file).field(name).type, gaps)
         names = self._class_names([file])
         if isinstance(low, int) and (low < 0 or (names and high >= len(names))):
@@ -851,19 +854,33 @@ def _is(kind: pa.DataType, *names: str) -> bool:
     return any(getattr(pa.types, f"is_{name}", lambda _: False)(kind) for name in names)
 
 
-def _statistics(file: Path, column: str) -> tuple[int, Any, Any]:
-    """What a Parquet file says of a column: its gaps, the lowest and the highest value; 0 and None
-    where it does not say."""
+def _statistics(file: Path, column: str) -> tuple[int | None, Any, Any]:
+    """What a Parquet file says of a column: its gaps, the lowest and the highest value; None where
+    it does not say."""
     metadata = pq.read_metadata(file)
-    gaps, lows, highs = 0, [], []
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            said = chunk.statistics if chunk.path_in_schema == column else None
-            gaps += said.null_count or 0 if said else 0
-            if said and said.has_min_max:
-                lows.append(said.min)
-                highs.append(said.max)
-    return gaps, min(lows, default=None), max(highs, default=None)
+    gaps, ends, whole = 0, [], True
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = map(group.column, range(group.num_columns))
+        said = next((c.statistics for c in chunks if c.path_in_schema == column), None)
+        if said is None or not said.has_null_count:
+            return None, None, None
+        gaps += said.null_count
+        ends += [said.min, said.max] if said.has_min_max else []
+        whole &= said.has_min_max or said.null_count == group.num_rows
+    return (gaps, min(ends), max(ends)) if ends and whole else (gaps, None, None)
+
+
+def _label_statistics(file: Path, column: str) -> tuple[int, Any, Any]:
+    """The gaps of a label column, and of whole numbers the lowest and the highest. Where the file
+    does not say, the labels are read for these three alone, so that faults show before the work."""
+    gaps, low, high = _statistics(file, column)
+    numbers = pa.types.is_integer(_schema(file).field(column).type)
+    if gaps is None or (numbers and low is None and gaps < pq.read_metadata(file).num_rows):
+        values = pq.read_table(file, columns=[column])[column]
+        gaps = values.null_count
+        low, high = pc.min_max(values).as_py().values() if numbers else (None, None)
+    return gaps, low, high
 
 
 def _lot(name: str) -> bytes:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from elfs_lib import datasets, encoders
+from elfs_lib import datasets, embedding_file, encoders
 from elfs_lib.artifacts import Draft
+from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stage_graph import Call, Given, stage
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _VIEWS = ("encoder_views", "encoder_view_area", "flip")
 _EMBEDDING = ("encoder", "encoder_checkpoint", "encoder_size", "precision", *_VIEWS)
+_FILE = ("embeddings_path", "dataset")
 
 
 def source(params: Params) -> dict[str, Any]:
@@ -152,6 +154,11 @@ def embedding_options(given: Given) -> dict[str, Any]:
 def _embed(given: Given, images: np.ndarray) -> np.ndarray:
     from elfs_lib.embedding import embed
 
+    if given.params.encoder == embedding_file.PRECOMPUTED:
+        raise ElfsError(
+            f"Encoder {embedding_file.PRECOMPUTED!r} has embeddings of the training images alone: "
+            "choose one that embeds the test images too."
+        )
     return embed(images, given.params.encoder, **embedding_options(given))
 
 
@@ -170,7 +177,20 @@ def _parts(given: Given) -> list[np.ndarray]:
     return [np.array(given.array(name, "embeddings")) for name in parts]
 
 
+def _read_file(given: Given) -> np.ndarray:
+    """The embeddings of a file, in the order of the images; a folder's images have none."""
+    paths = given.inputs["images"].json("about")["paths"]
+    ordered = given.params.dataset != "image_folder"
+    return embedding_file.load_embeddings(
+        given.params.embeddings_path, given.n, paths, ordered=ordered
+    )
+
+
 def embeddings_key(given: Given) -> dict[str, Any]:
+    if given.params.encoder == embedding_file.PRECOMPUTED:
+        content = embedding_file.file_fingerprint(given.params.embeddings_path)
+        given.some("dataset", "encoder_checkpoint")  # the images' key holds it; it can have none
+        return given.key("encoder", "encoder_pca") | {"content": content}
     keyed = given.key("encoder", "encoder_size", "precision", "encoder_pca")
     if not trains_encoder(given.params):  # else it is in the encoder's own key
         path = given.params.encoder_checkpoint
@@ -198,7 +218,7 @@ def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray])
 @stage(
     title="embeddings",
     inputs=lambda run: {"images": run.call("images"), **_encoder_inputs(run, "embeddings")},
-    reads=_EMBEDDING,
+    reads=[*_EMBEDDING, *_FILE],
     later={"encoder_pca": None},
     key=embeddings_key,
     unkeyed=["encoder_method"],  # which is in the encoder's own key, and named here
@@ -206,7 +226,9 @@ def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray])
 def embeddings(given: Given, draft: Draft) -> None:
     """Array ``embeddings`` float32 [N, D] of the training images, and with ``encoder_pca`` the
     arrays ``pca_mean`` and ``pca_axes`` of :class:`elfs_lib.embedding.Reduction`."""
-    write_embeddings(given, draft, lambda: _embed(given, given.train_images))
+    from_file = given.params.encoder == embedding_file.PRECOMPUTED
+    work = (lambda: _read_file(given)) if from_file else lambda: _embed(given, given.train_images)
+    write_embeddings(given, draft, work)
 
 
 @stage(

@@ -113,8 +113,9 @@ def parquet_file(
     label: str = "label",
     struct: bool = True,
     metadata: dict[str, str] | None = None,
+    statistics: bool = True,
 ) -> None:
-    """A Parquet file in the Hugging Face layout."""
+    """A Parquet file in the Hugging Face layout, with or without statistics of its columns."""
     file.parent.mkdir(parents=True, exist_ok=True)
     column = pa.array(cells)
     if struct:
@@ -125,4 +126,5 @@ def parquet_file(
     if labels is not None:
         columns[label] = pa.array(labels)
     table = pa.table(columns)
-    pq.write_table(table.replace_schema_metadata(metadata), file, row_group_size=4)
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, file, row_group_size=4, write_statistics=statistics)

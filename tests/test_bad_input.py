@@ -138,7 +138,7 @@ FILES = {
     "octal.yaml": "encoder: pixels\nseed: 010\n",
     "clock.yaml": "encoder: pixels\nseed: 1:30\n",
     "nan.yaml": "encoder: pixels\nbudget: .nan\n",
-    "huge.yaml": "encoder: pixels\nbudget: 1" + "0" * 25,
+    "huge.yaml": "dataset: digits\nencoder: pixels\nbudget: 1" + "0" * 25,
     "two.yaml": "encoder: pixels\n---\nseed: 1\n",
     "sweep.yaml": "params: [späte bilder.yaml]\nmethods: [random]\nbudgets: [0.1]\nseeds: [0]\n",
     "späte bilder.yaml": "dataset: digits\nencoder: pixels\nneighbors: 2000\n",

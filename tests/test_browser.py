@@ -55,6 +55,9 @@ LOOK = """
       problems.push("formula not set: " + place.textContent.slice(0, 60));
   for (const error of document.querySelectorAll("mjx-merror, [data-mml-node=merror]"))
     problems.push("formula in error: " + error.textContent.slice(0, 60));
+  for (const name of document.querySelectorAll("th"))
+    if (name.textContent.includes("interval") && name.getBoundingClientRect().right > WIDTH)
+      problems.push("off the screen: the column " + name.textContent.trim());
   const wide = document.documentElement.scrollWidth - WIDTH;
   if (wide > 0) {
     const past = [...document.querySelectorAll("body *")].filter(

@@ -448,10 +448,11 @@ def test_parquet_labels_of_many_types(tmp_path, labels):
     assert load_labels("parquet", "train", path=tmp_path).tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("labels", [[-1, -1], pa.nulls(2), pa.array([None, None], pa.string())])
-def test_parquet_labels_that_are_all_none_are_no_labels(tmp_path, labels):
-    image_files.parquet_file(tmp_path / "train.parquet", cells(2), [0, 1])
-    image_files.parquet_file(tmp_path / "test.parquet", cells(2), labels)
+def test_parquet_labels_that_are_all_none_are_no_labels(tmp_path, labels, statistics):
+    image_files.parquet_file(tmp_path / "train.parquet", cells(2), [0, 1], statistics=statistics)
+    image_files.parquet_file(tmp_path / "test.parquet", cells(2), labels, statistics=statistics)
     assert labelled_splits("parquet", path=tmp_path) == ("train",)
 
 
@@ -465,18 +466,28 @@ def test_parquet_labels_that_are_all_none_are_no_labels(tmp_path, labels):
         ([[0], [1], [1]], "column label of list"),
     ],
 )
-def test_parquet_labels_that_are_no_classes_are_refused_before_work(tmp_path, labels, message):
-    metadata = named_classes("cat", "dog")
-    image_files.parquet_file(tmp_path / "x.parquet", cells(3), labels, metadata=metadata)
+@pytest.mark.parametrize("statistics", [True, False])
+def test_parquet_labels_that_are_no_classes_are_refused_before_work(
+    tmp_path, labels, message, statistics
+):
+    image_files.parquet_file(
+        tmp_path / "x.parquet",
+        cells(3),
+        labels,
+        metadata=named_classes("cat", "dog"),
+        statistics=statistics,
+    )
     with pytest.raises(ElfsError, match=message):
         check_dataset("parquet", path=tmp_path)
 
 
-def test_parquet_images_as_views_and_as_paths(tmp_path):
+@pytest.mark.parametrize("statistics", [True, False])
+def test_parquet_images_as_views_and_as_paths(tmp_path, statistics):
+    file = tmp_path / "x.parquet"
     views = pa.array(cells(3), pa.binary_view())
-    image_files.parquet_file(tmp_path / "x.parquet", views, struct=False)
+    image_files.parquet_file(file, views, struct=False, statistics=statistics)
     assert load_images("parquet", path=tmp_path).train.shape[0] == 3
-    image_files.parquet_file(tmp_path / "x.parquet", pa.array([None] * 3, pa.binary()))
+    image_files.parquet_file(file, pa.array([None] * 3, pa.binary()), statistics=statistics)
     with pytest.raises(ElfsError, match="the paths of its images and not their bytes"):
         check_dataset("parquet", path=tmp_path)
 

@@ -232,3 +232,18 @@ def test_neighbours_in_a_tight_cone_are_those_of_float64(noise: float, copies: i
     cosines = (unit[:, None] * unit[found.indices]).sum(axis=2)
     np.testing.assert_allclose(found.similarities, cosines, atol=1e-7)
     assert (np.diff(found.similarities, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+def test_approximate_search_misses_few_in_a_tight_cone_too(method: str):
+    rng = np.random.default_rng(0)
+    groups = rng.normal(size=(40, 64))[np.arange(2000) % 40]
+    rows = rng.normal(size=64) + 1e-3 * (groups + 0.4 * rng.normal(size=(2000, 64)))
+    rows = rows.astype(np.float32)
+    exact, found = nearest_neighbors(rows, 10), nearest_neighbors(rows, 10, method=method)
+    assert (found.indices != np.arange(2000)[:, None]).all()
+    assert neighbors.recall(found, exact) > 0.9
+    few = rows[:9]
+    assert (
+        nearest_neighbors(few, 5, method=method).indices == nearest_neighbors(few, 5).indices
+    ).all()

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import image_files
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
 from elfs_lib import cli, datasets, embedding, encoders, gallery, own_images, own_labels
@@ -53,6 +55,9 @@ from elfs_lib.own_labels import (
     stored_labels,
 )
 from elfs_lib.params import Params
+from elfs_lib.selection import METHODS, SelectionInputs
+from elfs_lib.selection import select as select_by
+from elfs_lib.selection.advice import advise
 from elfs_lib.selection.double_end import double_end_prune
 from elfs_lib.stages import Run
 
@@ -126,6 +131,223 @@ def run_cli(monkeypatch, *words: object) -> int:
 def options(changes: dict | None = None) -> list[str]:
     pairs = {**TINY, **(changes or {})}.items()
     return [word for name, value in pairs for word in ("-p", f"{name}={json.dumps(value)}")]
+
+
+# --- by any method, and tested on images drawn at random -----------------------------------------
+
+
+def by(method: str, **changes: object) -> Request:
+    return Request(3, 20, overrides=TINY, compare=False, method=method, **changes)
+
+
+@pytest.mark.parametrize("method", ["typiclust", "max_herding", "usl", "moderate", "elfs_el2n"])
+def test_any_label_free_method_makes_the_list(folder: Path, made: ListFiles, method: str):
+    """It gets one of each group of copies, and nothing that is labelled."""
+    store = read_record(made.record).store
+    choice = choose_images(folder, by(method), store)
+    run, listed = choice.run, choice.listed
+    group = run.copies.group
+    assert len(listed) == 20 == len(np.unique(group[listed["index"]]))
+    assert len(listed) + len(choice.rest) == run.n
+    assert {*choice.rest["kind"]} <= {"not_chosen", "copy"}
+    twins = group[choice.rest["index"][choice.rest["kind"] == "copy"]]
+    assert {*twins} <= {*group[listed["index"]]}
+    assert np.isfinite(listed["score"]).all() and list(listed["rank"]) == [*range(1, 21)]
+    pool = np.flatnonzero(group == np.arange(run.n))
+    wanted = {need: getattr(choice.chooser._inputs(pool), need) for need in METHODS[method].needs}
+    if method == "max_herding":
+        points = np.asarray(run.embeddings.array("embeddings"))[pool]
+        direct = select_by(method, SelectionInputs(n=len(pool), embeddings=points), 20)
+        assert listed["index"].tolist() == pool[direct.indices].tolist()
+        np.testing.assert_allclose(listed["score"], direct.scores)
+    assert all(value is not None for value in wanted.values())
+    # the next ones go on from there: those that have a label count, and are not asked for again
+    done = tuple(listed["path"][:7])
+    more = choose_images(folder, by(method, done=done), store)
+    assert not {*more.listed["path"]} & {*done} and len(more.listed) == 20
+    assert (more.rest["kind"] == "labelled").sum() == 7
+    if method == "max_herding":  # nested
+        assert {*listed["path"][7:]} <= {*more.listed["path"]}
+
+
+def test_the_method_goes_by_labels_a_class(folder: Path, made: ListFiles, monkeypatch):
+    store = read_record(made.record).store
+    few = choose_images(folder, by("auto"), store)
+    assert few.method == advise(20 / 3).method != advise(10).method
+    assert "6.67 labels a class" in few.why and few.why in few.summary()
+    assert ("rule of thumb" in few.why) is not advise(20 / 3).measured
+    done = tuple(few.listed["path"][:12])
+    assert choose_images(folder, by("auto", done=done), store).method == advise(32 / 3).method
+    given = replace(by("auto"), overrides=TINY | {"hard_prune_ratio": 0.1})
+    assert choose_images(folder, given, store).method == "elfs"
+    with pytest.raises(ElfsError, match="Unknown method 'ccs'"):
+        choose_images(folder, by("ccs"), store)  # it would see labels
+
+
+def test_a_method_that_trains_nothing_trains_nothing(folder: Path, made: ListFiles, monkeypatch):
+    store = read_record(made.record).store
+    monkeypatch.setattr(Run, "proxies", property(lambda self: pytest.fail("trained")))
+    monkeypatch.setattr(OwnRun, "search", lambda *args: pytest.fail("searched"))
+    choice = choose_images(folder, replace(by("typiclust"), compare=True), store)
+    assert choice.hard_prune_ratio is None and "hard_prune_ratio" not in choice.budgets
+    assert list(choice.budgets["overlap"])[-1] == 1
+    assert len(choice.seeds.shares) == 2 and choice.search is None
+
+
+def test_what_speaks_against_a_list_is_said(folder: Path, made: ListFiles, monkeypatch):
+    store = read_record(made.record).store
+    choice = choose_images(folder, replace(by("elfs"), compare=True), store)
+    assert choice.seeds is None  # it would train again
+    assert choice.search.best == choice.hard_prune_ratio and choice.search.at_edge
+    assert any("the search did not close it in" in line for line in choice.doubts)
+    assert {*choice.trust, *choice.doubts} <= {*choice.summary()}
+    sure = choice.run.pseudo.table("pseudo")["confidence"].median()
+    assert any("barely confident" in line for line in choice.doubts) is bool(sure < 0.5)
+    random = choose_images(folder, by("random"), store)
+    assert any("would serve as well" in line for line in random.doubts)
+    covered = choice.covered
+    assert (
+        covered["images"].tolist() == [5, 10, 20, 120]
+        and covered["coverage"].is_monotonic_increasing
+    )
+
+
+def test_images_drawn_at_random_are_never_listed(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    for number in range(80):
+        picture(number % 40).save(tmp_path / "photos" / f"{number:03}.png")  # each twice
+    files, store = ListFiles(tmp_path / "list.csv"), Store(tmp_path / "store")
+    request = Request(2, 12, overrides=TINY, method="typiclust", holdout=14)
+    choice = make_list(tmp_path / "photos", files, request, store)
+    held = pd.read_csv(files.holdout)["path"].tolist()
+    group = choice.run.copies.group
+    rows = {path: row for row, path in enumerate(choice.run.paths)}
+    of_held = {group[rows[path]] for path in held}
+    twins = choice.rest[np.isin(group[choice.rest["index"]], [*of_held])]
+    assert len(twins) == 14 and twins["reason"].str.endswith("which is kept for testing").all()
+    assert len(held) == 14 == len(of_held) and not of_held & {*group[choice.listed["index"]]}
+    assert len(json.loads(files.holdout_tasks.read_text())) == 14
+    for method in ("elfs", "random"):  # whatever else is asked for, they stay
+        again = make_list(
+            tmp_path / "photos", files, replace(request, method=method, holdout=0), store
+        )
+        assert again.held["path"].tolist() == held
+        assert not of_held & {*group[again.listed["index"]]}
+    more = make_list(tmp_path / "photos", files, replace(request, holdout=20), store)
+    assert more.held["path"].tolist()[:14] == held and len(more.held) == 20
+    with pytest.raises(ElfsError, match="only 40 different images"):
+        make_list(tmp_path / "photos", files, replace(request, holdout=41), store)
+    with pytest.raises(ElfsError, match="the 20 different images that have no label"):
+        make_list(tmp_path / "photos", files, replace(request, holdout=19, budget=30), store)
+
+
+def test_the_draw_is_uniform():
+    """Whatever the list prefers: each image is drawn as often."""
+    run = SimpleNamespace(
+        paths=[str(row) for row in range(30)],
+        copies=SimpleNamespace(group=np.r_[np.arange(29), 3]),  # the last is a copy of 3
+    )
+    drawn = np.zeros(30)
+    for seed in range(600):
+        request = Request(2, 5, seed=seed, holdout=6, done=("7",))
+        held = own_images._hold_out(run, request).held
+        assert len(held) == 6 and not {"3", "29"} <= {*held}
+        drawn[[int(path) for path in held]] += 1
+    assert drawn[7] == 0
+    drawn[3] += drawn[29]
+    expected = 600 * 6 / 28
+    rest = np.delete(drawn, [7, 3, 29])
+    assert abs(rest - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_random_images_give_the_accuracy_and_are_not_trained_on(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    wanted = np.flatnonzero(DIGITS.target < 2)[:100]
+    sort = {}
+    for number in wanted:
+        picture(number).save(tmp_path / "photos" / f"{number:04}.png")
+        sort[f"{number:04}.png"] = "ab"[DIGITS.target[number]]
+    files, store = ListFiles(tmp_path / "list.csv"), Store(tmp_path / "store")
+    request = Request(2, 16, overrides=TINY, method="typiclust", holdout=30)
+    make_list(tmp_path / "photos", files, request, store)
+    listed, held = (pd.read_csv(file)["path"].tolist() for file in (files.csv, files.holdout))
+    give(files, {path: sort[path] for path in listed})
+    before, _ = evaluate(files, folds=4, batch=0)
+    assert before.tested == 0
+    # labels that are wrong throughout: a model trained on them would be right about them
+    typed = pd.read_csv(files.holdout).assign(label=["ab"["ba".index(sort[p])] for p in held])
+    typed.to_csv(files.holdout, index=False)
+    assert own_labels.find_list(None, files.holdout).csv == files.csv
+    import_labels(files, files.holdout)
+    said: list[str] = []
+    found, choice = evaluate(files, folds=4, batch=8, say=said.append)
+    pd.testing.assert_frame_equal(found.accuracies, before.accuracies)
+    assert found.tested == 30 and found.classes == before.classes
+    assert found.artifact.manifest["labels"]["opened"] == ["train:evaluation", "test:evaluation"]
+    last = found.learning.iloc[-1]
+    assert last["labels"] == 16 and last["accuracy"] < 15
+    predicted = found.predictions.set_index("path")["label"]
+    wrong = np.mean([predicted[path] == ("ab"["ba".index(sort[path])]) for path in held])
+    assert last["accuracy"] == pytest.approx(100 * wrong)
+    low, high = binomtest(round(30 * wrong), 30).proportion_ci(method="wilson")
+    assert (last["low"], last["high"]) == pytest.approx((100 * low, 100 * high))
+    assert any("30 images drawn at random" in line for line in said)
+    assert not {*choice.listed["path"]} & {*held, *listed} and len(choice.listed) == 8
+    assert not files.next.holdout.exists()
+
+
+def test_the_learning_curve_rises_where_labels_help_and_its_band_holds_the_truth():
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(5, 8))
+    targets = rng.integers(0, 5, 1200)
+    points = (means[targets] + rng.normal(size=(1200, 8))).astype(np.float32)
+    rows, tests = np.arange(80), np.arange(80, 200)
+    folds = np.arange(80) % 5
+    for held in ((tests, targets[tests]), None):
+        table = own_labels._learning_curve(points, rows, targets[rows], folds, 0, held)
+        assert table["labels"].tolist() == ([20, 40, 80] if held else [16, 32, 64])
+        assert table["accuracy"].is_monotonic_increasing
+        assert (table["low"] < table["accuracy"]).all() and (
+            table["accuracy"] < table["high"]
+        ).all()
+    table = own_labels._learning_curve(
+        points, rows, targets[rows], folds, 0, (tests, targets[tests])
+    )
+    model = own_labels._linear(points[rows], targets[rows])
+    true = 100 * (model.predict(points[200:]) == targets[200:]).mean()
+    assert table["low"].iloc[-1] < true < table["high"].iloc[-1]
+    direct = 100 * (model.predict(points[tests]) == targets[tests]).mean()
+    assert table["accuracy"].iloc[-1] == pytest.approx(direct)
+
+
+def test_names_are_suggested_to_whoever_labels_and_are_no_labels(tmp_path: Path):
+    frame = pd.DataFrame(
+        {
+            "rank": [1, 2, 3],
+            "path": ["a.png", "b.png", "c.png"],
+            "pseudo_class": [1, 0, 2],
+            "confidence": [0.9, 0.25, 1.0],
+        }
+    )
+    sent = json.loads(json.dumps(tasks(frame, "photos", names=["cat", "dog", ""])))
+    assert [task["data"]["rank"] for task in sent] == [1, 2, 3]
+    assert "predictions" not in sent[2] and not any("predictions" in t for t in tasks(frame, "x"))
+    first = sent[0]["predictions"][0]
+    assert first["result"][0]["value"] == {"choices": ["dog"]} and first["score"] == 0.9
+    assert first["result"][0]["from_name"] == "label" and first["result"][0]["to_name"] == "image"
+    (tmp_path / "export.json").write_text(json.dumps(sent))
+    with pytest.raises(ElfsError, match="holds no label"):
+        read_labels(tmp_path / "export.json", frame["path"], folder="photos")
+    sent[1]["annotations"] = [{"result": [{"from_name": "label", "value": {"choices": ["cat"]}}]}]
+    (tmp_path / "export.json").write_text(json.dumps(sent))
+    back = read_labels(tmp_path / "export.json", frame["path"], folder="photos")
+    assert back.given == {"b.png": "cat"} and set(back.open) == {"a.png", "c.png"}
+
+
+def test_there_is_a_name_for_each_pseudo_class(folder: Path, made: ListFiles):
+    store = read_record(made.record).store
+    with pytest.raises(ElfsError, match="2 names for 3 pseudo-classes"):
+        choose_images(folder, by("typiclust", names=("cat", "dog")), store)
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -423,7 +645,7 @@ def test_impossible_requests_are_one_sentence(
 @pytest.mark.parametrize(
     "source, change, message",
     [
-        ([1, 2], {}, "images are a list"),
+        ([1, 2], {}, "images hold a int"),
         (b"photos", {}, "images are a bytes"),
         ("photos", {"budget": "20"}, "budget is '20'"),
         ("photos", {"budget": None}, "budget is None"),
@@ -1162,6 +1384,7 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(folder.parent / "artifacts"))
     words = ("select", folder, "--classes", 3, "--budget", 20, "--out", "list.csv", *options())
+    words += ("--method", "elfs")
     assert run_cli(monkeypatch, *words) == 0
     page = (tmp_path / "list.html").read_text()
     assert "<script" not in page.lower()
@@ -1185,7 +1408,7 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     page, batch = Path("list.next.html").read_text(), pd.read_csv("list.next.csv")
     assert "15 of 123 images to label" in page and "20 labelled already" in page
     assert "Not compared for the next batch" in page and "In common is the share" not in page
-    start, end = page.index("To label, in this order"), page.index("Too hard")
+    start, end = page.index("To label, in this order"), page.index("Not on the list")
     assert all(f'alt="{escape(path)}"' in page[start:end] for path in batch["path"])
 
 

@@ -46,7 +46,7 @@ def test_the_three_ways_in_agree(tmp_path: Path):
 
 def test_overrides_win_over_the_file(tmp_path: Path):
     file = tmp_path / "p.yaml"
-    file.write_text("seed: 1\nencoder: pixels\n")
+    file.write_text("dataset: digits\nseed: 1\nencoder: pixels\n")
     assert Params.load(file, {"seed": 5}).seed == 5
     assert Params.load(file).seed == 1 and Params.load(file).encoder == "pixels"
 
@@ -97,6 +97,14 @@ def test_a_file_that_leaves_keys_out_means_the_same_to_papermill(tmp_path: Path,
     assert "All others are those of this notebook" in capsys.readouterr().out
 
 
+def test_a_file_names_its_dataset(tmp_path: Path):
+    """Else papermill could not tell it from changes to a page, and a run would have two sets."""
+    (tmp_path / "mine.yaml").write_text("budget: 0.2\n")
+    for overrides in ({}, {"dataset": "digits"}):
+        with pytest.raises(ElfsError, match="mine.yaml names no dataset"):
+            Params.load(tmp_path / "mine.yaml", overrides)
+
+
 def test_a_run_from_a_notebook_is_checked_before_any_work(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     with pytest.raises(ElfsError, match="neighbors.*5000.*1436"):
@@ -145,7 +153,7 @@ def test_files_that_hold_no_parameters_are_one_sentence(tmp_path: Path, content:
 
 def test_paths_with_spaces_and_unicode_are_read(tmp_path: Path):
     file = tmp_path / "mes paramètres 図.yaml"
-    file.write_text("seed: 3  # числа\nencoder: pixels\n", encoding="utf-8")
+    file.write_text("dataset: digits\nseed: 3  # числа\nencoder: pixels\n", encoding="utf-8")
     assert Params.load(file).seed == 3
 
 

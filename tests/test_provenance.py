@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 
 import pytest
 from conftest import ROOT, TINY
@@ -50,6 +51,16 @@ def test_only_what_differs_from_the_params_file_is_named():
     assert command(base) == "elfs run params/digits.yaml"
     changed = base.model_copy(update={"seed": 4})
     assert command(changed) == "elfs run params/digits.yaml -p seed=4"
+
+
+def test_peoples_own_data_has_a_command_that_runs_too(tmp_path):
+    """There is no params/image_folder.yaml: the command writes its file first."""
+    own = {"dataset": "image_folder", "data_path": "Ann's photos", "classes": 4, "seed": 2}
+    params = Params.make({**own, "temi_learning_rate": 1e-5, "budgets": [0.1, 30]})
+    write, run = command(params).split(" && ")
+    subprocess.run(write, shell=True, cwd=tmp_path, check=True)
+    assert run == "elfs run own.yaml"
+    assert Params.load(tmp_path / "own.yaml") == params
 
 
 def test_floors_are_no_part_of_a_run():

@@ -12,7 +12,7 @@ import pytest
 from elfs_lib.cli import methods
 from elfs_lib.errors import ElfsError
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, expected_cost, select
-from elfs_lib.selection.cost import GROWTH, growth_note, is_measured, measured_as
+from elfs_lib.selection.cost import GROWTH, growth_note, is_measured, measured_as, stages_before
 
 ROWS = json.loads(GROWTH.read_text())["rows"]
 
@@ -24,9 +24,7 @@ def _quiet(monkeypatch):
 
 def test_every_function_was_measured_and_the_machine_is_named():
     measured = {row["method"] for row in ROWS}
-    # made for some hundred images, where any of them takes minutes at most
-    for_few = {"typiclust", "prob_cover", "max_herding", "facility_location", "usl"}
-    assert measured == {measured_as(name) for name in METHODS} - for_few - {"kmeans_nearest"}
+    assert measured == {measured_as(name) for name in METHODS}
     assert "thread" in growth_note()
 
 
@@ -60,8 +58,25 @@ def test_estimates_refuse_nonsense():
         expected_cost("random", 10, 0, 0.1)
 
 
+def test_a_cost_names_what_comes_before_it(capsys):
+    """ELFS's selection takes no time; nearly all of its time comes before."""
+    clusters = ("embeddings", "neighbours", "clustering")
+    assert stages_before("random") == ()
+    assert stages_before("typiclust") == ("embeddings",)
+    assert stages_before("d2") == ("embeddings", "neighbours")
+    assert stages_before("moderate") == clusters
+    assert stages_before("ccs_pseudo") == stages_before("badge") == (*clusters, "proxy training")
+    assert stages_before("elfs") == (*clusters, "proxy training", "search for beta")
+    assert stages_before("aum_hardest") == ("every label", "proxy training")
+    methods(n=1000)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert all(stage in rows["elfs"] for stage in stages_before("elfs"))
+    assert "clustering" not in rows["typiclust"]
+
+
 def test_a_method_of_ones_own_has_no_estimate_yet(monkeypatch, capsys):
-    own = dataclasses.replace(METHODS["random"], name="own", function=lambda *a, **k: None)
+    function = lambda inputs, count, *, seed: None  # noqa: E731
+    own = dataclasses.replace(METHODS["random"], name="own", function=function)
     monkeypatch.setitem(METHODS, "own", own)
     with pytest.raises(ElfsError, match="cost of 'own' was not measured"):
         expected_cost("own", 1000, 8, 0.1)

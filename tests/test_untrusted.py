@@ -49,7 +49,7 @@ def test_yaml_makes_no_objects(text: str, trap: Path, capsys, monkeypatch):
         Params.load("p.yaml")
     with pytest.raises(ElfsError, match="p.yaml is not valid YAML"):
         load_sweep(Path("p.yaml"))
-    Path("p.yaml").write_text("encoder: pixels\n")
+    Path("p.yaml").write_text("dataset: digits\nencoder: pixels\n")
     monkeypatch.setattr(sys, "argv", ["elfs", "run", "p.yaml", "-p", f"seed={text}"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -61,6 +61,26 @@ def expected_cost(method: str, n: int, dim: int, budget: float | int, *, classes
     return Cost(int(_memory_terms(n, dim, classes) @ memory), float(seconds))
 
 
+def stages_before(method: str) -> tuple[str, ...]:
+    """The stages that a run needs before a method's selection; ``expected_cost`` counts none.
+
+    Raises:
+        ElfsError: if the method is unknown.
+    """
+    entry = METHODS[choose("method", method, METHODS)]
+    trains = bool(entry.needs & {"scores", "probabilities"})
+    clusters = not entry.supervised and (trains or "pseudo_labels" in entry.needs)
+    needed = {
+        "every label": entry.supervised,
+        "embeddings": clusters or bool(entry.needs & {"embeddings", "neighbors"}),
+        "neighbours": clusters or "neighbors" in entry.needs,
+        "clustering": clusters,
+        "proxy training": trains,
+        "search for beta": entry.takes_beta,
+    }
+    return tuple(stage for stage, is_needed in needed.items() if is_needed)
+
+
 def growth_note() -> str:
     """On what the growth was measured."""
     return json.loads(GROWTH.read_text())["machine"]
