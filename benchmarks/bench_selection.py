@@ -67,7 +67,7 @@ FOR_FEW = (
     "kmeans_nearest",
     "usl",
 )
-DESIGN_FOR_FEW = around({**BASE, "n": 10_000}, (2_500, 5_000, 20_000))
+DESIGN_FOR_FEW = around({**BASE, "n": 5_000}, (1_250, 2_500, 10_000))
 
 
 def design_of(method: str, design: list[dict]) -> list[dict]:

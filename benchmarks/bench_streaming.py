@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import machine_name
-from benchmarks.timing import clock_name, compare
+from benchmarks.timing import clock_name, compare, seconds
 
 FACTS = DATA / "streaming.json"
 SIZES = (20, 100, 400)  # MiB of images
+PHOTOS = 320
+IMAGENET = 1_281_167 + 50_000
 PEAK = """
 import resource, sys
 import numpy as np
@@ -61,6 +64,47 @@ def peak(file: Path, loader: str) -> float:
     return int(done.stdout) / (2**20 if sys.platform == "darwin" else 1024)
 
 
+def write_photos(folder: Path, count: int) -> None:
+    """JPEG files of 500 x 375 px, smooth with some grain: about 100 KB each, as ImageNet's."""
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir(parents=True)
+    grain = rng.normal(0, 12, (375, 500, 3)).astype(np.float32)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        photo = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.float32)
+        image = Image.fromarray((photo + grain).clip(0, 255).astype(np.uint8))
+        image.save(folder / "photos" / f"{number}.jpg", quality=88)
+
+
+def imagenet(folder: Path) -> dict:
+    """Seconds an image: of decoding to 256 px, and of random resized crops to 224 px."""
+    from elfs_lib.decoding import decode_images, read_file
+    from elfs_lib.training.loader import StreamedLoader
+
+    write_photos(folder, PHOTOS)
+    files = sorted((folder / "photos").iterdir())
+    found = {}
+
+    def decode() -> None:
+        found["images"] = decode_images(
+            [(file.name, file) for file in files], len(files), image_size=256, read=read_file,
+            desc="decoding", file=folder / "decoded.npy",
+        ).images  # fmt: skip
+
+    decoding = seconds(decode)
+    found["images"].flush()
+    stored = np.load(folder / "decoded.npy", mmap_mode="r")
+    options = {"batch": 64, "crop": "resized", "side": 224, "flip": True}
+    loader = StreamedLoader(stored, None, torch.device("cpu"), **options)
+    crops = seconds(lambda: [None for _ in loader.epoch(0)])
+    return {
+        "n": PHOTOS,
+        "kb": sum(file.stat().st_size for file in files) / 1000 / PHOTOS,
+        "decode_s": decoding / PHOTOS,
+        "crop_s": crops / PHOTOS,
+    }
+
+
 def measure(folder: Path) -> dict:
     from elfs_lib.training.loop import Length, Seeds, train
     from elfs_lib.training.recipes import find_recipe
@@ -96,6 +140,7 @@ def measure(folder: Path) -> dict:
         "torch": torch.__version__,
         "memory": memory,
         "speed": speed,
+        "imagenet": imagenet(folder),
     }
 
 
@@ -123,14 +168,39 @@ def streaming_table(facts: dict) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-TABLES: Tables = {"performance_streaming.csv": streaming_table}
+def imagenet_table(facts: dict) -> pd.DataFrame:
+    """What was measured on some photos, and the same for all of ImageNet's."""
+    row = facts["imagenet"]
+    lines = {
+        f"decoding to 256 px, files of {row['kb']:.0f} KB": row["decode_s"],
+        "reading back, random resized crops of 224 px, on the CPU": row["crop_s"],
+    }
+    return pd.DataFrame(
+        {
+            "What": list(lines),
+            f"ms an image (N = {row['n']:,})": [f"{1000 * s:.2f}" for s in lines.values()],
+            f"{IMAGENET:,} images, hours of one core": [
+                f"{s * IMAGENET / 3600:.1f}" for s in lines.values()
+            ],
+            "of 16 cores, if they do 16 times as much": [
+                f"{s * IMAGENET / 3600 / 16:.2f}" for s in lines.values()
+            ],
+        }
+    )
+
+
+TABLES: Tables = {
+    "performance_streaming.csv": streaming_table,
+    "performance_imagenet.csv": imagenet_table,
+}
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         facts = measure(Path(folder))
     FACTS.write_text(json.dumps(facts, indent=1) + "\n")
-    print(write_tables(TABLES, facts)["performance_streaming.csv"].to_string(index=False))
+    for table in write_tables(TABLES, facts).values():
+        print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

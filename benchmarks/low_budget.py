@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.book_data import DATA
+from benchmarks.book_data import DATA, write_figure
 from benchmarks.machine import machine_name
 from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.compute import resolve_device
@@ -190,7 +190,7 @@ def write(table: pd.DataFrame, facts: dict, folder: Path, suffix: str = "") -> N
     if not suffix:
         drawn = table[table["method"].isin(DRAWN)]
         figure = accuracy_vs_labels(drawn, title=display_name(facts["dataset"]))
-        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+        write_figure(figure, f"{stem}.svg", folder)
 
 
 def settings_table(folder: Path) -> pd.DataFrame:

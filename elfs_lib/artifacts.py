@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -155,8 +156,16 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def array(self, name: str, value: np.ndarray) -> None:
-        """Write an array as ``<name>.npy``."""
-        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(value), allow_pickle=False)
+        """Write an array as ``<name>.npy``; a memory map of this folder becomes that file."""
+        file = self.folder / f"{name}.npy"
+        own = isinstance(value, np.memmap) and Path(value.filename).parent == self.folder
+        if own and isinstance(value.base, mmap.mmap):  # all of it
+            value.flush()
+            Path(value.filename).replace(file)
+            return
+        np.save(file, np.ascontiguousarray(value), allow_pickle=False)
+        if own:
+            Path(value.filename).unlink()
 
     def table(self, name: str, value: pd.DataFrame) -> None:
         """Write a table as ``<name>.parquet``."""

@@ -119,7 +119,7 @@ def run(
 
         elfs run params/cifar10.yaml -p seed=1 -p device=cuda --no-notebooks
     """
-    from elfs_lib import pipeline, results
+    from elfs_lib import coreset_lists, pipeline, results
     from elfs_lib.params import Params
     from elfs_lib.project import default_store
     from elfs_lib.stages import Run
@@ -133,6 +133,7 @@ def run(
         target = results.runs_folder(params_file)
         if current.can_evaluate:
             results.write_results(current.results(), current.params, target / "results.csv")
+        coreset_lists.publish(current, target / "coresets")
         print(f"Executing {len(pages)} notebooks into {target}", flush=True)
         if len(pages) < len(pipeline.NOTEBOOKS):
             print("Left out, because they need labels: " + ", ".join(pipeline.LABELLED), flush=True)
@@ -453,6 +454,91 @@ def evaluate(
     )
     if choice is not None:
         _finish_list(files.next, choice, report, kernel)
+
+
+coreset_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Coreset lists as files.
+
+    Example:
+
+        elfs coreset export params/digits.yaml --out coreset.parquet
+    """,
+)
+app.add_typer(coreset_app, name="coreset")
+
+
+@coreset_app.command("export")
+def coreset_export(
+    params_file: ParamsFile,
+    out: Annotated[Path, typer.Option(help="The list to write, .parquet or .csv")],
+    method: Annotated[str, typer.Option(help="As elfs methods lists")] = "elfs",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="A count, or a share as 0.1", show_default="the parameter budget"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of methods that draw", show_default="the parameter seed"),
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Write a run's list and, beside it, a manifest that says what it is of.
+
+    Stages that are missing are run first.
+
+    Examples:
+
+        elfs coreset export params/digits.yaml --out coreset.parquet
+
+        elfs coreset export params/digits.yaml --method random --seed 1 --out random.csv
+    """
+    from elfs_lib import coreset_lists
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    coreset_lists.check_name(out)
+    current = Run(Params.load(params_file, _parse(p)), default_store())
+    current.check()
+    share = current.params.budget if budget is None else _number("budget", budget)
+    found = coreset_lists.list_of(current, method, share, seed)
+    coreset_lists.write_list(found, out)
+    print(f"Written: {out} ({len(found.table):,} images), {coreset_lists.manifest_of(out)}")
+
+
+@coreset_app.command("compare")
+def coreset_compare(
+    first: Annotated[Path, typer.Argument(help="A list, .parquet or .csv")],
+    second: Annotated[Path, typer.Argument(help="Another")],
+    params_file: Annotated[
+        Path | None,
+        typer.Option("--params", help="YAML of the run: for class balance and easy share"),
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Compare two lists: overlap, and with the run's labels class balance and easy share.
+
+    Easy share is that among the easiest fifth by true-label AUM; it is shown where the run has
+    trained the proxy on true labels.
+
+    Examples:
+
+        elfs coreset compare coreset.parquet random.csv
+
+        elfs coreset compare coreset.parquet random.csv --params params/digits.yaml
+    """
+    from elfs_lib import coreset_lists
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    lists = {str(path): coreset_lists.read_list(path) for path in (first, second)}
+    known = {}
+    if params_file is not None:
+        current = Run(Params.load(params_file, _parse(p)), default_store())
+        known = coreset_lists.known_of(current, lists)
+    print(coreset_lists.as_shown(coreset_lists.compare_lists(lists, **known)).to_string())
 
 
 @app.command()

@@ -43,12 +43,12 @@ from elfs_lib.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import display_name
 from elfs_lib.image_sources import Source, read_source
+from elfs_lib.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.readers import merge_reports
 from elfs_lib.selection import METHODS, Method, SelectionInputs, budget_count, easiness
 from elfs_lib.selection import select as select_by
-from elfs_lib.selection.advice import advise
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count
 from elfs_lib.stage_embedding import (
@@ -343,7 +343,7 @@ class Request:
         done: Paths of images that are labelled already.
         compare: Whether lists of other budgets are made too, to see what they would change.
         method: A label-free method of the registry, ``elfs`` for double-end pruning as
-            ``balanced`` says; or "auto": by labels a class (:mod:`elfs_lib.selection.advice`).
+            ``balanced`` says; or "auto": by labels a class (:data:`elfs_lib.low_budget.ADVICE`).
         holdout: Images drawn at random to be labelled for testing; they are never listed.
         held: Paths of those that were drawn already.
         names: A name of each pseudo-class, to suggest as its images' label; empty for none.
@@ -868,10 +868,9 @@ def choose_images(
         say("[4/7] counting classes")
         estimate = run.class_estimate
         classes = estimate.classes
-    known = classes != "auto"
-    check = replace(request, classes=classes if known else 2)
-    count = _check_counts(n, different, check, estimate)
-    classes = int(classes) if known else None
+    least = 2 if classes == "auto" else int(classes)
+    count = _check_counts(n, different, replace(request, classes=least), estimate)
+    classes = None if classes == "auto" else least
     request = _hold_out(run, request)
     done, held = (_rows_of(paths, run.paths) for paths in (request.done, request.held))
     closed = np.concatenate([done, held])
@@ -932,14 +931,18 @@ def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
         return request.method, f"Method {request.method}, as asked for."
     if request.overrides.get("hard_prune_ratio") is not None:
         return ELFS, f"Method {ELFS}, since a hard-prune ratio was given."
-    advice = advise(total / classes)  # of an estimate, where the number was not given
-    why = f"Method {advice.method}: {total / classes:.3g} labels a class are {advice.why}."
-    if not advice.measured:
+    each = total / classes
+    method = [method for start, method in ADVICE if start <= each][-1]
+    why = (
+        f'Method {method}, which the book\'s page "Which method for which budget" advises at '
+        f"{each:.3g} labels a class."
+    )
+    if AS_RANDOM <= each < ADVICE[-1][0]:
         why += (
-            " That is a rule of thumb: no run in the book has shown it better than a random list "
-            "at this budget."
+            " At so many none was told from a random list there: one would serve as well, and be "
+            "an unbiased sample to test on too."
         )
-    return advice.method, why
+    return method, why
 
 
 def _hold_out(run: OwnRun, request: Request) -> Request:

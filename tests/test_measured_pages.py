@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from elfs_lib.low_budget import ADVICE, differences_from_random
+from elfs_lib.low_budget import ADVICE, difference_table, differences_from_random
 
 
 @pytest.fixture
@@ -54,27 +54,47 @@ def test_the_page_on_budgets_shows_what_was_measured(load):
         table = pd.read_csv(facts.with_suffix(".csv"))
         made = track.tables(table).items()
         shown |= {f"{facts.stem}_{name}.csv": own for name, own in made}
+    repeated = pd.read_csv(folder / "low_budget_folder.csv")
+    shown["low_budget_folder_differences.csv"] = difference_table(repeated)
     page = (ROOT / "book" / "low_budget.md").read_text()
     for name, table in shown.items():
         text = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
         assert text == (folder / name).read_text(), name
     included = set(re.findall(r":file: data/(low_budget\S+)", page))
     assert {track.SETTINGS, track.ADVISED} < included <= set(shown)
-    for dataset in ("cifar10", "fashion_mnist", "digits"):
-        assert f"low_budget_{dataset}_differences.csv" in included
-        assert f"{{figure}} data/low_budget_{dataset}.svg" in page
+    for facts in folder.glob("low_budget_*.json"):
+        assert f"{facts.stem}_differences.csv" in included
+        assert f"{{figure}} data/{facts.stem}.svg" in page or facts.stem.endswith("_from_scratch")
+    assert {"low_budget_cifar10_elfs.csv", "low_budget_digits_differences.csv"} < included
 
 
 def test_the_advice_is_what_the_probes_bear_out():
     assert [start for start, _ in ADVICE] == sorted({0, *(start for start, _ in ADVICE)})
-    for dataset in ("cifar10", "fashion_mnist", "digits"):
-        table = pd.read_csv(ROOT / "book" / "data" / f"low_budget_{dataset}.csv")
+    folder = ROOT / "book" / "data"
+    measured = {facts.stem for facts in folder.glob("low_budget_*.json")}
+    for name in {name for name in measured if not name.endswith("_from_scratch")}:
+        table = pd.read_csv(folder / f"{name}.csv")
         found = differences_from_random(table).set_index(["method", "labels_per_class"])
         for size in table["labels_per_class"].unique():
             advised = [method for start, method in ADVICE if start <= size][-1]
             own = found.loc[advised, size]
-            assert not own["high"] < 0, (dataset, size)
-            assert own["low"] > 0 or size > 10, (dataset, size)
+            assert not own["high"] < 0, (name, size)
+            assert own["low"] > 0 or size > 10, (name, size)
+
+
+def test_the_page_on_budgets_says_where_the_lines_cross_on_cifar10():
+    table = pd.read_csv(ROOT / "book" / "data" / "low_budget_cifar10.csv")
+    found = differences_from_random(table).set_index("method")
+    spread = found.loc[["kmeans_nearest", "max_herding"]]
+    assert (spread.loc[spread["labels_per_class"] <= 50, "low"] > 0).all()
+    coverage = [*spread.index.unique(), "typiclust"]
+    assert not (found.loc[coverage, "high"] < 0).any()  # none falls behind
+    at_most = found[found["labels_per_class"] == 100]
+    assert not ((at_most["low"] > 0) | (at_most["high"] < 0)).any()
+    assert not (found.loc["elfs", "low"] > 0).any()
+    first = found[found["labels_per_class"] == 1]["difference"]
+    assert first.idxmax() == "kmeans_nearest" and first["kmeans_nearest"] > 10
+    assert found[found["labels_per_class"] == 10]["difference"].max() > 3
 
 
 def test_every_table_of_a_page_has_one_width_for_each_column_and_no_ragged_row():

@@ -32,6 +32,7 @@ from elfs_lib.decoding import LEFT_OUT
 from elfs_lib.duplicates import find_copies
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_files import LOCAL_FILES, read_labels, tasks
+from elfs_lib.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.own_images import (
     BUDGETS,
@@ -57,7 +58,6 @@ from elfs_lib.own_labels import (
 from elfs_lib.params import Params
 from elfs_lib.selection import METHODS, SelectionInputs
 from elfs_lib.selection import select as select_by
-from elfs_lib.selection.advice import advise
 from elfs_lib.selection.double_end import double_end_prune
 from elfs_lib.stages import Run
 
@@ -170,14 +170,29 @@ def test_any_label_free_method_makes_the_list(folder: Path, made: ListFiles, met
         assert {*listed["path"][7:]} <= {*more.listed["path"]}
 
 
-def test_the_method_goes_by_labels_a_class(folder: Path, made: ListFiles, monkeypatch):
+@pytest.mark.parametrize(("number", "advice"), list(enumerate(ADVICE)))
+def test_the_method_goes_by_labels_a_class(number: int, advice: tuple[int, str]):
+    start, method = advice
+    assert not METHODS[method].supervised
+    auto = Request(10, 20, method="auto")
+    assert own_images._method(auto, 10 * start, 10)[0] == method
+    if number:
+        assert own_images._method(auto, 10 * start - 1, 10)[0] == ADVICE[number - 1][1] != method
+    assert f"{start:.3g} labels a class" in own_images._method(auto, 10 * start, 10)[1]
+
+
+def test_a_random_list_is_named_where_none_is_told_from_it():
+    auto = Request(10, 20, method="auto")
+    for each, said in ((AS_RANDOM - 1, False), (AS_RANDOM, True), (ADVICE[-1][0], False)):
+        assert ("one would serve as well" in own_images._method(auto, 10 * each, 10)[1]) is said
+
+
+def test_the_advice_counts_the_labels_that_there_are(folder: Path, made: ListFiles):
     store = read_record(made.record).store
     few = choose_images(folder, by("auto"), store)
-    assert few.method == advise(20 / 3).method != advise(10).method
-    assert "6.67 labels a class" in few.why and few.why in few.summary()
-    assert ("rule of thumb" in few.why) is not advise(20 / 3).measured
+    assert few.method == ADVICE[0][1] and few.why in few.summary()
     done = tuple(few.listed["path"][:12])
-    assert choose_images(folder, by("auto", done=done), store).method == advise(32 / 3).method
+    assert choose_images(folder, by("auto", done=done), store).method == ADVICE[1][1]
     given = replace(by("auto"), overrides=TINY | {"hard_prune_ratio": 0.1})
     assert choose_images(folder, given, store).method == "elfs"
     with pytest.raises(ElfsError, match="Unknown method 'ccs'"):
@@ -1368,6 +1383,22 @@ def test_tables_and_captions_keep_text_and_break_paths_between_their_parts():
     assert re.search(r"a/<wbr><span[^>]*inline-block[^>]*>&lt;b&gt;_<wbr>1.png</span>", grid)
 
 
+def test_images_are_sorted_under_headings_and_filtered_by_kind_without_a_script():
+    pixels = np.zeros((3, 1, 8, 8), np.uint8)
+    captions = [("a.png",), ("b.png",), ("c.png",)]
+    grid = gallery.pictures(pixels, captions, groups=[2, 0, 2], kinds=["copy", "", "too_hard"])
+    places = {name: int(place) for place, name in re.findall(r"--group:(\d+).*?alt=\"(.)", grid)}
+    heads = {name: int(p) for p, name in re.findall(r"--group:(\d+)\">class (\d)", grid)}
+    order = sorted({**places, **heads}, key={**places, **heads}.get)
+    assert order == ["0", "b", "2", "a", "c"]
+    assert re.findall(r'data-kind="(\w+)"', grid) == ["copy", "too_hard"]
+    assert "--group" not in gallery.pictures(pixels, captions)
+    page = gallery.kind_filter({"copy": "Copies", "too_hard": "Too <hard>"})
+    assert page.count('type="radio"') == 3 and page.count("checked>") == 1
+    assert "#only-copy:checked) figure[data-kind]:not([data-kind=copy]){display:none}" in page
+    assert "Too &lt;hard&gt;" in page and "<script" not in page + gallery.group_switch()
+
+
 def test_encoders_are_listed_with_what_they_saw_and_their_licence(monkeypatch, capsys):
     assert run_cli(monkeypatch, "encoders") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -1396,6 +1427,7 @@ def test_the_report_holds_everything_and_file_names_stay_text(
     assert "least like their own nearest" in page and "outlier" not in page.lower()
     assert str(tmp_path) not in page and str(folder) not in page
     assert "In common is the share" in page
+    assert 'id="by-group"' in page and 'id="only-too_hard"' in page and "--group:" in page
     for heading in ("To label", "Too hard", "Copies", "Too easy", "Files left out", "Clusters"):
         assert heading in page
     listed = pd.read_csv("list.csv")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import namedtuple
 
+import image_files
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
+from elfs_lib import decoding, readers
 from elfs_lib.artifacts import Store
+from elfs_lib.datasets import load_images
 from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
@@ -69,6 +74,7 @@ def test_a_run_streams_from_its_store_and_gets_the_same_scores(tiny_params: Para
         params = tiny_params.model_copy(update={"loader": choice})
         run = Run(params, Store(tmp_path / choice))
         assert isinstance(run.train_images, np.memmap) == (choice == "streamed")
+        assert run.training["loader"] == choice
         tables.append((run.proxies[0].key, run.proxies[0].table("scores")))
     assert tables[0][0] == tables[1][0]  # where images are read from is no part of the result
     np.testing.assert_array_equal(tables[0][1], tables[1][1])
@@ -135,3 +141,46 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
         streamed.append(peak(file, "streamed"))
     assert max(streamed) - min(streamed) < 150  # MiB; two runs of one size are up to 70 apart
     assert peak(file, "resident") - max(streamed) > 300
+
+
+@pytest.mark.parametrize("kind", ["good", "one is broken", "grey"])
+def test_what_memory_does_not_hold_is_decoded_to_the_store(tmp_path, monkeypatch, kind: str):
+    folder = tmp_path / "photos"
+    image_files.class_folders(folder, {"a": 5, "b": 4}, size=20)
+    files = sorted(folder.rglob("*.*"))
+    if kind == "one is broken":
+        files[2].write_bytes(b"no image")
+    if kind == "grey":
+        for file in files:
+            Image.open(file).convert("L").save(file.with_suffix(".png"))
+            if file.suffix != ".png":
+                file.unlink()
+    values = {"dataset": "image_folder", "data_path": str(folder), "image_size": 12, "classes": 2}
+    found = []
+    for large in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(readers, "is_large", lambda size, large=large: large)
+            run = Run(
+                Params.make({**values, "encoder": "pixels"}), Store(tmp_path / f"store{large}")
+            )
+            found.append(run.images)
+    inside, outside = found
+    assert outside.array("train").shape == (
+        8 if "broken" in kind else 9,
+        1 if kind == "grey" else 3,
+        12,
+        12,
+    )
+    np.testing.assert_array_equal(outside.array("train"), inside.array("train"))
+    names = [sorted(file.name for file in artifact.folder.iterdir()) for artifact in found]
+    assert names[0] == names[1]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
+    image_files.class_folders(tmp_path / "photos", {"a": 5}, size=20)
+    monkeypatch.setattr(readers, "is_large", lambda size: True)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda folder: usage(9000, 8000, 2000))
+    monkeypatch.setattr(decoding, "decode_images", None)
+    with pytest.raises(ElfsError, match="ELFS_ARTIFACTS_DIR"):
+        load_images("image_folder", path=tmp_path / "photos", image_size=12, scratch=tmp_path)

@@ -1,29 +1,11 @@
-"""How far a list is to be trusted: overlap with other seeds, coverage, the search for beta, and the
-method that is advised."""
+"""How far a list is to be trusted: overlap with other seeds, coverage, the search for beta."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
 
-from elfs_lib.errors import ElfsError
-from elfs_lib.selection import METHODS
-from elfs_lib.selection.advice import ADVICE, advise
 from elfs_lib.trust import coverage, coverage_table, overlap, searched
-
-
-def test_advice_covers_every_number_of_labels_and_names_methods_that_see_no_label():
-    starts = [each.labels_per_class for each in ADVICE]
-    assert starts[0] == 0 and starts == sorted(set(starts))
-    assert not any(METHODS[each.method].supervised for each in ADVICE)
-    for before, after in itertools.pairwise(ADVICE):
-        assert advise(after.labels_per_class) == after
-        assert advise(after.labels_per_class - 1e-9) == before
-    assert advise(1e9) == ADVICE[-1]
-    with pytest.raises(ElfsError, match="labels_per_class is -1"):
-        advise(-1)
 
 
 def test_overlap_of_random_lists_is_what_chance_gives():

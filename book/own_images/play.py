@@ -22,8 +22,8 @@ import pandas as pd
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-PHOTOS, SEED, BUDGET = 1500, 0, 100
-LISTS, DRAWS = 3, 5  # seeds of ELFS, and random lists, that are compared
+PHOTOS, SEED, BUDGET, HOLDOUT = 1500, 0, 100, 50
+LISTS, DRAWS = 3, 5  # seeds of the method, where it draws, and random lists, that are compared
 
 
 def make_photos(folder: Path) -> dict[str, str]:
@@ -71,13 +71,18 @@ def label(listed: str, file: str, truth: dict[str, str]) -> None:
 
 
 def compare(truth: dict[str, str]) -> None:
-    """Accuracy on the images without a label, after training on ELFS lists and on random ones."""
+    """Accuracy on the images without a label, after training on chosen lists and on random ones."""
+    from elfs_lib.evaluation import display_name
     from elfs_lib.own_images import choose_images
     from elfs_lib.own_labels import ListFiles, open_choice, predict, stored_labels
 
     files = ListFiles(Path("to_label.csv"))
     choice = open_choice(files.record)
-    run, both = choice.run, stored_labels(files)
+    run, held = choice.run, set(choice.request.held)
+    both = [path for path in stored_labels(files) if path not in held]
+    pool = [path for path in run.paths if path not in held]
+    draws = choice.chooser.trains or choice.chooser.entry.seeded
+    name = display_name(choice.method)
 
     def accuracy(paths: list[str]) -> float:
         found = predict(run, {path: truth[path] for path in paths})
@@ -90,21 +95,18 @@ def compare(truth: dict[str, str]) -> None:
                 Path("photos"), replace(choice.request, seed=seed, compare=False), run.store
             ).listed["path"]
         )
-        for seed in range(LISTS)
+        for seed in range(LISTS if draws else 1)
     ]
-    rows = {
-        ("ELFS balanced", BUDGET): lists,
-        ("ELFS balanced, and the next list", len(both)): [list(both)],
-    }
+    rows = {(name, BUDGET): lists, (f"{name}, and the next list", len(both)): [both]}
     for size in (BUDGET, len(both)):
         rows["random", size] = [
-            list(np.random.default_rng(draw).permutation(run.paths)[:size]) for draw in range(DRAWS)
+            list(np.random.default_rng(draw).permutation(pool)[:size]) for draw in range(DRAWS)
         ]
     table = []
-    for (name, size), several in rows.items():
+    for (which, size), several in rows.items():
         found = np.array([accuracy(paths) for paths in several])
         spread = f"{found.std(ddof=1):.1f}" if len(found) > 1 else ""
-        table.append([name, size, len(found), f"{found.mean():.1f}", spread])
+        table.append([which, size, len(found), f"{found.mean():.1f}", spread])
         print(*table[-1], flush=True)
     columns = ["list", "labels", "lists", "accuracy on the others (%)", "standard deviation"]
     pd.DataFrame(table, columns=columns).sort_values(["labels", "list"]).to_csv(
@@ -128,12 +130,15 @@ def main(folder: str) -> None:
     os.makedirs(folder)
     os.chdir(folder)
     truth = make_photos(Path("photos"))
-    elfs("1_select", "select", "photos", "--classes", "10", "--budget", str(BUDGET))
+    words = ("--classes", "10", "--budget", str(BUDGET), "--holdout", str(HOLDOUT))
+    elfs("1_select", "select", "photos", *words)
     picture("to_label.html", HERE / "report.png")
     table = pd.read_csv("to_label.csv", dtype=str).head(5)
     (HERE / "2_list.csv").write_text(table.to_csv(index=False))
     label("to_label.csv", "labels.csv", truth)
+    label("to_label.holdout.csv", "tests.csv", truth)
     elfs("3_import", "labels", "import", "labels.csv")
+    elfs("3_holdout", "labels", "import", "tests.csv")
     elfs("4_evaluate", "evaluate")
     label("to_label.next.csv", "more.csv", truth)
     elfs("5_import", "labels", "import", "more.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
@@ -13,6 +14,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from elfs_lib.artifacts import is_large
 from elfs_lib.compute import upload
@@ -21,6 +23,9 @@ from elfs_lib.training.distributed import Ranks
 
 LOADERS = ("auto", "resident", "streamed")
 AHEAD = 4  # batches that are read before they are asked for
+# Random resized crops as torchvision, and so the released code of ELFS, draws them.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
 READERS = 4  # threads that read them
 
 
@@ -52,12 +57,16 @@ class Loader:
         device: Where batches go.
         batch: Most images a batch. An epoch is cut into equal batches, none dropped.
         crop_pad: Shift by up to this many pixels; 0 for none.
-        crop: "zero" or "reflect", what lies outside the image.
+        crop: "zero" or "reflect", what lies outside the image; "resized": a random part of the
+            image instead, as large as ``AREA`` and as wide as ``RATIO`` allow, resized to ``side``.
         flip: Mirror images left to right.
         alternate_flip: Mirror each image every other epoch (first time by a coin) rather than
             by a coin each epoch.
         cutout: Side of a square at a random place that each image loses to the mean colour, at
             most half the image's; 0 for none.
+        side: Of what is yielded, in pixels; 0 for the whole image. Where nothing is random it is
+            the centre.
+        standardise: Whether to give colours zero mean and unit deviation, or only to divide by 255.
         order_seed: Seed of the order of images.
         augment_seed: Seed of crops, flips and cutouts.
         ranks: The processes that share each batch.
@@ -74,6 +83,8 @@ class Loader:
         flip: bool = False,
         alternate_flip: bool = False,
         cutout: int = 0,
+        side: int = 0,
+        standardise: bool = True,
         order_seed: int = 0,
         augment_seed: int = 0,
         ranks: Ranks = Ranks(),
@@ -87,10 +98,13 @@ class Loader:
         self._first_flip = self._coin(count)
         sample = self._every(max(1, count // 5000))
         self.size = sample.shape[1:3]
-        self.cutout = min(cutout, *(side // 2 for side in self.size))
+        self.shown = (side, side) if side else self.size
+        self.cutout = min(cutout, *(side // 2 for side in self.shown))
         sample = sample.float()
         self.mean = sample.mean((0, 1, 2))
         self.std = sample.std((0, 1, 2)).clamp_min(1.0)
+        if not standardise:
+            self.mean, self.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255)
 
     def __len__(self) -> int:
         return self.count
@@ -118,7 +132,11 @@ class Loader:
         return torch.rand(count, generator=self._augment) < 0.5
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, H, W, C] to float32 [B, C, H, W], channels-last, zero mean, unit deviation."""
+        """uint8 [B, H, W, C] to float32 [B, C, H, W], channels-last, zero mean, unit deviation;
+        the centre of it where the network sees no more."""
+        tall, wide = self.shown
+        top, left = (images.shape[1] - tall) // 2, (images.shape[2] - wide) // 2
+        images = images[:, top : top + tall, left : left + wide]
         return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def sample(self, count: int) -> torch.Tensor:
@@ -142,6 +160,8 @@ class Loader:
             mirrored = self._coin(len(self))
         pad = self.crop_pad
         shifts = torch.randint(-pad, pad + 1, (len(self), 2), generator=self._augment)
+        if self.crop == "resized":
+            shifts = self._boxes()
         mirrored, shifts = (upload(drawn, self.device) for drawn in (mirrored, shifts))
         corners = upload(self._corners(), self.device) if self.cutout else None
         for positions, images, rows in self._batches(order):
@@ -153,13 +173,13 @@ class Loader:
 
     def _corners(self) -> torch.Tensor:
         """Where the squares of an epoch begin, anywhere inside the images: int64 [n, 2]."""
-        room = torch.tensor(self.size) - self.cutout + 1
+        room = torch.tensor(self.shown) - self.cutout + 1
         return (torch.rand(len(self), 2, generator=self._augment) * room).long()
 
     def _squares(self, corners: torch.Tensor) -> torch.Tensor:
         """The squares' pixels, bool [B, 1, H, W]."""
         inside = []
-        for axis, size in enumerate(self.size):
+        for axis, size in enumerate(self.shown):
             place = torch.arange(size, device=self.device) - corners[:, axis, None]
             inside.append((place >= 0) & (place < self.cutout))
         return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
@@ -171,6 +191,8 @@ class Loader:
         mirrored: torch.Tensor,
         shifts: torch.Tensor,
     ) -> torch.Tensor:
+        if self.crop == "resized":
+            return self._resized(images[which], mirrored, shifts)
         height, width = self.size
         rows = torch.arange(height, device=self.device) + shifts[:, :1]
         columns = torch.arange(width, device=self.device) + shifts[:, 1:]
@@ -186,6 +208,35 @@ class Loader:
             rows, columns = _reflect(rows, height), _reflect(columns, width)
         views = images[which[:, None, None], rows[:, :, None], columns[:, None, :]]
         return views if inside is None else views * inside[..., None]
+
+    def _boxes(self) -> torch.Tensor:
+        """The part of each image that an epoch shows: width, height and centre as float32 [n, 4],
+        in units in which the image reaches from -1 to 1. What is wider than the image is cut."""
+
+        def uniform(low: float, high: float) -> torch.Tensor:
+            return low + (high - low) * torch.rand(len(self), generator=self._augment)
+
+        area = uniform(*AREA) * self.size[0] * self.size[1]
+        ratio = uniform(*(math.log(bound) for bound in RATIO)).exp()
+        wide = ((area * ratio).sqrt() / self.size[1]).clamp_max(1)
+        tall = ((area / ratio).sqrt() / self.size[0]).clamp_max(1)
+        return torch.stack(
+            [wide, tall, (1 - wide) * uniform(-1, 1), (1 - tall) * uniform(-1, 1)], 1
+        )
+
+    def _resized(
+        self, images: torch.Tensor, mirrored: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor:
+        """uint8 [b, H, W, C] to float32 [b, *shown, C], bilinear."""
+        wide, tall, x, y = boxes.unbind(1)
+        if self.flip:
+            wide = torch.where(mirrored, -wide, wide)
+        none = torch.zeros_like(wide)
+        theta = torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3)
+        images = images.permute(0, 3, 1, 2).float()
+        grid = F.affine_grid(theta, [*images.shape[:2], *self.shown], align_corners=False)
+        views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        return views.permute(0, 2, 3, 1).contiguous()
 
 
 class ResidentLoader(Loader):

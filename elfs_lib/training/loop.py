@@ -203,6 +203,11 @@ def train(
             class, or the loss stops being finite.
     """
     _check(images, targets, classes, subset, crop_pad)
+    if min(images.shape[2:]) < recipe.side:
+        raise ElfsError(
+            f"The recipe crops images to {recipe.side} px but these have {min(images.shape[2:])}: "
+            f"set image_size to {recipe.side} or more."
+        )
     _check_weights(weights, len(targets))
     choose("compile", compile, COMPILE)
     choose("loader", loader, LOADERS)
@@ -326,8 +331,10 @@ def _fit(
     graphs = replays(choice, place)
     loader = make(
         batch=min(recipe.batch, count),
-        crop_pad=job.crop_pad,
+        crop_pad=job.crop_pad if recipe.crop in ("zero", "reflect") else 0,
         crop=recipe.crop,
+        side=recipe.side,
+        standardise=recipe.standardise,
         flip=job.flip,
         alternate_flip=recipe.alternate_flip,
         cutout=recipe.cutout,
