@@ -13,9 +13,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
-from elfs_lib.clustering import two_threads, unit_rows
+from elfs_lib.clustering import two_threads
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 
 GRID = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 30, 40, 50)
 COMPONENTS = 32

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.evaluation import display_name, paired_difference
 from elfs_lib.label_lock import LabelOracle, stage_lock
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 from elfs_lib.selection import METHODS, SelectionInputs, select
 
 LABELS_PER_CLASS = (1, 2, 5, 10, 20, 50, 100)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from elfs_lib.clustering import contingency, unit_rows
 from elfs_lib.compute import resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 
 METHODS = ("exact", "ivf", "hnsw")
 # Candidates that a row keeps beyond 2 K before it overflows.
@@ -140,9 +140,10 @@ def neighbor_information(neighbors: Neighbors, labels: np.ndarray) -> float:
     """
     from sklearn.metrics import mutual_info_score  # only here: it takes a while to load
 
-    labels = _fitting(labels, neighbors)
-    own = np.repeat(labels, neighbors.indices.shape[1])
-    pairs = contingency(own, labels[neighbors.indices].ravel())
+    labels = _fitting(labels, neighbors).astype(np.int64)
+    own, near = np.repeat(labels, neighbors.indices.shape[1]), labels[neighbors.indices].ravel()
+    classes = int(labels.max()) + 1
+    pairs = np.bincount(own * classes + near, minlength=classes**2).reshape(classes, classes)
     return float(mutual_info_score(None, None, contingency=pairs))
 
 

@@ -27,7 +27,6 @@ from sklearn.linear_model import LogisticRegression
 
 from elfs_lib import datasets
 from elfs_lib.artifacts import Artifact, Draft, Store, write_text_atomic
-from elfs_lib.clustering import unit_rows
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_files import Labels, class_name, read_labels, split_csv, tasks
 from elfs_lib.label_lock import LabelOracle
@@ -41,6 +40,7 @@ from elfs_lib.own_images import (
     read_images,
 )
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe, recipe_key

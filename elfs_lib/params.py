@@ -20,7 +20,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from elfs_lib.clustering_registry import CLUSTERINGS
 from elfs_lib.datasets import DATASETS
 from elfs_lib.embedding_file import PRECOMPUTED
-from elfs_lib.encoders import check_encoder, check_method
+from elfs_lib.encoder_checks import check_encoder
+from elfs_lib.encoders import check_method
 from elfs_lib.errors import ElfsError, choose, first_fault, own_error
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES

@@ -22,6 +22,7 @@ from elfs_lib import datasets, embedding_file, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store
 from elfs_lib.clustering import collapse_notes
 from elfs_lib.clustering_registry import check_labels
+from elfs_lib.encoder_checks import check_encoder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 from elfs_lib.params import Params
@@ -226,7 +227,7 @@ class Run:
         datasets.check_dataset(**source(p))
         if not self.given_name("embeddings"):
             size = p.encoder_size
-            encoders.check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
+            check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
             if p.encoder == embedding_file.PRECOMPUTED:
                 embedding_file.check_file(p.embeddings_path)
         self.check_device()

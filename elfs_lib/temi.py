@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from elfs_lib.clustering import collapse_notes, unit_rows
+from elfs_lib.clustering import collapse_notes
 from elfs_lib.compute import (
     Replayed,
     own_stream,
@@ -39,6 +39,7 @@ from elfs_lib.compute import (
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.pca import principal_axes
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 from elfs_lib.spectral import spectral_labels
 
 WEIGHTINGS = ("teacher", "student_teacher")

@@ -16,9 +16,9 @@ from sklearn.datasets import load_digits
 
 from elfs_lib import embedding
 from elfs_lib.embedding import embed, load_encoder, read_checkpoint, resize_and_normalise
+from elfs_lib.encoder_checks import check_encoder
 from elfs_lib.encoders import (
     ENCODERS,
-    check_encoder,
     checkpoint_fingerprint,
     describe,
     trains_here,

@@ -11,9 +11,10 @@ import warnings
 
 import numpy as np
 
-from elfs_lib.clustering import kmeans_labels, unit_rows
+from elfs_lib.clustering import kmeans_labels
 from elfs_lib.errors import ElfsError, is_whole
 from elfs_lib.progress import track
+from elfs_lib.rows import unit_rows
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.selection.geometry import distances_to_own_mean

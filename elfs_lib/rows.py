@@ -1,0 +1,36 @@
+"""Rows of embeddings at length 1, which cosine similarity is between."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from elfs_lib.errors import ElfsError
+
+
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1: float32 [N, D], a new C-ordered array.
+
+    Raises:
+        ElfsError: if the array is not 2-d, is empty, or a row is not finite or has no direction.
+    """
+    array = np.asarray(embeddings)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ElfsError(f"embeddings must be [N, D] with N, D >= 1, not shape {array.shape}.")
+    rows = np.array(array, dtype=np.float32, order="C")
+    # Rows are scaled by their largest entry first, so that no length overflows or underflows.
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    bad = ~np.isfinite(largest[:, 0])
+    if bad.any():
+        raise ElfsError(
+            f"embeddings: {int(bad.sum())} rows hold NaN or infinity (first: row "
+            f"{int(bad.argmax())}); check the images or the encoder."
+        )
+    zero = largest[:, 0] == 0
+    if zero.any():
+        raise ElfsError(
+            f"embeddings: {int(zero.sum())} rows are all zero (first: row {int(zero.argmax())}) "
+            "and have no cosine similarity; leave those images out or use another encoder."
+        )
+    rows /= largest
+    rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    return rows
