@@ -37,21 +37,28 @@ from elfs_lib.selection.cost import GROWTH, measured_as
 from elfs_lib.selection.zcore import zcore_samples
 
 BASE = {"n": 40_000, "dim": 64, "classes": 10, "share": 0.1}
-DESIGN = [
-    BASE,
-    *({**BASE, "n": n} for n in (10_000, 20_000, 80_000, 160_000, 320_000)),
-    *({**BASE, "dim": dim} for dim in (256, 768)),
-    *({**BASE, "classes": classes} for classes in (100, 1000)),
-    *({**BASE, "share": share} for share in (0.02, 0.3)),
-]
+
+
+def around(base: dict, sizes: tuple[int, ...]) -> list[dict]:
+    """A point, and what differs from it in one way: other N, D, C and budgets."""
+    return [
+        base,
+        *({**base, "n": n} for n in sizes),
+        *({**base, "dim": dim} for dim in (256, 768)),
+        *({**base, "classes": classes} for classes in (100, 1000)),
+        *({**base, "share": share} for share in (0.02, 0.3)),
+    ]
+
+
+DESIGN = around(BASE, (10_000, 20_000, 80_000, 160_000, 320_000))
 # ZCore's default of up to a million samples takes minutes, and its time is linear in them: it is
 # measured at two small numbers and carried on along the line
 ZCORE_SAMPLES = (2_000, 8_000)
 # What the largest known users bring; 4 GB of embeddings, a budget that fits an evening
 IMAGENET = {"n": 1_281_167, "dim": 768, "classes": 1000, "share": 0.001}
 NEIGHBORS = 50
-# Made for some hundred images. At a fixed share of N their time grows with N^2, so they are
-# measured up to a size that takes minutes, and never at the size of ImageNet
+# Made for some hundred images. At a fixed share of N their time grows with N^2: they are measured
+# at sizes that take seconds, and never at that of ImageNet
 FOR_FEW = (
     "typiclust",
     "prob_cover",
@@ -60,12 +67,14 @@ FOR_FEW = (
     "kmeans_nearest",
     "usl",
 )
-MOST_FOR_FEW = 80_000
+DESIGN_FOR_FEW = around({**BASE, "n": 5_000}, (1_250, 2_500, 10_000))
 
 
 def design_of(method: str, design: list[dict]) -> list[dict]:
     """The points of a design at which a method is measured."""
-    return [p for p in design if method not in FOR_FEW or p["n"] <= MOST_FOR_FEW]
+    if method not in FOR_FEW:
+        return design
+    return DESIGN_FOR_FEW if design is DESIGN else []
 
 
 def make_inputs(n: int, dim: int, classes: int, *, needs: frozenset[str]) -> SelectionInputs:

@@ -32,11 +32,15 @@ class PlainHead(nn.Module):
 class PlainTemi:
     """Students and teachers as lists of modules, the loss head by head."""
 
-    def __init__(self, width: int, config: temi.TemiConfig):
+    def __init__(
+        self, width: int, config: temi.TemiConfig, device: torch.device = torch.device("cpu")
+    ):
         sizes = (width, config.hidden, config.bottleneck, config.classes)
-        self.students = [PlainHead(*sizes) for _ in range(config.heads)]
-        self.teachers = [PlainHead(*sizes) for _ in range(config.heads)]
-        self.marginals = [torch.full((config.classes,), 1 / config.classes)] * config.heads
+        self.students = [PlainHead(*sizes).to(device) for _ in range(config.heads)]
+        self.teachers = [PlainHead(*sizes).to(device) for _ in range(config.heads)]
+        self.marginals = [
+            torch.full((config.classes,), 1 / config.classes, device=device)
+        ] * config.heads
         self.optimizer = torch.optim.AdamW(p for s in self.students for p in s.parameters())
         self.beta = config.beta
 

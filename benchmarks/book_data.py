@@ -21,8 +21,8 @@ def write_tables(tables: Tables, facts: dict, folder: Path = DATA) -> dict[str, 
     return made
 
 
-def write_figure(figure: Figure, name: str) -> None:
+def write_figure(figure: Figure, name: str, folder: Path = DATA) -> None:
     """Write an SVG that is the same byte for byte each time, and close the figure."""
     with plt.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(DATA / name, format="svg", metadata={"Date": None})
+        figure.savefig(folder / name, format="svg", metadata={"Date": None})
     plt.close(figure)

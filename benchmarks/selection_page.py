@@ -49,7 +49,7 @@ def at_imagenet(rows: pd.DataFrame) -> pd.Series | None:
 
 def exponent(rows: pd.DataFrame) -> float:
     """Of N in the time, over the larger sizes: below them fixed costs still show."""
-    own = rows[rows["n"] >= BASE["n"]]
+    own = rows[rows["n"] >= rows["n"].max() / (MOST["n"] / BASE["n"])]
     return float(np.polyfit(np.log(own["n"]), np.log(own["seconds"]), 1)[0])
 
 

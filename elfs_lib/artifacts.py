@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -84,6 +85,13 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_large(size: int) -> bool:
+    """Whether bytes in memory would take more than half of what is free."""
+    import psutil  # only here
+
+    return 2 * size > psutil.virtual_memory().available
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old text or the new, never half."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -148,8 +156,16 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def array(self, name: str, value: np.ndarray) -> None:
-        """Write an array as ``<name>.npy``."""
-        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(value), allow_pickle=False)
+        """Write an array as ``<name>.npy``; a memory map of this folder becomes that file."""
+        file = self.folder / f"{name}.npy"
+        own = isinstance(value, np.memmap) and Path(value.filename).parent == self.folder
+        if own and isinstance(value.base, mmap.mmap):  # all of it
+            value.flush()
+            Path(value.filename).replace(file)
+            return
+        np.save(file, np.ascontiguousarray(value), allow_pickle=False)
+        if own:
+            Path(value.filename).unlink()
 
     def table(self, name: str, value: pd.DataFrame) -> None:
         """Write a table as ``<name>.parquet``."""

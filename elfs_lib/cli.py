@@ -119,7 +119,7 @@ def run(
 
         elfs run params/cifar10.yaml -p seed=1 -p device=cuda --no-notebooks
     """
-    from elfs_lib import pipeline, results
+    from elfs_lib import coreset_lists, pipeline, results
     from elfs_lib.params import Params
     from elfs_lib.project import default_store
     from elfs_lib.stages import Run
@@ -133,6 +133,7 @@ def run(
         target = results.runs_folder(params_file)
         if current.can_evaluate:
             results.write_results(current.results(), current.params, target / "results.csv")
+        coreset_lists.publish(current, target / "coresets")
         print(f"Executing {len(pages)} notebooks into {target}", flush=True)
         if len(pages) < len(pipeline.NOTEBOOKS):
             print("Left out, because they need labels: " + ", ".join(pipeline.LABELLED), flush=True)
@@ -455,6 +456,91 @@ def evaluate(
         _finish_list(files.next, choice, report, kernel)
 
 
+coreset_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Coreset lists as files.
+
+    Example:
+
+        elfs coreset export params/digits.yaml --out coreset.parquet
+    """,
+)
+app.add_typer(coreset_app, name="coreset")
+
+
+@coreset_app.command("export")
+def coreset_export(
+    params_file: ParamsFile,
+    out: Annotated[Path, typer.Option(help="The list to write, .parquet or .csv")],
+    method: Annotated[str, typer.Option(help="As elfs methods lists")] = "elfs",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="A count, or a share as 0.1", show_default="the parameter budget"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of methods that draw", show_default="the parameter seed"),
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Write a run's list and, beside it, a manifest that says what it is of.
+
+    Stages that are missing are run first.
+
+    Examples:
+
+        elfs coreset export params/digits.yaml --out coreset.parquet
+
+        elfs coreset export params/digits.yaml --method random --seed 1 --out random.csv
+    """
+    from elfs_lib import coreset_lists
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    coreset_lists.check_name(out)
+    current = Run(Params.load(params_file, _parse(p)), default_store())
+    current.check()
+    share = current.params.budget if budget is None else _number("budget", budget)
+    found = coreset_lists.list_of(current, method, share, seed)
+    coreset_lists.write_list(found, out)
+    print(f"Written: {out} ({len(found.table):,} images), {coreset_lists.manifest_of(out)}")
+
+
+@coreset_app.command("compare")
+def coreset_compare(
+    first: Annotated[Path, typer.Argument(help="A list, .parquet or .csv")],
+    second: Annotated[Path, typer.Argument(help="Another")],
+    params_file: Annotated[
+        Path | None,
+        typer.Option("--params", help="YAML of the run: for class balance and easy share"),
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Compare two lists: overlap, and with the run's labels class balance and easy share.
+
+    Easy share is that among the easiest fifth by true-label AUM; it is shown where the run has
+    trained the proxy on true labels.
+
+    Examples:
+
+        elfs coreset compare coreset.parquet random.csv
+
+        elfs coreset compare coreset.parquet random.csv --params params/digits.yaml
+    """
+    from elfs_lib import coreset_lists
+    from elfs_lib.params import Params
+    from elfs_lib.project import default_store
+    from elfs_lib.stages import Run
+
+    lists = {str(path): coreset_lists.read_list(path) for path in (first, second)}
+    known = {}
+    if params_file is not None:
+        current = Run(Params.load(params_file, _parse(p)), default_store())
+        known = coreset_lists.known_of(current, lists)
+    print(coreset_lists.as_shown(coreset_lists.compare_lists(lists, **known)).to_string())
+
+
 @app.command()
 def book(
     strict: Annotated[bool, typer.Option(help="Warnings are errors")] = True,
@@ -475,8 +561,8 @@ def verdict() -> None:
     """Write what the results tables bear out of ELFS against others.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
-    number of runs, recipe and accuracy of the pseudo-labels. The table of README.md is written
-    from these.
+    number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
+    pictures in book/images are written from these and from the executed notebooks.
 
     Example:
 
@@ -484,11 +570,14 @@ def verdict() -> None:
     """
     from elfs_lib.project import project_root
     from elfs_lib.results import result_tables
-    from elfs_lib.verdict import update_readme, verdict_file, write_verdict
+    from elfs_lib.verdict import update_readme, verdict_file, write_pictures, write_verdict
 
-    rows, readme = write_verdict(result_tables()), project_root() / "README.md"
+    root = project_root()
+    rows, readme = write_verdict(result_tables()), root / "README.md"
     update_readme(rows, readme)
-    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme}")
+    notebook = root / "book/runs/cifar10/05_double_end_pruning.ipynb"
+    pictures = write_pictures(rows, root / "book/images", notebook)
+    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme},", *pictures)
 
 
 @app.command()
@@ -599,6 +688,40 @@ def params() -> None:
         known = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         meaning = f"{field.description}; {', '.join(known)}" if known else field.description
         print(f"{name:{width}}  {meaning} (default: {as_yaml(field.get_default())})")
+
+
+@app.command()
+def doctor(
+    params_file: Annotated[
+        Path | None, typer.Argument(help="YAML of parameters of a run to check as well")
+    ] = None,
+    p: Overrides = None,
+) -> None:
+    """Look at this machine: what is there, what is missing, and what will be slow.
+
+    Nothing is downloaded. The exit code is 1 if something is missing.
+
+    Examples:
+
+        elfs doctor
+
+        elfs doctor params/cifar10.yaml -p device=cuda
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from elfs_lib.doctor import MISSING, examine
+
+    if p and params_file is None:
+        raise ElfsError("-p is for a file of parameters: name one.")
+    table = Table("", "verdict", "found", box=None, pad_edge=False)
+    findings = list(examine(params_file, _parse(p)))
+    for finding in findings:
+        table.add_row(finding.what, finding.verdict, finding.found)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    if any(finding.verdict == MISSING for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -5,10 +5,11 @@ Agreement with true labels is analysis only: nothing here feeds the choice of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import ThreadpoolController
 
@@ -92,6 +93,22 @@ def clustering_report(
         "nmi": float(normalized_mutual_info_score(true, predicted)),
         "ari": float(adjusted_rand_score(true, predicted)),
     }
+
+
+def quality_table(
+    candidates: Mapping[str, np.ndarray], true: np.ndarray, *, clusters: int | None = None
+) -> pd.DataFrame:
+    """:func:`clustering_report` of several clusterings: a row each, columns ``accuracy``, ``NMI``
+    and ``ARI``.
+
+    Raises:
+        ElfsError: see :func:`contingency`.
+    """
+    reports = {
+        name: clustering_report(np.asarray(found), true, clusters=clusters)
+        for name, found in candidates.items()
+    }
+    return pd.DataFrame(reports).T.set_axis(["accuracy", "NMI", "ARI"], axis="columns")
 
 
 def matched_confusion(

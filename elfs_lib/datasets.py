@@ -12,7 +12,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def load_images(
     *,
     image_size: int | None = None,
     path: str | Path | None = None,
+    scratch: Path | None = None,
 ) -> Images:
     """Read a dataset's images; labels are not read.
 
@@ -83,6 +84,8 @@ def load_images(
             64 for ``imagenet``; for people's own data see
             :func:`elfs_lib.decoding.default_size`. N images take 3 x N x image_size^2 bytes.
         path: For ``parquet`` and ``image_folder``: the file or folder.
+        scratch: Folder for images that take more than half of the free memory: they are decoded
+            into files there, and what is returned are memory maps. None: always in memory.
 
     Raises:
         ElfsError: if a parameter is wrong, or the dataset is not there (says where to get it),
@@ -90,7 +93,7 @@ def load_images(
     """
     spec, request = _resolve(name, data_dir, image_size, path)
     _ensure(spec, request)
-    return spec.reader.images(request)
+    return spec.reader.images(replace(request, scratch=scratch))
 
 
 def load_labels(

@@ -11,6 +11,7 @@ import contextvars
 import hashlib
 import io
 import os
+import shutil
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -126,6 +127,7 @@ def decode_images(
     read: Callable[[Any], bytes],
     desc: str,
     first_seen: dict[bytes, str] | None = None,
+    file: Path | None = None,
 ) -> Decoded:
     """Decode image files to squares, in a pool of threads.
 
@@ -142,9 +144,15 @@ def decode_images(
         desc: Label of the progress bar.
         first_seen: Digest -> name of files seen before, so that duplicates are found across
             several calls; extended in place.
+        file: Where the array is kept, as a ``.npy`` file that is mapped; None = in memory.
     """
     first_seen = {} if first_seen is None else first_seen
-    images = np.empty((count, 3, image_size, image_size), np.uint8)
+    shape = (count, 3, image_size, image_size)
+    images = (
+        np.empty(shape, np.uint8)
+        if file is None
+        else np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    )
     names: list[str] = []
     rows: list[int] = []
     report: dict[str, list] = {}
@@ -173,9 +181,9 @@ def decode_images(
                         report.setdefault("duplicates", []).append((name, first))
                 row += 1
     kept = len(names)
-    return Decoded(
-        images[:kept], tuple(names), np.array(rows, np.int64), grey, frozenset(formats), report
-    )
+    if kept < count:
+        images = images[:kept]
+    return Decoded(images, tuple(names), np.array(rows, np.int64), grey, frozenset(formats), report)
 
 
 def read_file(path: Path) -> bytes:
@@ -244,6 +252,17 @@ def check_memory(count: int, image_size: int) -> None:
         raise ElfsError(
             f"{count:,} images at image_size {image_size} take {need / 1e9:.0f} GB of memory and "
             f"this machine has {have / 1e9:.0f} GB: choose a smaller image_size."
+        )
+
+
+def check_disk(size: int, folder: Path) -> None:
+    """Refuse before the first image is decoded what the disk could not hold."""
+    free = shutil.disk_usage(folder).free
+    if size > 0.9 * free:
+        raise ElfsError(
+            f"The decoded images take {size / 1e9:.0f} GB and {folder.parent} has "
+            f"{free / 1e9:.0f} GB free: choose a smaller image_size, or another folder with "
+            "ELFS_ARTIFACTS_DIR."
         )
 
 

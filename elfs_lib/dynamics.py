@@ -51,15 +51,21 @@ class DynamicsRecorder:
 
     Args:
         targets: int64 [N], the labels that the model is trained on.
-        device: Where the accumulators live (the training device).
+        device: Where the accumulators live (the training device); None: where the targets are.
         watch: How many images keep their margin of every epoch, for learning curves.
         seed: Chooses the watched images.
     """
 
     def __init__(
-        self, targets: torch.Tensor, device: torch.device, *, watch: int = 300, seed: int = 0
+        self,
+        targets: torch.Tensor,
+        device: torch.device | str | None = None,
+        *,
+        watch: int = 300,
+        seed: int = 0,
     ):
         n = len(targets)
+        device = targets.device if device is None else torch.device(device)
         self.targets = targets.to(device)
         self.epochs = 0
 
@@ -89,8 +95,9 @@ class DynamicsRecorder:
 
         Args:
             indices: int64 [B], positions in 0..N-1, each at most once an epoch.
-            logits: float [B, C], of the training step itself.
+            logits: float [B, C], of the training step itself, on the recorder's device.
         """
+        indices = indices.to(self.targets.device)  # those of a data loader are on the CPU
         targets = self.targets[indices]
         probabilities = logits.detach().float().softmax(1)
         own = probabilities.gather(1, targets[:, None]).squeeze(1)

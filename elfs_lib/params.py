@@ -23,6 +23,7 @@ from elfs_lib.embedding_file import PRECOMPUTED
 from elfs_lib.encoder_checks import check_encoder
 from elfs_lib.encoders import check_method
 from elfs_lib.errors import ElfsError, choose, first_fault, own_error
+from elfs_lib.project import project_root
 from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
@@ -67,6 +68,9 @@ class Params(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matmuls")
     compile: OffAutoOn = Field(
         "off", description="torch.compile, and CUDA graphs; auto: on CUDA, where it pays"
+    )
+    loader: Literal["auto", "resident", "streamed"] = Field(
+        "auto", description="images in memory, or read from disk as they are needed"
     )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
@@ -307,8 +311,9 @@ class Params(BaseModel):
         What papermill injected is recognised by the cell that it writes, which starts with
         ``# Parameters``; names in it that are no parameter are refused. Injected parameters that
         name a dataset are those of a file: what they leave out has the library's default, as in
-        :meth:`load`, for the notebook's own values are those of its own dataset. Prints where the
-        values are from, if they are from two places.
+        :meth:`load`, for the notebook's own values are those of its own dataset. Otherwise what a
+        notebook does not name, since it does not read it, is that of its dataset's file in
+        ``params/``. Prints where the values are from, if they are from two places.
         """
         cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
         injected = {
@@ -325,7 +330,9 @@ class Params(BaseModel):
             rest = "the library's defaults (elfs params)" if of_file else "those of this notebook"
             print(f"Parameters set by papermill: {given}. All others are {rest}.")
         known = injected if of_file else cls.model_fields
-        return cls.make({k: namespace[k] for k in known if k in namespace})
+        values = {k: namespace[k] for k in known if k in namespace}
+        rest = {} if of_file else values_of_dataset(values.get("dataset"))
+        return cls.make(rest | values)
 
 
 _NUMBERS = {
@@ -376,6 +383,12 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise yaml.composer.ComposerError(problem="it is nested too deeply") from None
+
+
+def values_of_dataset(dataset: object) -> dict[str, Any]:
+    """What ``params/<dataset>.yaml`` says; nothing if there is no such file."""
+    file = project_root() / "params" / f"{dataset}.yaml"
+    return read_yaml(file) if file.exists() else {}
 
 
 def check_floor(name: str, value: float, floor: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -33,7 +34,9 @@ NOTEBOOKS = (
     "07_comparison",
 )
 LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
-SUMMARIES = ("results", "encoders")  # pages over all runs, written anew with each book
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# pages over all runs, written anew with each book
+SUMMARIES = ("results", "results_tables", "encoders")
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:
@@ -170,6 +173,8 @@ def run_notebook(
         ElfsError: naming the notebook, its cell and the message, if it fails;
             :class:`KernelDied` if its kernel did.
     """
+    # it warns of each parameter that a page does not name: a page names those that it reads
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -253,7 +258,7 @@ def _threads(workers: int) -> int:
 
 
 def tidy(path: Path) -> None:
-    """Drop what differs between two equal runs: times, paths, and what was said on stderr."""
+    """Drop what differs between two equal runs: times, paths, what was said on stderr, widgets."""
     notebook = nbformat.read(path, as_version=4)
     kept = notebook.metadata.get("papermill", {}).get("parameters", {})
     notebook.metadata["papermill"] = {"parameters": kept}
@@ -263,8 +268,15 @@ def tidy(path: Path) -> None:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]
+            cell.metadata["mystnb"] = {
+                "code_prompt_show": "Show the parameters of this run",
+                "code_prompt_hide": "Hide the parameters of this run",
+            }
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:  # a widget lives as long as its kernel: its picture stays
+                output.get("data", {}).pop(WIDGET, None)
+    notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
 
 

@@ -44,6 +44,13 @@ _FIXED = {
     "random": ("#444444", "s"),
     "ccs_pseudo_beta": ("#A3B86C", "d"),
     "best_supervised": ("#8C4B2E", "D"),  # of the published tables
+    # of few labels, all in one figure
+    "typiclust": ("#56B4E9", "v"),
+    "prob_cover": ("#7F4FBF", "P"),
+    "max_herding": ("#009E73", "D"),
+    "facility_location": ("#CC79A7", "X"),
+    "kmeans_nearest": ("#D55E00", ">"),
+    "usl": ("#B8860B", "<"),
 }
 _FAR = 10  # points of difference from which on an axis is logarithmic
 _BELOW = 10  # points of accuracy that a panel reaches below ELFS and random
@@ -604,7 +611,7 @@ def accuracy_vs_pruning(
 @_styled
 def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Accuracy against labels a class, one line a method, bands of one standard deviation over
-    seeds; the names stand at the ends of the lines.
+    seeds; the names stand at that end of the lines where these lie farther apart.
 
     Args:
         table: As :func:`elfs_lib.low_budget.probe_lists` returns it, for one dataset. A method
@@ -620,7 +627,7 @@ def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figu
     methods = _ordered(table["method"].unique())
     styles = method_styles(methods)
     figure, axes = _page(max(4.2, 0.24 * len(methods) + 1.2))
-    ends = {}
+    starts, ends = {}, {}
     for method in methods:
         groups = table[table["method"] == method].groupby("labels_per_class")["accuracy"]
         mean, sd = groups.mean(), groups.std()
@@ -637,21 +644,27 @@ def accuracy_vs_labels(table: pd.DataFrame, *, title: str | None = None) -> Figu
             axes.fill_between(
                 mean.index, mean - sd, mean + sd, color=styles[method]["color"], alpha=0.12, lw=0
             )
+        starts[method] = mean.index[0], mean.iloc[0]
         ends[method] = mean.index[-1], mean.iloc[-1]
     sizes = sorted(table["labels_per_class"].unique())
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size}" for size in sizes])
     axes.xaxis.set_minor_locator(FixedLocator([]))
     _label(axes, "Labels a class", "Test accuracy of a linear probe (%)", title)
-    _names_at_ends(axes, ends, {name: look["color"] for name, look in styles.items()})
+    left = np.std([y for _, y in starts.values()]) > np.std([y for _, y in ends.values()])
+    if left:
+        axes.yaxis.tick_right()
+        axes.yaxis.set_label_position("right")
+    colours = {name: look["color"] for name, look in styles.items()}
+    _names_beside(axes, starts if left else ends, colours, left=left)
     return figure
 
 
-def _names_at_ends(
-    axes: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]
+def _names_beside(
+    axes: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str], *, left: bool
 ) -> None:
-    """Names right of the axes, as high as their lines end but never on each other, each joined to
-    its line."""
+    """Names left or right of the axes, as high as their lines but never on each other, each joined
+    to its line."""
     points = axes.figure.get_figheight() * 72 * 0.8  # height of the axes, about
     low, high = axes.get_ylim()
     line = 1.25 * _RC["legend.fontsize"] / points * (high - low)
@@ -661,8 +674,9 @@ def _names_at_ends(
         axes.annotate(
             display_name(name),
             xy=ends[name],
-            xytext=(1.06, (place - low) / (high - low)),
+            xytext=(-0.06 if left else 1.06, (place - low) / (high - low)),
             textcoords="axes fraction",
+            ha="right" if left else "left",
             va="center",
             fontsize=_RC["legend.fontsize"],
             color=colours[name],
@@ -802,6 +816,37 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
         )
     axes.margins(x=0.16)
     _label(axes, "pseudo-labels right (%)", "accuracy minus random's (points)", title)
+    return figure
+
+
+@_styled
+def gain_by_budget(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Gain over random against the share that is labelled, a line a method, with 95% intervals.
+
+    Args:
+        rows: Of :func:`elfs_lib.verdict.verdict_rows`, all against random and of one dataset and
+            setting: ``method``, ``budget``, ``difference``, ``low``, ``high`` in points.
+        title: Printed above, if given.
+
+    Raises:
+        ElfsError: if there are no rows.
+    """
+    _filled("rows", rows)
+    figure, axes = _page(3.4)
+    axes.axhline(0, color=NEUTRAL, lw=1)
+    methods = _ordered(rows["method"].unique())
+    for number, method in enumerate(methods):
+        own = rows[rows["method"] == method].sort_values("budget")
+        x, y = 100 * own["budget"].to_numpy(float), own["difference"].to_numpy(float)
+        bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
+        look = {key: v for key, v in method_styles(methods)[method].items() if key != "label"}
+        aside = number - (len(methods) - 1) / 2  # intervals of one budget beside each other
+        axes.errorbar(
+            x + aside, y, np.nan_to_num(bars), capsize=3, **look, label=display_name(method)
+        )
+    axes.set_xticks(100 * np.sort(rows["budget"].unique()))
+    _label(axes, "images labelled (%)", "accuracy minus random's (points)", title)
+    _legend_right(figure, axes)
     return figure
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from elfs_lib.artifacts import Artifact, package_versions
-from elfs_lib.params import Params, parse_yaml, read_yaml
+from elfs_lib.params import Params, parse_yaml, values_of_dataset
 from elfs_lib.project import project_root
 from elfs_lib.stages import Run
 
@@ -54,8 +54,7 @@ def as_options(values: Mapping[str, object]) -> list[str]:
 
 def _changes(params: Params) -> dict[str, object]:
     """What differs from the dataset's params file, by name."""
-    file = _file(params)
-    return differences(params, Params.make(read_yaml(file)) if file.exists() else Params())
+    return differences(params, Params.make(values_of_dataset(params.dataset)))
 
 
 def _file(params: Params) -> Path:
@@ -92,8 +91,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     lines = [
         (
             f"**Reproduce this page:** `{command(run.params)}`{brought}, with seed "
-            f"{run.params.seed}, on "
-            f"{run.n:,} training images; {versions}."
+            f"{run.params.seed}, on {run.n:,} training images; {versions}."
         ),
         "",
         "| stage | key | device | seconds | labels opened |",

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from elfs_lib import decoding
+from elfs_lib.artifacts import is_large
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_files import class_name
 
@@ -77,11 +78,13 @@ def merge_reports(*reports: Mapping[str, list]) -> dict[str, list]:
 
 @dataclass(frozen=True)
 class Request:
-    """Where to look, and how large to store; already validated."""
+    """Where to look, how large to store, and a folder for what memory does not hold; already
+    validated."""
 
     data_dir: Path
     path: Path | None = None
     image_size: int | None = None
+    scratch: Path | None = None
 
 
 class Reader(Protocol):
@@ -312,6 +315,7 @@ class Parquet(Files):
             image_size=size,
             read=_cell,
             where=root,
+            scratch=request.scratch,
         )
         names = self._class_names(shards["train"])
         source = f"{self.folder or root.name} from Parquet files"
@@ -551,6 +555,7 @@ class Folder(Files):
             image_size=size,
             read=decoding.read_file,
             where=root,
+            scratch=request.scratch,
         )
         names = self._class_names(request, splits)
         images = _gather(
@@ -702,8 +707,14 @@ def _decode_splits(
     image_size: int,
     read: Callable[[Any], bytes],
     where: Path,
+    scratch: Path | None,
 ) -> dict[str, decoding.Decoded]:
-    decoding.check_memory(sum(counts.values()), image_size)
+    size = sum(counts.values()) * 3 * image_size**2
+    if scratch is None or not is_large(size):
+        scratch = None
+        decoding.check_memory(sum(counts.values()), image_size)
+    else:
+        decoding.check_disk(size, scratch)
     first_seen: dict[bytes, str] = {}
     parts = {}
     for split, source in items.items():
@@ -714,6 +725,7 @@ def _decode_splits(
             read=read,
             desc=f"reading {split} images",
             first_seen=first_seen,
+            file=scratch and scratch / f"{split}.decoded",
         )
         if not part.names:
             raise ElfsError(
@@ -736,9 +748,12 @@ def _gather(
     keep_paths: bool,
 ) -> Images:
     channels = 1 if all(part.grey for part in parts.values()) else 3
-    arrays = {
-        split: np.ascontiguousarray(part.images[:, :channels]) for split, part in parts.items()
-    }
+    arrays = {split: part.images for split, part in parts.items()}
+    if channels == 1:
+        for split, images in arrays.items():
+            arrays[split] = np.ascontiguousarray(images[:, :1])
+            if isinstance(images, np.memmap):
+                Path(images.filename).unlink()
     merged = {kind: list(names) for kind, names in report.items() if names}
     for part in parts.values():
         for kind, names in part.report.items():

@@ -69,6 +69,30 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows), lines
 
 
+def by_beta(every: Tables) -> pd.DataFrame:
+    """What ELFS reached with each beta that its search chose, over the whole pipelines of a
+    dataset's own parameters; empty where there are none."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        if setting != WHOLE_PIPELINES or not {"elfs", "random"} <= {*table["method"]}:
+            continue
+        for budget, at in table.groupby("budget"):
+            drawn = at[at["method"] == "random"].set_index("seed")["accuracy"]
+            for beta, own in at[at["method"] == "elfs"].groupby("hard_prune_ratio"):
+                gain = own.set_index("seed")["accuracy"] - drawn
+                rows.append(
+                    {
+                        "dataset": display_name(dataset),
+                        "budget": _share(budget),
+                        "beta chosen": f"{beta:g}",
+                        "pipelines": len(own),
+                        "ELFS (%)": f"{own['accuracy'].mean():.1f}",
+                        "minus random": f"{gain.mean():+.1f}",
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
 def gains(every: Tables) -> pd.DataFrame:
     """ELFS minus random over whole pipelines of known pseudo-labels, for datasets that have several
     settings of one training: rows of :func:`elfs_lib.verdict.verdict_rows`."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _VIEWS = ("encoder_views", "encoder_view_area", "flip")
 _EMBEDDING = ("encoder", "encoder_checkpoint", "encoder_size", "precision", *_VIEWS)
-_FILE = ("embeddings_path", "dataset")
+_FILE = ("embeddings_path",)
 
 
 def source(params: Params) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _images_key(given: Given) -> dict[str, Any]:
 @stage(title="images", reads=["dataset", "image_size", "data_path"], key=_images_key)
 def images(given: Given, draft: Draft) -> None:
     """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
-    found = datasets.load_images(**source(given.params))
+    found = datasets.load_images(**source(given.params), scratch=draft.folder)
     draft.array("train", found.train)
     if found.test is not None:
         draft.array("test", found.test)
@@ -189,7 +189,7 @@ def _read_file(given: Given) -> np.ndarray:
 def embeddings_key(given: Given) -> dict[str, Any]:
     if given.params.encoder == embedding_file.PRECOMPUTED:
         content = embedding_file.file_fingerprint(given.params.embeddings_path)
-        given.some("dataset", "encoder_checkpoint")  # the images' key holds it; it can have none
+        given.some("encoder_checkpoint")  # it can have none
         return given.key("encoder", "encoder_pca") | {"content": content}
     keyed = given.key("encoder", "encoder_size", "precision", "encoder_pca")
     if not trains_encoder(given.params):  # else it is in the encoder's own key
@@ -221,7 +221,8 @@ def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray])
     reads=[*_EMBEDDING, *_FILE],
     later={"encoder_pca": None},
     key=embeddings_key,
-    unkeyed=["encoder_method"],  # which is in the encoder's own key, and named here
+    # the first is in the encoder's own key, and named here; the second in that of the images
+    unkeyed=["encoder_method", "dataset"],
 )
 def embeddings(given: Given, draft: Draft) -> None:
     """Array ``embeddings`` float32 [N, D] of the training images, and with ``encoder_pca`` the

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from elfs_lib.stages import Run
 
 #: Where and how fast a stage runs changes its results by rounding alone.
-UNKEYED = frozenset({"device", "compile"})
+UNKEYED = frozenset({"device", "compile", "loader"})
 
 #: What :func:`elfs_lib.training.loop.train` takes from the parameters as it is.
-TRAINING = ("flip", "crop_pad", "device", "precision", "compile")
+TRAINING = ("flip", "crop_pad", "device", "precision", "compile", "loader")
 
 
 class UndeclaredParameter(RuntimeError):
@@ -175,7 +175,7 @@ class Given:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, device, precision, compile."""
+        """How networks are trained on the images: flips, crops, and what computes."""
         return self.some(*TRAINING)
 
     def key(self, *names: str) -> dict[str, Any]:

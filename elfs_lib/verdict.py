@@ -6,20 +6,25 @@ the table of the README from that.
 
 from __future__ import annotations
 
+import base64
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 
+from elfs_lib import plots
 from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.errors import ElfsError
-from elfs_lib.evaluation import display_name, paired_difference, verdict
+from elfs_lib.evaluation import display_name, paired_difference
 from elfs_lib.project import project_root
 from elfs_lib.provenance import WHOLE_PIPELINES
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from elfs_lib.results_page import Tables
 
 #: Who is compared with whom.
@@ -117,38 +122,90 @@ BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict 
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """Whole pipelines against random as a table, and what the table bears out in sentences; the
-    digits, which every run makes anew, are left out."""
-    found = [r for r in rows if r["whole_pipelines"] and r["dataset"] != "digits"]
+    """Whole pipelines by the datasets' own parameters: what they bear out in sentences, and as a
+    table. The digits, which every run makes anew, are left out."""
+    found = pd.DataFrame(rows, columns=[*COLUMNS])
+    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
+    found = found[own & (found["dataset"] != "digits")]
     lines = [
-        (
-            "| dataset | labelled | steps | pseudo-labels right (%) | random (%) | ELFS (%) "
-            "| difference (95% interval) | pipelines |"
-        ),
-        "| --- " + "| ---: " * 7 + "|",
+        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
+        for dataset, of_one in found.groupby("dataset", sort=False)
     ]
-    for row in found:
-        if (row["method"], row["against"]) != ("elfs", "random"):
+    lines += [
+        "",
+        (
+            "| dataset | labelled | random (%) | CCS pseudo (%) | ELFS (%) "
+            "| ELFS minus random (95% interval) | pipelines |"
+        ),
+        "| --- " + "| ---: " * 6 + "|",
+    ]
+    for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
+        by = pair.set_index(["method", "against"])
+        if ("elfs", "random") not in by.index:
             continue
-        right = row["pseudo_label_accuracy"]
-        changed = f", {row['setting']}" if row["setting"] else ""
+        row = by.loc[("elfs", "random")]
+        control = by["accuracy"].get(("ccs_pseudo", "random"))
+        gain = f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
         lines.append(
-            f"| {display_name(row['dataset'])}{changed} | {100 * row['budget']:.3g}% "
-            f"| {row['steps']:,} | {'' if right is None else f'{right:.1f}'} "
-            f"| {row['against_accuracy']:.1f} | {row['accuracy']:.1f} "
-            f"| {row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f}) "
-            f"| {row['runs']} |"
+            f"| {display_name(dataset)} | {100 * budget:.3g}% | {row['against_accuracy']:.1f} "
+            f"| {'' if control is None else f'{control:.1f}'} | {row['accuracy']:.1f} "
+            f"| {f'**{gain}**' if row['low'] > 0 or row['high'] < 0 else gain} | {row['runs']} |"
         )
-    lines.append("")
-    for row in found:
-        if row["method"] == "elfs" and not row["setting"]:
-            lines.append(f"- {display_name(row['dataset'])}: {_sentence(row)}")
     return "\n".join(lines)
 
 
-def _sentence(row: dict[str, Any]) -> str:
-    gaps = {name: math.nan if row[name] is None else row[name] for name in ("low", "high")}
-    return verdict({**row, **gaps, "rival": row["against"], "n": row["runs"]})
+def _claims(rows: pd.DataFrame) -> list[str]:
+    """ELFS against each rival in one clause: where its interval lies above zero, where below."""
+    clauses = []
+    for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
+        low, high = own["low"].astype(float), own["high"].astype(float)
+        parts = {
+            "above": own[low > 0],
+            "below": own[high < 0],
+            "no evidence of a difference": own[~((low > 0) | (high < 0))],
+        }
+        said = [
+            f"{word} at {', '.join(f'{100 * b:.3g}%' for b in sorted(part['budget']))}"
+            for word, part in parts.items()
+            if len(part)
+        ]
+        clauses.append(f"ELFS against {display_name(rival)}: {', '.join(said)}")
+    return clauses
+
+
+def gain_figure(rows: list[dict[str, Any]], dataset: str = "cifar10") -> Figure:
+    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of the whole
+    pipelines of a dataset.
+
+    Raises:
+        ElfsError: if there are none.
+    """
+    found = pd.DataFrame(rows, columns=[*COLUMNS])
+    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
+    return plots.gain_by_budget(
+        found[own & (found["dataset"] == dataset) & (found["against"] == "random")]
+    )
+
+
+def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> list[Path]:
+    """Write the README's pictures: ``gain.svg``, of :func:`gain_figure`, and ``coreset.png``, the
+    images that ELFS keeps and leaves out, as an executed notebook 05 shows them.
+
+    Raises:
+        ElfsError: if the notebook has no such grid of images.
+    """
+    gain, grid = folder / "gain.svg", folder / "coreset.png"
+    with plt.rc_context({"svg.hashsalt": gain.name, "svg.fonttype": "none"}):
+        figure = gain_figure(rows)
+        figure.savefig(gain, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "plots.image_grid" in cell.source:
+            shown = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            if shown:
+                grid.write_bytes(base64.b64decode(shown[-1]))
+                return [gain, grid]
+    raise ElfsError(f"{notebook} shows no grid of images: execute it with elfs run.")
 
 
 def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:

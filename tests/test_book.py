@@ -15,7 +15,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from elfs_lib import verdict
-from elfs_lib.params import Params, read_yaml
+from elfs_lib.params import Params
 from elfs_lib.pipeline import NOTEBOOKS
 from elfs_lib.results import result_tables
 from elfs_lib.selection import METHODS, SCORES
@@ -44,16 +44,24 @@ def test_each_prose_page_is_in_the_contents():
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_names_every_parameter_with_the_default_of_the_digits(name: str):
+def test_a_notebook_gives_its_parameters_the_type_meaning_and_value_of_the_digits(name: str):
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == 1 and "injected-parameters" not in tags
-    named: dict = {}
-    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), named)
-    named.pop("__builtins__")
-    floors = {name: None for name in named if name.startswith("floor_")}  # of the digits alone
-    assert floors and named == read_yaml(ROOT / "params/digits.yaml") | floors
-    assert named.keys() == Params.model_fields.keys()
+    source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    digits = Params.load(ROOT / "params/digits.yaml").model_dump(mode="json")
+    lines = source.splitlines()[1:]
+    assert len(lines) > 10
+    for line in lines:  # as papermill --help-notebook reads it
+        pattern = r'(\w+): "?([\w ,\[\]]+?)"? = (.+?)  # (.+)'
+        named, kind, value, meaning = re.fullmatch(pattern, line).groups()
+        value, field = ast.literal_eval(value), Params.model_fields[named]
+        # floors are those of the digits alone
+        assert value == (None if named.startswith("floor_") else digits[named]), named
+        assert meaning == field.description, named
+        known = {"None": type(None), "list": list, "int": int, "str": str, "bool": bool}
+        kinds = [known.get(part.partition("[")[0], (int, float)) for part in kind.split(" or ")]
+        assert any(isinstance(value, each) for each in kinds), line
 
 
 def test_the_book_loads_nothing_from_a_network():

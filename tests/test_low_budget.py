@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 
 import numpy as np
@@ -25,6 +26,7 @@ from elfs_lib.low_budget import (
     differences_from_random,
     linear_probe,
     probe_lists,
+    standing_table,
 )
 from elfs_lib.plots import _spread, accuracy_vs_labels
 from elfs_lib.selection import METHODS, SelectionInputs, select
@@ -48,11 +50,25 @@ def make_inputs() -> SelectionInputs:
     return SelectionInputs(150, embeddings=make_split(150, 0)[0], classes=CLASSES)
 
 
+def chooser(**options):
+    inputs = make_inputs()
+    return lambda method, count, seed: select(method, inputs, count, seed=seed, **options).indices
+
+
+def choose(methods, sizes, seeds=(0, 1, 2, 3, 4), choose_list=None):
+    return choose_lists(
+        choose_list or chooser(),
+        methods,
+        n=150,
+        classes=CLASSES,
+        labels_per_class=sizes,
+        seeds=seeds,
+    )
+
+
 def make_table(seeds=(0, 1, 2), methods=("random", "typiclust", "max_herding")) -> pd.DataFrame:
     (train, train_labels), (test, test_labels) = make_split(150, 0), make_split(300, 1)
-    lists = choose_lists(
-        make_inputs(), methods, classes=CLASSES, labels_per_class=(1, 4, 10), seeds=seeds
-    )
+    lists = choose(methods, (1, 4, 10), seeds)
     oracle = LabelOracle({"train": train_labels, "test": test_labels}.get, ("train", "test"))
     table = probe_lists(lists, train, test, oracle, dataset="digits")
     assert oracle.opened == ["train:evaluation", "test:evaluation"]
@@ -65,9 +81,7 @@ def make_table(seeds=(0, 1, 2), methods=("random", "typiclust", "max_herding")) 
 @pytest.mark.parametrize("method", ["random", "typiclust", "max_herding", "k_center"])
 def test_each_list_is_what_select_gives(method):
     inputs = make_inputs()
-    lists = choose_lists(
-        inputs, [method], classes=CLASSES, labels_per_class=[5, 1, 20], seeds=(3, 4)
-    )
+    lists = choose([method], [5, 1, 20], (3, 4))
     assert list(lists) == [Choice(method, n, seed) for seed in (3, 4) for n in (1, 5, 20)]
     for (_, size, seed), indices in lists.items():
         drawn = seed if METHODS[method].seeded else 3
@@ -85,7 +99,7 @@ def test_methods_run_no_more_often_than_they_must(monkeypatch):
 
         monkeypatch.setitem(METHODS, name, dataclasses.replace(METHODS[name], function=counted))
     names = ("typiclust", "k_center", "max_herding")
-    choose_lists(make_inputs(), names, classes=CLASSES, labels_per_class=[2, 4], seeds=(0, 1))
+    choose(names, [2, 4], (0, 1))
     assert sorted(runs) == [
         ("k_center", 12, 0),
         ("k_center", 12, 1),
@@ -94,14 +108,13 @@ def test_methods_run_no_more_often_than_they_must(monkeypatch):
     ]
 
 
-def test_options_reach_their_method():
-    inputs = make_inputs()
-    options = {"prob_cover": {"delta": 0.9}}
-    lists = choose_lists(
-        inputs, ["prob_cover"], classes=CLASSES, labels_per_class=[4], seeds=[0], options=options
-    )
-    expected = select("prob_cover", inputs, 12, delta=0.9).indices.tolist()
-    assert [own.tolist() for own in lists.values()] == [expected]
+def test_a_method_that_reads_a_proxy_has_a_list_for_each_of_its_seeds():
+    lists = choose(["elfs"], [2, 4], (3, 4), lambda method, count, seed: seed + np.arange(count))
+    assert {choice: own.tolist() for choice, own in lists.items()} == {
+        Choice("elfs", size, seed): [seed + i for i in range(3 * size)]
+        for seed in (3, 4)
+        for size in (2, 4)
+    }
 
 
 def test_a_method_that_opens_labels_is_stopped(monkeypatch):
@@ -112,7 +125,7 @@ def test_a_method_that_opens_labels_is_stopped(monkeypatch):
 
     monkeypatch.setitem(METHODS, "random", dataclasses.replace(METHODS["random"], function=peeks))
     with pytest.raises(LabelLockError, match="label-free"):
-        choose_lists(make_inputs(), ["random"], classes=CLASSES, labels_per_class=[1])
+        choose(["random"], [1])
     assert oracle.opened == []
 
 
@@ -128,7 +141,7 @@ def test_a_method_that_opens_labels_is_stopped(monkeypatch):
 )
 def test_what_does_not_fit_is_said_before_any_work(methods, sizes, says):
     with pytest.raises(ElfsError, match=says):
-        choose_lists(make_inputs(), methods, classes=CLASSES, labels_per_class=sizes)
+        choose(methods, sizes)
 
 
 # ---------------------------------------------------------------- the probe
@@ -225,12 +238,35 @@ def test_the_tables_say_differences_and_coverage_in_words():
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     shown = difference_table(table)
     assert shown["Method"].tolist() == ["Random (%)", "TypiClust"]
+    assert shown["Seeds"].tolist() == [3, 3]
     assert shown["1 a class"].tolist() == ["52.0", "+12.0 (+7.0 to +17.0)"]
     once = difference_table(table[table["seed"] == 0])
     assert once["2 a class"].tolist() == ["52.0", "+10.0"]
     assert coverage_table(table)["2 a class"].tolist() == ["3.0", "3.0"]
     with pytest.raises(ElfsError, match="one dataset"):
         difference_table(pd.concat([table, table.assign(dataset="cifar10")]))
+
+
+def test_a_method_is_ahead_or_behind_only_where_the_interval_leaves_out_zero():
+    steps = {  # over random, by seed, at 1, 2 and 5 labels a class
+        "typiclust": [(4, 5, 6), (-4, 5, 1), (-4, -5, -6)],
+        "elfs": [(-1, -2, -3), (1, 2, 3), (8, 9, 7)],
+        "random": [(0, 0, 0)] * 3,
+    }
+    rows = [
+        ("digits", method, n, n / 50, 3 * n, seed, 50.0 + 3 * seed + step, 3)
+        for method, by_size in steps.items()
+        for n, by_seed in zip((1, 2, 5), by_size, strict=True)
+        for seed, step in enumerate(by_seed)
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    assert standing_table(table, "random").to_dict("records") == [
+        {"Method": "ELFS", "Ahead of Random": "5", "Behind Random": "", "Neither": "1, 2"},
+        {"Method": "TypiClust", "Ahead of Random": "1", "Behind Random": "5", "Neither": "2"},
+    ]
+    assert standing_table(table, "elfs")["Ahead of ELFS"].tolist() == ["", "1"]
+    with pytest.raises(ElfsError, match="one dataset"):
+        standing_table(pd.concat([table, table.assign(dataset="cifar10")]), "random")
 
 
 # ---------------------------------------------------------------- the figure, the command
@@ -261,23 +297,59 @@ def test_the_figure_names_every_line_at_its_end_and_no_name_covers_another():
             accuracy_vs_labels(pd.DataFrame(bad, columns=list(COLUMNS)))
 
 
+@pytest.mark.parametrize(("at_1", "at_10", "left"), [((20, 50), (80, 81), True),
+                                                     ((20, 21), (50, 80), False)])  # fmt: skip
+def test_names_stand_where_the_lines_lie_apart(at_1, at_10, left):
+    rows = [
+        ("digits", method, n, n / 50, n, 0, values[place], 10)
+        for place, method in enumerate(("random", "typiclust"))
+        for n, values in ((1, at_1), (10, at_10))
+    ]
+    figure = accuracy_vs_labels(pd.DataFrame(rows, columns=list(COLUMNS)))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    sides = {(text.xyann[0] < 0, text.xyann[0] > 1, text.get_ha()) for text in axes.texts}
+    assert sides == {(left, not left, "right" if left else "left")}
+    assert axes.yaxis.get_ticks_position() == ("right" if left else "left")
+
+
 def test_names_move_no_farther_than_they_must():
     assert _spread([0.0, 5.0, 9.0], 1.0, 0, 10) == [0.0, 5.0, 9.0]
     assert _spread([5.0, 5.0], 1.0, 0, 10) == pytest.approx([4.5, 5.5])
     assert _spread([9.9, 10.0], 1.0, 0, 10) == pytest.approx([9.0, 10.0])
 
 
-def test_the_command_runs_on_digits(monkeypatch, tmp_path, capsys):
+def test_the_command_runs_on_digits(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "store"))
-    methods = ["random", "typiclust", "facility_location"]
-    arguments = ["--methods", *methods, "--labels", "1", "10", "--seeds", "2"]
-    params = str(ROOT / "params" / "digits.yaml")
-    monkeypatch.setattr(sys, "argv", ["low_budget", params, *arguments, "--out", str(tmp_path)])
-    importlib.import_module("benchmarks.low_budget").main()
-    table = pd.read_csv(tmp_path / "low_budget_digits.csv")
-    assert list(table) == list(COLUMNS) and len(table) == 3 * 2 * 2
-    assert (table[table["labels_per_class"] == 10]["accuracy"] > 75).all()
+    track = importlib.import_module("benchmarks.low_budget")
+
+    def run(*arguments):
+        params = str(ROOT / "params" / "digits.yaml")
+        command = ["low_budget", params, *arguments, "--labels", "1", "10", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", command)
+        track.main()
+        learner = "_from_scratch" if "--from-scratch" in arguments else ""
+        return pd.read_csv(tmp_path / f"low_budget_digits{learner}.csv")
+
+    small = ("-p", "eval_steps=3", "--from-scratch")
+    trained = run("--methods", "random", "typiclust", "--seeds", "0", *small)
+    run("--methods", "random", "typiclust", "--seeds", "0")
+    assert list(trained) == list(COLUMNS) and len(trained) == 2 * 2
+    assert trained["accuracy"].between(5, 60).all()  # of three steps
+    before = run("--methods", "random", "typiclust", "facility_location", "--seeds", "0", "1")
+    assert list(before) == list(COLUMNS) and len(before) == 3 * 2 * 2
+    assert (before[before["labels_per_class"] == 10]["accuracy"] > 75).all()
     assert (tmp_path / "low_budget_digits.svg").stat().st_size > 5000
-    assert "Facility location" in (tmp_path / "low_budget_digits_differences.csv").read_text()
-    assert "Classes covered" in capsys.readouterr().out
+    for table in ("differences", "coverage", "standing"):
+        text = (tmp_path / f"low_budget_digits_{table}.csv").read_text()
+        assert "Facility location" in text
+
+    table = run("--methods", "k_center", "--seeds", "1")
+    own = table["method"] == "k_center"
+    assert own.sum() == 2
+    pd.testing.assert_frame_equal(table[~own].reset_index(drop=True), before)
+    facts = json.loads((tmp_path / "low_budget_digits.json").read_text())
+    assert "1,437" in (tmp_path / "low_budget_settings.csv").read_text()
+    track.write(before, facts | {"embeddings": "others"}, tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "low_budget_digits.csv"), before)

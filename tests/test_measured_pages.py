@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from elfs_lib.low_budget import ADVICE, difference_table, differences_from_random
+
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
@@ -33,6 +35,8 @@ def bench(load) -> ModuleType:
         ("whole_runs", "book/data/whole_runs.json", "performance"),
         ("speedrun", "book/data/speedrun.json", "performance"),
         ("pseudo_labels", "book/data/pseudo_labels.json", "pseudo_labels"),
+        ("gpu", "book/data/gpu.json", "performance"),
+        ("bench_streaming", "book/data/streaming.json", "performance"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
@@ -41,6 +45,56 @@ def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measur
     for name in load("book_data").write_tables(made.TABLES, facts, tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / "book/data" / name).read_text(), name
         assert f":file: data/{name}" in (ROOT / "book" / f"{shown}.md").read_text()
+
+
+def test_the_page_on_budgets_shows_what_was_measured(load):
+    track, folder = load("low_budget"), ROOT / "book" / "data"
+    shown = {track.SETTINGS: track.settings_table(folder), track.ADVISED: track.advice_table()}
+    for facts in folder.glob("low_budget_*.json"):
+        table = pd.read_csv(facts.with_suffix(".csv"))
+        made = track.tables(table).items()
+        shown |= {f"{facts.stem}_{name}.csv": own for name, own in made}
+    repeated = pd.read_csv(folder / "low_budget_folder.csv")
+    shown["low_budget_folder_differences.csv"] = difference_table(repeated)
+    page = (ROOT / "book" / "low_budget.md").read_text()
+    for name, table in shown.items():
+        text = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        assert text == (folder / name).read_text(), name
+    included = set(re.findall(r":file: data/(low_budget\S+)", page))
+    assert {track.SETTINGS, track.ADVISED} < included <= set(shown)
+    for facts in folder.glob("low_budget_*.json"):
+        assert f"{facts.stem}_differences.csv" in included
+        assert f"{{figure}} data/{facts.stem}.svg" in page or facts.stem.endswith("_from_scratch")
+    assert {"low_budget_cifar10_elfs.csv", "low_budget_digits_differences.csv"} < included
+
+
+def test_the_advice_is_what_the_probes_bear_out():
+    assert [start for start, _ in ADVICE] == sorted({0, *(start for start, _ in ADVICE)})
+    folder = ROOT / "book" / "data"
+    measured = {facts.stem for facts in folder.glob("low_budget_*.json")}
+    for name in {name for name in measured if not name.endswith("_from_scratch")}:
+        table = pd.read_csv(folder / f"{name}.csv")
+        found = differences_from_random(table).set_index(["method", "labels_per_class"])
+        for size in table["labels_per_class"].unique():
+            advised = [method for start, method in ADVICE if start <= size][-1]
+            own = found.loc[advised, size]
+            assert not own["high"] < 0, (name, size)
+            assert own["low"] > 0 or size > 10, (name, size)
+
+
+def test_the_page_on_budgets_says_where_the_lines_cross_on_cifar10():
+    table = pd.read_csv(ROOT / "book" / "data" / "low_budget_cifar10.csv")
+    found = differences_from_random(table).set_index("method")
+    spread = found.loc[["kmeans_nearest", "max_herding"]]
+    assert (spread.loc[spread["labels_per_class"] <= 50, "low"] > 0).all()
+    coverage = [*spread.index.unique(), "typiclust"]
+    assert not (found.loc[coverage, "high"] < 0).any()  # none falls behind
+    at_most = found[found["labels_per_class"] == 100]
+    assert not ((at_most["low"] > 0) | (at_most["high"] < 0)).any()
+    assert not (found.loc["elfs", "low"] > 0).any()
+    first = found[found["labels_per_class"] == 1]["difference"]
+    assert first.idxmax() == "kmeans_nearest" and first["kmeans_nearest"] > 10
+    assert found[found["labels_per_class"] == 10]["difference"].max() > 3
 
 
 def test_every_table_of_a_page_has_one_width_for_each_column_and_no_ragged_row():
@@ -135,6 +189,84 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
     assert table["Seeds"].tolist() == ["1", "1", "0 1", "1"]
     assert table["Minutes"].tolist() == ["20.0", "0.1", "20.0", "20.0"]
     assert table["Minutes at the peak"].tolist() == ["10.0"] * 4
+
+
+@pytest.fixture
+def gpu(load, monkeypatch):
+    """The benchmark of a GPU, in its smallest sizes and on the CPU."""
+    module = load("gpu")
+
+    def run(*arguments: str) -> int:
+        command = ["benchmarks.gpu", "--device", "cpu", *arguments]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        return ended.value.code
+
+    module.run = run
+    return module
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(gpu, tmp_path):
+    rows = ["speedrun", "resnet18", "temi", "neighbours", "embedding", "digits"]
+    assert gpu.run("--tiny", "--out", str(tmp_path / "gpu.json"), "--only", *rows) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    wanted = {
+        (entry.what, entry.way)
+        for entry in gpu.entries()
+        if entry.row in rows and entry.way not in ("graphs", "compiled")
+    }
+    assert {(fact["what"], fact["way"]) for fact in found} == wanted
+    assert all(fact["figure"] > 0 and fact["device"].startswith("cpu") for fact in found)
+    trained = next(fact for fact in found if fact["row"] == "speedrun")
+    assert trained["figure"] == pytest.approx(trained["more"]["seconds"][0])
+
+
+def test_processes_on_one_card_train_side_by_side(gpu):
+    setting = gpu.Setting(gpu.resolve_device("cpu"), tiny=True)
+    assert gpu.workers(setting, "plain", 2)[0] > 0
+
+
+def test_a_gpus_figures_are_kept_when_one_fails_or_time_is_up(gpu, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(setting):
+        measured.append(setting)
+        if len(measured) == 2:
+            raise RuntimeError("out of memory")
+        return 1.5, 0.25, {}
+
+    monkeypatch.setattr(
+        gpu,
+        "entries",
+        lambda: [
+            gpu.Entry("peak", f"figure {number}", "plain", "s", seconds, measure)
+            for number, seconds in ((1, 1), (2, 1), (3, 1000), (4, 1))
+        ],
+    )
+    out = tmp_path / "gpu.json"
+    assert gpu.run("--out", str(out), "--limit-s", "500") == 1
+    assert [fact["what"] for fact in json.loads(out.read_text())] == ["figure 1", "figure 4"]
+    assert gpu.run("--out", str(out), "--limit-s", "500") == 0  # in place of the older figures
+    kept = ["figure 1", "figure 2", "figure 4"]
+    assert sorted(fact["what"] for fact in json.loads(out.read_text())) == kept
+
+
+def test_what_no_gpu_was_asked_for_is_not_measured(gpu):
+    fact = {
+        "what": "speedrun, 8 epochs of CIFAR-10", "way": "graphs", "tiny": False, "figure": 2.5,
+        "share_of_peak": 0.25, "device": "H100", "torch": "2.11",
+        "more": {"accuracy": [93.0, 94.0], "pflop": 0.29},
+    }  # fmt: skip
+    on_cpu = {**fact, "way": "plain", "device": "cpu, 1 threads", "figure": 430.0}
+    small = {**fact, "way": "compiled", "tiny": True}
+    table = gpu.gpu_table([fact, on_cpu, small]).set_index(["What", "Way"])
+    own = table.loc[fact["what"]]
+    assert own.loc["graphs", "Figure"] == "2.5 s"
+    assert own.loc["graphs", "Besides"] == "93.50 ± 0.71% right, 2 seeds, 0.290 PFLOP"
+    assert own.loc["plain", "Figure"].tolist() == ["430 s", "not measured"]
+    assert own.loc["compiled", "Figure"] == "not measured"
+    assert len(table) == len(list(gpu.entries())) + 1
 
 
 def test_a_whole_run_is_the_sum_of_its_stages(load):

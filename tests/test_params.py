@@ -41,7 +41,8 @@ def test_the_three_ways_in_agree(tmp_path: Path):
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(as_lists))
     assert Params.load(file) == Params.make(TINY) == Params.make(as_lists)
-    assert Params.from_notebook({**as_lists, "In": [""], "run": 1, "np": 2}) == Params.make(TINY)
+    every = Params.make(TINY).model_dump(mode="json")
+    assert Params.from_notebook({**every, "In": [""], "run": 1, "np": 2}) == Params.make(TINY)
 
 
 def test_overrides_win_over_the_file(tmp_path: Path):
@@ -103,6 +104,17 @@ def test_a_file_names_its_dataset(tmp_path: Path):
     for overrides in ({}, {"dataset": "digits"}):
         with pytest.raises(ElfsError, match="mine.yaml names no dataset"):
             Params.load(tmp_path / "mine.yaml", overrides)
+
+
+def test_what_a_page_does_not_name_is_that_of_its_datasets_file(monkeypatch):
+    """A page names what it reads; an experiment on it may read more."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    digits = Params.load(ROOT / "params" / "digits.yaml")
+    assert digits.search_steps != Params().search_steps
+    found = Params.from_notebook({"In": [""], "dataset": "digits", "seed": 3})
+    assert found == digits.model_copy(update={"seed": 3})
+    found = Params.from_notebook({"In": [""], "dataset": "image_folder", "data_path": "x"})
+    assert found == Params(dataset="image_folder", data_path="x")
 
 
 def test_a_run_from_a_notebook_is_checked_before_any_work(tmp_path: Path, monkeypatch):

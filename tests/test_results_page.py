@@ -64,6 +64,15 @@ def test_whole_pipelines_count_the_betas_of_their_seeds(every):
     assert one(shown)["baseline"] == "Random" and lines[0] == "**Digits.**" and len(lines) == 3
 
 
+def test_pipelines_are_grouped_by_the_beta_that_each_chose(every):
+    own = every["digits", "whole pipelines"]
+    own.loc[own["method"] == "elfs", "hard_prune_ratio"] = [0.2, 0.3, 0.2]
+    rows = results_page.by_beta(every).set_index("beta chosen")
+    assert rows["pipelines"].to_dict() == {"0.2": 2, "0.3": 1}
+    assert rows["minus random"].to_dict() == {"0.2": "+2.0", "0.3": "+2.5"}
+    assert results_page.by_beta({("digits", ""): own}).empty
+
+
 def test_one_seed_has_no_interval():
     once = {("digits", ""): table(random=RANDOM[:1], elfs=ELFS[:1])}
     assert one(results_page.glance(once))["95% interval"] == "one seed"

@@ -76,6 +76,15 @@ def with_checkpoint(params: Params, folder: Path) -> tuple[Params, Params]:
     return base, base.model_copy(update={"encoder_checkpoint": str(file)})
 
 
+def with_files(params: Params, folder: Path) -> list[Params]:
+    found = []
+    for number in range(2):
+        np.save(folder / f"{number}.npy", np.full((2, 3), number, np.float32))
+        path = str(folder / f"{number}.npy")
+        found.append(params.model_copy(update={"encoder": "precomputed", "embeddings_path": path}))
+    return found
+
+
 def folders(params: Params, folder: Path, name: str) -> tuple[Params, Params]:
     for part in ("one", "other"):
         (folder / part).mkdir()
@@ -100,6 +109,8 @@ def test_each_parameter_that_a_stage_declares_is_in_its_key(
 ):
     if parameter == "encoder_checkpoint":
         both = with_checkpoint(tiny_run.params, tmp_path)
+    elif parameter == "embeddings_path":
+        both = with_files(tiny_run.params, tmp_path)
     elif name == "images":
         both = folders(tiny_run.params, tmp_path, parameter)
     else:
@@ -111,10 +122,10 @@ def test_each_parameter_that_a_stage_declares_is_in_its_key(
 
 def test_only_device_and_words_are_read_without_a_key():
     """What no key holds must not change a result."""
-    words = {"encoder": {"dataset"}, "embeddings": {"encoder_method"}}
+    words = {"encoder": {"dataset"}, "embeddings": {"encoder_method", "dataset"}}
     of_training_images = STAGES["embeddings"].reads
     for name, each in STAGES.items():
-        allowed = {"device", "compile"} | words.get(name, set())
+        allowed = {"device", "compile", "loader"} | words.get(name, set())
         allowed |= of_training_images if name == "test_embeddings" else set()
         assert each.unkeyed <= allowed, name
 

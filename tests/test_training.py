@@ -699,3 +699,62 @@ def test_resident_arrays_share_memory_unless_they_may_not_be_written():
     assert resident(own, torch.device("cpu")).data_ptr() == own.ctypes.data
     own.flags.writeable = False
     assert resident(own, torch.device("cpu")).data_ptr() != own.ctypes.data
+
+
+# --- recipes of the released code -------------------------------------------------------------
+
+
+def test_stl10_has_a_fine_stem_at_96_px_and_svhn_neither_crops_nor_normalisation():
+    sample = torch.zeros(1, 3, 96, 96)
+    fine, coarse = (
+        build_network(find_recipe(name).network, sample, 10, seed=0).features[0]
+        for name in ("resnet18_stl10", "resnet18")
+    )
+    assert (fine.kernel_size, fine.stride) == ((3, 3), (1, 1))
+    assert (coarse.kernel_size, coarse.stride) == ((7, 7), (2, 2))
+    images, labels = noise(8, 3, 12), np.arange(8) % 2
+    options = {"length": Length(steps=1), "crop_pad": 4, "flip": False}
+    trained = fit(images, labels, recipe=find_recipe("resnet18_svhn"), **options)
+    for positions, batch in trained.loader.epoch(0):
+        expected = torch.from_numpy(images)[positions] / 255
+        torch.testing.assert_close(batch, expected)
+
+
+@pytest.mark.parametrize("name, nesterov", [("resnet34_imagenet", False), ("resnet34", True)])
+def test_imagenets_momentum_is_plain(name: str, nesterov: bool):
+    recipe = dataclasses.replace(find_recipe(name), network="convnet_tiny")
+    model = build_network(recipe.network, torch.rand(4, 3, 8, 8), 2, seed=0)
+    assert {g["nesterov"] for g in build_optimizer(model, recipe).param_groups} == {nesterov}
+
+
+def test_random_resized_crops_show_the_box_that_was_drawn_and_tests_the_centre(monkeypatch):
+    # colour says where a pixel is from: the row in one channel, the column in the next
+    rows, columns = np.meshgrid(np.arange(64), np.arange(64), indexing="ij")
+    image = np.stack([rows, columns, 0 * rows]).astype(np.uint8)
+    images = np.broadcast_to(image, (200, *image.shape)).copy()
+    loader = ResidentLoader(
+        torch.from_numpy(images), batch=200, crop="resized", side=16, flip=True, standardise=False
+    )
+    assert torch.equal(loader.sample(3)[0], torch.from_numpy(image[:, 24:40, 24:40]) / 255)
+    boxes = []
+    draw = loader._boxes
+    monkeypatch.setattr(loader, "_boxes", lambda: boxes.append(draw()) or boxes[-1])
+    [(positions, batch)] = loader.epoch(0)
+    assert batch.shape == (200, 3, 16, 16)
+    wide, tall, x, y = boxes[0][positions].unbind(1)
+    seen = 255 * batch
+    torch.testing.assert_close(seen[:, 0].mean((1, 2)), 32 * y + 31.5, rtol=0, atol=0.6)
+    torch.testing.assert_close(seen[:, 1].mean((1, 2)), 32 * x + 31.5, rtol=0, atol=0.6)
+    reach = seen.amax((2, 3)) - seen.amin((2, 3))
+    torch.testing.assert_close(reach[:, 0], 60 * tall, rtol=0, atol=1.6)
+    torch.testing.assert_close(reach[:, 1], 60 * wide, rtol=0, atol=1.6)
+    mirrored = seen[:, 1, 0, 0] > seen[:, 1, 0, -1]
+    assert 60 < mirrored.sum() < 140
+    area = (wide * tall).double()
+    assert 0.08 <= area.min() < 0.15 and area.max() > 0.8 and 0.45 < area.mean() < 0.6
+    assert (wide / tall).min() > 0.74 and (wide / tall).max() < 1.34
+
+
+def test_images_smaller_than_the_crop_are_refused():
+    with pytest.raises(ElfsError, match="crops images to 224 px but these have 12"):
+        fit(noise(8, 3, 12), np.arange(8) % 2, recipe=find_recipe("resnet34_imagenet"))

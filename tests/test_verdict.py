@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -70,13 +72,48 @@ def test_readme_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
         verdict.update_readme(rows, readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| CIFAR-10 | 10% | 500 | 81.0 | 81.0 | 83.3 | +2.3 (+0.9 to +3.8) | 3 |" in text
-    assert "| CIFAR-10, temi_start=random | 10%" in text
-    assert "ELFS is above Random by 2.3 points at 10%" in text
+    assert "| CIFAR-10 | 10% | 81.0 |  | 83.3 | **+2.3 (+0.9 to +3.8)** | 3 |" in text
+    assert "temi_start" not in text  # ablations stay on the pages
+    assert "ELFS against Random: above at 10%" in text
     assert "-1.0" not in text  # one coreset is no pipeline
     readme.write_text("no marks")
     with pytest.raises(ElfsError, match="put them in"):
         verdict.update_readme(rows, readme)
+
+
+def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
+    def at(budget: float, **own: list[float]) -> pd.DataFrame:
+        return table(**own).assign(budget=budget)
+
+    random = [80.0, 81, 82]
+    parts = (
+        at(0.1, random=random, elfs=[82, 84, 84], ccs_pseudo=[79, 81, 80]),
+        at(0.3, random=random, elfs=[78, 79.1, 80], ccs_pseudo=[80, 82, 81]),
+        at(0.5, random=random, elfs=[80.5, 80, 83], ccs_pseudo=[84, 85.1, 86]),
+    )
+    every = {("cifar10", WHOLE_PIPELINES): pd.concat(parts)}
+    text = verdict.as_markdown(verdict.verdict_rows(every))
+    claim = "ELFS against Random: above at 10%, below at 30%, no evidence of a difference at 50%"
+    assert claim in text
+    assert "| CIFAR-10 | 30% | 81.0 | 81.0 | 79.0 | **-2.0" in text
+    assert "| CIFAR-10 | 50% | 81.0 | 85.0 | 81.2 | +0.2 (" in text
+
+
+def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
+    shown, cell = base64.b64encode(b"a picture").decode(), nbformat.v4.new_code_cell
+    output = nbformat.v4.new_output("display_data", {"image/png": shown})
+    grid = cell("plots.image_grid(images)", outputs=[output])
+    other = cell("plots.beta_curve(x)", outputs=[output])
+    notebook = tmp_path / "05.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[other, grid]), notebook)
+    rows = verdict.verdict_rows(EVERY)
+    gain, picture = verdict.write_pictures(rows, tmp_path, notebook)
+    assert picture.read_bytes() == b"a picture" and "<svg" in gain.read_text()
+    (axes,) = verdict.gain_figure(rows).axes
+    assert axes.containers[0].lines[0].get_ydata() == pytest.approx([2.333], abs=1e-3)
+    nbformat.write(nbformat.v4.new_notebook(cells=[other]), notebook)
+    with pytest.raises(ElfsError, match="no grid"):
+        verdict.write_pictures(rows, tmp_path, notebook)
 
 
 def test_the_curve_has_a_line_a_budget_in_the_order_of_the_labels():

@@ -119,6 +119,9 @@ def max_herding(inputs: SelectionInputs, count: int, *, seed: int, sigma: float 
     """MaxHerding (Bae et al., ECCV 2024): greedy coverage with a Gaussian kernel,
     k(x, y) = exp(-||x - y||^2 / sigma^2) on L2-normalised embeddings. The seed is ignored.
 
+    The paper finds the method robust to sigma. Whether its Gaussian has a 2 in the denominator was
+    not checked; with one, its width w is our sigma = sqrt(2) w.
+
     Args:
         sigma: Width of the kernel, above 0.
 

@@ -1,31 +1,72 @@
-"""Resident, index-aware loader: uint8 images on the device, cropped and flipped there."""
+"""Index-aware loaders: uint8 images on the device or on disk, cropped and flipped on the device."""
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+import sys
+import weakref
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
+from elfs_lib.artifacts import is_large
 from elfs_lib.compute import upload
+from elfs_lib.errors import ElfsError, choose
 from elfs_lib.training.distributed import Ranks
 
+LOADERS = ("auto", "resident", "streamed")
+AHEAD = 4  # batches that are read before they are asked for
+# Random resized crops as torchvision, and so the released code of ELFS, draws them.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+READERS = 4  # threads that read them
 
-class ResidentLoader:
-    """Yields batches of images that stay on the device as uint8.
+
+def streams(choice: str, size: int, device: torch.device) -> bool:
+    """Whether images are read from disk batch by batch, rather than kept on the device.
+
+    Args:
+        choice: "resident", "streamed" or "auto": streamed where they would take more than half of
+            the memory that is free.
+        size: Of the images, in bytes.
+        device: Where they would be kept.
+    """
+    choose("loader", choice, LOADERS)
+    if choice != "auto":
+        return choice == "streamed"
+    if device.type == "cuda":
+        return 2 * size > torch.cuda.mem_get_info(device)[0]
+    return is_large(size)
+
+
+class Loader:
+    """Yields batches of augmented images; where the images are is up to the subclasses.
 
     Crop, flip and padding are one gather: each output pixel looks up its source row and column,
     so no padded copy exists and the batch comes out channels-last.
 
     Args:
-        images: uint8 [n, C, H, W], on the device where they stay.
+        count: Number of images, n.
+        device: Where batches go.
         batch: Most images a batch. An epoch is cut into equal batches, none dropped.
         crop_pad: Shift by up to this many pixels; 0 for none.
-        crop: "zero" or "reflect", what lies outside the image.
+        crop: "zero" or "reflect", what lies outside the image; "resized": a random part of the
+            image instead, as large as ``AREA`` and as wide as ``RATIO`` allow, resized to ``side``.
         flip: Mirror images left to right.
         alternate_flip: Mirror each image every other epoch (first time by a coin) rather than
             by a coin each epoch.
         cutout: Side of a square at a random place that each image loses to the mean colour, at
             most half the image's; 0 for none.
+        side: Of what is yielded, in pixels; 0 for the whole image. Where nothing is random it is
+            the centre.
+        standardise: Whether to give colours zero mean and unit deviation, or only to divide by 255.
         order_seed: Seed of the order of images.
         augment_seed: Seed of crops, flips and cutouts.
         ranks: The processes that share each batch.
@@ -33,7 +74,8 @@ class ResidentLoader:
 
     def __init__(
         self,
-        images: torch.Tensor,
+        count: int,
+        device: torch.device,
         *,
         batch: int,
         crop_pad: int = 0,
@@ -41,32 +83,60 @@ class ResidentLoader:
         flip: bool = False,
         alternate_flip: bool = False,
         cutout: int = 0,
+        side: int = 0,
+        standardise: bool = True,
         order_seed: int = 0,
         augment_seed: int = 0,
         ranks: Ranks = Ranks(),
     ):
-        self.images = images.permute(0, 2, 3, 1)  # the gather below then writes channels-last
-        self.device = images.device
-        self.ranks = ranks
-        self.batches_per_epoch = -(-len(images) // batch)
+        self.count, self.device, self.ranks = count, device, ranks
+        self.batches_per_epoch = -(-count // batch)
         self.crop_pad, self.crop = crop_pad, crop
         self.flip, self.alternate_flip = flip, alternate_flip
-        self.cutout = min(cutout, *(side // 2 for side in images.shape[2:]))
         self._order = torch.Generator().manual_seed(order_seed)
         self._augment = torch.Generator().manual_seed(augment_seed)
-        self._first_flip = self._coin(len(images))
-        sample = self.images[:: max(1, len(images) // 5000)].float()
+        self._first_flip = self._coin(count)
+        sample = self._every(max(1, count // 5000))
+        self.size = sample.shape[1:3]
+        self.shown = (side, side) if side else self.size
+        self.cutout = min(cutout, *(side // 2 for side in self.shown))
+        sample = sample.float()
         self.mean = sample.mean((0, 1, 2))
         self.std = sample.std((0, 1, 2)).clamp_min(1.0)
+        if not standardise:
+            self.mean, self.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.count
+
+    def _some(self, positions: torch.Tensor) -> torch.Tensor:
+        """Images as they are, uint8 [b, H, W, C] on the device, of positions on the CPU."""
+        raise NotImplementedError
+
+    def _every(self, step: int) -> torch.Tensor:
+        """Each ``step``-th image, as :meth:`_some`."""
+        return self._some(torch.arange(0, len(self), step))
+
+    def _batches(
+        self, order: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield for each batch its positions, images uint8 [?, H, W, C], and which of these are
+        this rank's share of the batch, int64 [b]; all on the device.
+
+        Args:
+            order: int64 [n], on the CPU.
+        """
+        raise NotImplementedError
 
     def _coin(self, count: int) -> torch.Tensor:
         return torch.rand(count, generator=self._augment) < 0.5
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, H, W, C] to float32 [B, C, H, W], channels-last, zero mean, unit deviation."""
+        """uint8 [B, H, W, C] to float32 [B, C, H, W], channels-last, zero mean, unit deviation;
+        the centre of it where the network sees no more."""
+        tall, wide = self.shown
+        top, left = (images.shape[1] - tall) // 2, (images.shape[2] - wide) // 2
+        images = images[:, top : top + tall, left : left + wide]
         return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def sample(self, count: int) -> torch.Tensor:
@@ -76,8 +146,7 @@ class ResidentLoader:
         coreset lists the hardest first.
         """
         count = min(count, len(self))
-        spread = torch.arange(count, device=self.device) * len(self) // count
-        return self.normalise(self.images[spread])
+        return self.normalise(self._some(torch.arange(count) * len(self) // count))
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (positions int64 [B], images float32 [b, C, H, W] of this rank's share of them).
@@ -91,32 +160,40 @@ class ResidentLoader:
             mirrored = self._coin(len(self))
         pad = self.crop_pad
         shifts = torch.randint(-pad, pad + 1, (len(self), 2), generator=self._augment)
+        if self.crop == "resized":
+            shifts = self._boxes()
         mirrored, shifts = (upload(drawn, self.device) for drawn in (mirrored, shifts))
         corners = upload(self._corners(), self.device) if self.cutout else None
-        for positions in upload(order, self.device).tensor_split(self.batches_per_epoch):
+        for positions, images, rows in self._batches(order):
             mine = self.ranks.share(positions)
-            batch = self.normalise(self._views(mine, mirrored[mine], shifts[mine]))
+            batch = self.normalise(self._views(images, rows, mirrored[mine], shifts[mine]))
             if corners is not None:
                 batch.masked_fill_(self._squares(corners[mine]), 0)  # 0 is the mean colour
             yield positions, batch
 
     def _corners(self) -> torch.Tensor:
         """Where the squares of an epoch begin, anywhere inside the images: int64 [n, 2]."""
-        room = torch.tensor(self.images.shape[1:3]) - self.cutout + 1
+        room = torch.tensor(self.shown) - self.cutout + 1
         return (torch.rand(len(self), 2, generator=self._augment) * room).long()
 
     def _squares(self, corners: torch.Tensor) -> torch.Tensor:
         """The squares' pixels, bool [B, 1, H, W]."""
         inside = []
-        for axis, size in enumerate(self.images.shape[1:3]):
+        for axis, size in enumerate(self.shown):
             place = torch.arange(size, device=self.device) - corners[:, axis, None]
             inside.append((place >= 0) & (place < self.cutout))
         return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
     def _views(
-        self, positions: torch.Tensor, mirrored: torch.Tensor, shifts: torch.Tensor
+        self,
+        images: torch.Tensor,
+        which: torch.Tensor,
+        mirrored: torch.Tensor,
+        shifts: torch.Tensor,
     ) -> torch.Tensor:
-        height, width = self.images.shape[1:3]
+        if self.crop == "resized":
+            return self._resized(images[which], mirrored, shifts)
+        height, width = self.size
         rows = torch.arange(height, device=self.device) + shifts[:, :1]
         columns = torch.arange(width, device=self.device) + shifts[:, 1:]
         if self.flip:
@@ -129,8 +206,139 @@ class ResidentLoader:
             rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
         else:
             rows, columns = _reflect(rows, height), _reflect(columns, width)
-        views = self.images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+        views = images[which[:, None, None], rows[:, :, None], columns[:, None, :]]
         return views if inside is None else views * inside[..., None]
+
+    def _boxes(self) -> torch.Tensor:
+        """The part of each image that an epoch shows: width, height and centre as float32 [n, 4],
+        in units in which the image reaches from -1 to 1. What is wider than the image is cut."""
+
+        def uniform(low: float, high: float) -> torch.Tensor:
+            return low + (high - low) * torch.rand(len(self), generator=self._augment)
+
+        area = uniform(*AREA) * self.size[0] * self.size[1]
+        ratio = uniform(*(math.log(bound) for bound in RATIO)).exp()
+        wide = ((area * ratio).sqrt() / self.size[1]).clamp_max(1)
+        tall = ((area / ratio).sqrt() / self.size[0]).clamp_max(1)
+        return torch.stack(
+            [wide, tall, (1 - wide) * uniform(-1, 1), (1 - tall) * uniform(-1, 1)], 1
+        )
+
+    def _resized(
+        self, images: torch.Tensor, mirrored: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor:
+        """uint8 [b, H, W, C] to float32 [b, *shown, C], bilinear."""
+        wide, tall, x, y = boxes.unbind(1)
+        if self.flip:
+            wide = torch.where(mirrored, -wide, wide)
+        none = torch.zeros_like(wide)
+        theta = torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3)
+        images = images.permute(0, 3, 1, 2).float()
+        grid = F.affine_grid(theta, [*images.shape[:2], *self.shown], align_corners=False)
+        views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        return views.permute(0, 2, 3, 1).contiguous()
+
+
+class ResidentLoader(Loader):
+    """Images that stay on the device.
+
+    Args:
+        images: uint8 [n, C, H, W], on the device where they stay.
+        **options: Of :class:`Loader`.
+    """
+
+    def __init__(self, images: torch.Tensor, **options):
+        self.images = images.permute(0, 2, 3, 1)  # a gather then writes channels-last
+        super().__init__(len(images), images.device, **options)
+
+    def _some(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.images[positions.to(self.images.device)]
+
+    def _every(self, step: int) -> torch.Tensor:
+        return self.images[::step]
+
+    def _batches(self, order: torch.Tensor) -> Iterator[tuple]:
+        for positions in upload(order, self.device).tensor_split(self.batches_per_epoch):
+            yield positions, self.images, self.ranks.share(positions)
+
+
+class StreamedLoader(Loader):
+    """Images that are read as they are needed, a few batches ahead, by threads.
+
+    Memory holds a few batches, however many images there are. What comes out is what
+    :class:`ResidentLoader` yields for the same seeds, bit for bit.
+
+    Args:
+        images: uint8 [N, C, H, W]: a whole memory map, of which bytes are read and not mapped, or
+            any other array.
+        subset: int64 [n], the rows to yield; None for all.
+        device: Where batches go.
+        **options: Of :class:`Loader`, but for ``ranks``.
+    """
+
+    def __init__(
+        self, images: np.ndarray, subset: np.ndarray | None, device: torch.device, **options
+    ):
+        self.images = images
+        self.subset = np.arange(len(images)) if subset is None else np.asarray(subset)
+        self._file: int | None = None
+        # read, for what is mapped counts as memory of the process until somebody else needs it
+        if _is_whole_map(images) and hasattr(os, "preadv"):
+            self._file = os.open(images.filename, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+        super().__init__(len(self.subset), device, **options)
+
+    def _read(self, positions: torch.Tensor) -> torch.Tensor:
+        """uint8 [b, C, H, W], in memory that a GPU can copy from without waiting."""
+        rows = self.subset[positions.numpy()]
+        shape = (len(rows), *self.images.shape[1:])
+        found = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        into = found.numpy()
+        if self._file is None:
+            np.take(self.images, rows, axis=0, out=into)
+            return found
+        size = into[0].nbytes
+        start = self.images.offset
+        for place in np.argsort(rows).tolist():  # ascending, as disks like it
+            if os.preadv(self._file, [into[place].data], start + int(rows[place]) * size) != size:
+                raise ElfsError(f"{self.images.filename} is cut off: elfs verify says where from.")
+        return found
+
+    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, non_blocking=True).permute(0, 2, 3, 1)
+
+    def _some(self, positions: torch.Tensor) -> torch.Tensor:
+        return self._to_device(self._read(positions))
+
+    def _batches(self, order: torch.Tensor) -> Iterator[tuple]:
+        parts = iter(order.tensor_split(self.batches_per_epoch))
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            reads = deque((part, pool.submit(self._read, part)) for part in islice(parts, AHEAD))
+            while reads:
+                positions, read = reads.popleft()
+                for part in islice(parts, 1):
+                    reads.append((part, pool.submit(self._read, part)))
+                images = self._to_device(read.result())
+                rows = torch.arange(len(images), device=self.device)
+                yield upload(positions, self.device), images, rows
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _is_whole_map(images: np.ndarray) -> bool:
+    """Whether an array is a file's from its offset on, row by row; a part of one is not."""
+    mapped = isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap)
+    return mapped and images.flags.c_contiguous
+
+
+def announce(size: int) -> None:
+    """Say that images are streamed, where that was decided for the user."""
+    print(
+        f"The images take {size / 2**30:.1f} GiB, more than half of the free memory: they are read "
+        "from disk as they are needed.",
+        file=sys.stderr,
+    )
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:

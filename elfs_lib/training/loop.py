@@ -32,7 +32,14 @@ from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.progress import track
 from elfs_lib.training.distributed import Ranks, joined
-from elfs_lib.training.loader import ResidentLoader
+from elfs_lib.training.loader import (
+    LOADERS,
+    Loader,
+    ResidentLoader,
+    StreamedLoader,
+    announce,
+    streams,
+)
 from elfs_lib.training.models import build_network
 from elfs_lib.training.optimizer import build_optimizer, set_learning_rate
 from elfs_lib.training.recipes import Recipe
@@ -90,7 +97,7 @@ class Trained:
     steps: int
     flops: float
     seconds: float
-    loader: ResidentLoader
+    loader: Loader
     mirror_test: bool
     shift_test: int
     dtype: torch.dtype
@@ -161,6 +168,7 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     compile: str = "off",
+    loader: str = "auto",
     recorder: DynamicsRecorder | None = None,
     desc: str = "training",
 ) -> Trained:
@@ -184,6 +192,9 @@ def train(
             :func:`elfs_lib.compute.compiles`). With "auto" and "on" a GPU also gets a fused
             optimiser, and its steps as CUDA graphs. The result is the same up to rounding. Several
             processes train without.
+        loader: "resident": the images stay on the device; "streamed": they are read as they are
+            needed, so ``images`` may be a memory map of any size; "auto" decides by the free
+            memory. The result is the same, bit for bit.
         recorder: Gets the logits of each training step; needs a length in epochs.
         desc: Text of the progress bar.
 
@@ -192,13 +203,17 @@ def train(
             class, or the loss stops being finite.
     """
     _check(images, targets, classes, subset, crop_pad)
+    if min(images.shape[2:]) < recipe.side:
+        raise ElfsError(
+            f"The recipe crops images to {recipe.side} px but these have {min(images.shape[2:])}: "
+            f"set image_size to {recipe.side} or more."
+        )
     _check_weights(weights, len(targets))
     choose("compile", compile, COMPILE)
+    choose("loader", loader, LOADERS)
     place = resolve_device(device)
-    chosen = images if subset is None else images[subset]
-    pixels = resident(chosen, place)
     labels = torch.as_tensor(targets, dtype=torch.int64, device=place)
-    data = (pixels, labels)
+    data = (labels,)
     if weights is not None:
         data += (torch.as_tensor(weights / np.mean(weights), dtype=torch.float32, device=place),)
     job = _Job(
@@ -214,8 +229,28 @@ def train(
     )
     ranks = Ranks.here()
     ranks.check(device, place, len(labels) // -(-len(labels) // recipe.batch))
-    ranks.send(device, asdict(job), *data)
-    return _fit(job, *data, recorder=recorder, ranks=ranks, desc=desc)
+    size = len(labels) * images[0].nbytes
+    if _streams(loader, size, place, ranks):
+        make = partial(StreamedLoader, images, subset, place)
+    else:
+        pixels = resident(images if subset is None else images[subset], place)
+        ranks.send(device, asdict(job), pixels, *data)
+        make = partial(ResidentLoader, pixels)
+    return _fit(job, make, *data, recorder=recorder, ranks=ranks, desc=desc)
+
+
+def _streams(choice: str, size: int, place: torch.device, ranks: Ranks) -> bool:
+    """Whether to stream images; says so where that was left to decide."""
+    if ranks.size > 1:
+        if choice == "streamed":
+            raise ElfsError(
+                "loader: streamed is for one process: the ranks of torchrun are sent their images."
+            )
+        return False
+    streamed = streams(choice, size, place)
+    if streamed and choice == "auto":
+        announce(size)
+    return streamed
 
 
 def together(lead: Callable[[], None]) -> None:
@@ -250,7 +285,8 @@ def _help(ranks: Ranks) -> bool:
     job, data = _Job.read(received[0]), received[1]
     recorder = DynamicsRecorder(data[1], data[1].device) if job.recorded else None
     try:
-        _fit(job, *data, recorder=recorder, ranks=ranks, desc="")
+        make = partial(ResidentLoader, data[0])
+        _fit(job, make, *data[1:], recorder=recorder, ranks=ranks, desc="")
     except ElfsError:
         pass  # rank 0 raises the same and says it
     return True
@@ -278,7 +314,7 @@ class _Job:
 
 def _fit(
     job: _Job,
-    pixels: torch.Tensor,
+    make: Callable[..., Loader],
     labels: torch.Tensor,
     weights: torch.Tensor | None = None,
     *,
@@ -286,18 +322,19 @@ def _fit(
     ranks: Ranks,
     desc: str,
 ) -> Trained:
-    """Train on uint8 [n, C, H, W], int64 [n] and float32 [n] of mean 1; every rank calls this with
-    the same."""
-    recipe, place = job.recipe, pixels.device
+    """Train on a loader of n images, int64 [n] and float32 [n] of mean 1; every rank calls this
+    with the same."""
+    recipe, place = job.recipe, labels.device
     count = len(labels)
     dtype = resolve_precision(job.precision, place)
     choice = job.compile if ranks.size == 1 else "off"
     graphs = replays(choice, place)
-    loader = ResidentLoader(
-        pixels,
+    loader = make(
         batch=min(recipe.batch, count),
-        crop_pad=job.crop_pad,
+        crop_pad=job.crop_pad if recipe.crop in ("zero", "reflect") else 0,
         crop=recipe.crop,
+        side=recipe.side,
+        standardise=recipe.standardise,
         flip=job.flip,
         alternate_flip=recipe.alternate_flip,
         cutout=recipe.cutout,

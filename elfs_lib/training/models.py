@@ -124,18 +124,26 @@ class _Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet with basic blocks (He et al. 2016): 3 x 3 stem for small images, 7 x 7 above 64 px.
+    """ResNet with basic blocks (He et al. 2016): 3 x 3 stem for small images, 7 x 7 above 64 px,
+    unless ``fine``.
 
     Args:
         images: float [B, C, S, S]; only its shape is read.
         classes: Number of outputs.
         depths: Blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is 34.
+        fine: Whether images of every size get the 3 x 3 stem.
     """
 
-    def __init__(self, images: torch.Tensor, classes: int, depths: tuple[int, int, int, int]):
+    def __init__(
+        self,
+        images: torch.Tensor,
+        classes: int,
+        depths: tuple[int, int, int, int],
+        fine: bool = False,
+    ):
         super().__init__()
         channels, size = images.shape[1], images.shape[-1]
-        if size <= 64:
+        if fine or size <= 64:
             stem = [nn.Conv2d(channels, 64, 3, 1, 1, bias=False)]
             pool: list[nn.Module] = []
         else:
@@ -161,6 +169,7 @@ NETWORKS: dict[str, Callable[[torch.Tensor, int], nn.Module]] = {
     "convnet_small": lambda images, classes: ConvNet(images, classes, (32, 64, 128)),
     "convnet_tiny": lambda images, classes: ConvNet(images, classes, (16, 32, 32)),
     "resnet18": lambda images, classes: ResNet(images, classes, (2, 2, 2, 2)),
+    "resnet18_3x3": lambda images, classes: ResNet(images, classes, (2, 2, 2, 2), fine=True),
     "resnet34": lambda images, classes: ResNet(images, classes, (3, 4, 6, 3)),
 }
 

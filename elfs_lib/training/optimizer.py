@@ -116,7 +116,7 @@ class Lars(torch.optim.SGD):
 def build_optimizer(
     model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; normalisation biases get ``bias_lr_factor`` x the rate.
+    """SGD with momentum; normalisation biases get ``bias_lr_factor`` x the rate.
 
     Args:
         model: Its trained parameters are those that require a gradient.
@@ -145,7 +145,7 @@ def build_optimizer(
         own |= {"peak": recipe.matrix_lr, "matrix_momentum": recipe.matrix_momentum}
         groups.append({"params": [p for p in trained if p in matrices], **own})
     options = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    options |= {"nesterov": True, "fused": fused or None}
+    options |= {"nesterov": recipe.nesterov, "fused": fused or None}
     optimizer = (
         Muon(groups, dtype=dtype, **options) if matrices else torch.optim.SGD(groups, **options)
     )

@@ -18,14 +18,15 @@ class Recipe:
         batch: Images a step.
         lr: Peak learning rate, for the mean loss.
         bias_lr_factor: Multiplies ``lr`` for normalisation biases.
-        momentum: Of SGD with Nesterov.
+        momentum: Of SGD.
         weight_decay: L2 coefficient; its product with ``lr`` is the same for biases. What Muon
             trains has none.
         label_smoothing: Mass spread over all classes, in [0, 1).
         schedule: "cosine" from ``lr`` to ``lr_end``, or "one_cycle": linear up over the first
             quarter of the run, linear down to ``lr_end``.
         lr_end: Final learning rate, as a share of ``lr``.
-        crop: How pixels outside the image are filled: "zero" or "reflect".
+        crop: How pixels outside a shifted image are filled: "zero" or "reflect"; or "none": images
+            are not shifted; or "resized": of each a random part is resized to ``side``.
         alternate_flip: Each image is mirrored every other epoch instead of at random.
         cutout: Side of the square that each image loses, in pixels; 0 for none.
         mirror_test: Average the logits of the image and its mirror image at test time.
@@ -35,6 +36,10 @@ class Recipe:
         matrix_lr: Peak learning rate of Muon, which then trains the convolutions: the share of
             their weights' length that a step covers. None: SGD trains them too.
         matrix_momentum: Of Muon.
+        nesterov: Whether SGD's momentum is Nesterov's.
+        standardise: Whether colours get zero mean and unit deviation, or only lie in [0, 1].
+        side: Of the image that the network sees, in pixels, with ``crop: resized``; in tests it is
+            the centre. 0 for the whole image.
         source: Where the recipe comes from.
         revision: Raised when a recipe comes to mean something else, so that nothing that was made
             by what it meant before is taken for its own.
@@ -58,6 +63,9 @@ class Recipe:
     average_every: int = 0
     matrix_lr: float | None = None
     matrix_momentum: float = 0.0
+    nesterov: bool = True
+    standardise: bool = True
+    side: int = 0
     revision: int = 1
 
     def learning_rate(self, step: int, steps: int) -> float:
@@ -96,26 +104,41 @@ _MUON = {
     "shift_test": 1,
 }
 
+_RESNET = {
+    "network": "resnet18",
+    "batch": 256,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "lr_end": 1e-3,
+}
+_RESNET34 = {**_RESNET, "network": "resnet34", "weight_decay": 1e-4}
+
 RECIPES: dict[str, Recipe] = {
-    "resnet18": Recipe(
-        network="resnet18",
-        batch=256,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=5e-4,
-        schedule="cosine",
-        lr_end=1e-3,
-        source="ELFS, Zheng et al. (2025), CIFAR protocol",
+    "resnet18": Recipe(source="ELFS, Zheng et al. (2025), CIFAR protocol", **_RESNET),
+    "resnet18_stl10": Recipe(
+        source="resnet18 with a 3 x 3 stem at 96 px, as the released code of ELFS trains STL-10",
+        **{**_RESNET, "network": "resnet18_3x3"},
+    ),
+    "resnet18_svhn": Recipe(
+        source="resnet18 without crops, on colours in [0, 1], as the released code of ELFS trains "
+        "SVHN",
+        **_RESNET,
+        crop="none",
+        standardise=False,
     ),
     "resnet34": Recipe(
-        network="resnet34",
-        batch=256,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule="cosine",
-        lr_end=1e-3,
-        source="ELFS, Zheng et al. (2025), ImageNet protocol",
+        source="ELFS, Zheng et al. (2025), ImageNet protocol, but for its crops and momentum",
+        **_RESNET34,
+    ),
+    "resnet34_imagenet": Recipe(
+        source="ELFS, Zheng et al. (2025), ImageNet protocol, with the random resized crops and "
+        "the plain momentum of the released code",
+        **_RESNET34,
+        crop="resized",
+        side=224,
+        nesterov=False,
     ),
     "speedrun": Recipe(
         network="convnet",
