@@ -348,6 +348,7 @@ class Request:
         held: Paths of those that were drawn already.
         names: A name of each pseudo-class, to suggest as its images' label; empty for none.
         cluster: Whether pseudo-classes are made though the method needs none.
+        settled: What "auto" came to when the list was made; the same list keeps it.
     """
 
     classes: int | str
@@ -363,6 +364,7 @@ class Request:
     held: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     cluster: bool = True
+    settled: str = ""
 
 
 @dataclass(frozen=True)
@@ -883,6 +885,7 @@ def choose_images(
             "each, in the order of their numbers, or none."
         )
     method, why = _method(request, total, classes)
+    request = replace(request, settled=method)
     budgets = _comparable(request, classes or 1, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
     run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
@@ -933,6 +936,8 @@ def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
         return ELFS, f"Method {ELFS}, since a hard-prune ratio was given."
     each = total / classes
     method = [method for start, method in ADVICE if start <= each][-1]
+    if request.settled not in ("", method):  # the advice has changed since
+        return request.settled, f"Method {request.settled}, as advised when the list was made."
     why = (
         f'Method {method}, which the book\'s page "Which method for which budget" advises at '
         f"{each:.3g} labels a class."

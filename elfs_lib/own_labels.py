@@ -771,7 +771,8 @@ def evaluate(
     if not batch:
         _drop_batch(files, labels, say)
         return assessment, None
-    request = replace(record.request, budget=batch, done=tuple(labels), compare=False)
+    done = tuple(labels)
+    request = replace(record.request, budget=batch, done=done, compare=False, settled="")
     choice = choose_images(record.folder, request, record.store, say=say)
     write_choice(files.next, choice, record.folder, say=say)
     return assessment, choice

@@ -199,6 +199,17 @@ def test_the_advice_counts_the_labels_that_there_are(folder: Path, made: ListFil
         choose_images(folder, by("ccs"), store)  # it would see labels
 
 
+def test_a_list_keeps_its_method_when_the_advice_changes(tmp_path: Path, monkeypatch):
+    files = small_list(tmp_path)
+    request = Request(2, 12, overrides=TINY, method="auto", compare=False)
+    listed = make_list(tmp_path / "photos", files, request, Store(tmp_path / "store")).listed
+    monkeypatch.setattr(own_images, "ADVICE", ((0, "random"),))
+    again = open_choice(files.record)
+    assert again.method == ADVICE[0][1] and again.listed["path"].tolist() == listed["path"].tolist()
+    give(files, {path: "ab"[row % 2] for row, path in enumerate(listed["path"])})
+    assert evaluate(files, folds=3, batch=5)[1].method == "random"  # the next list is another
+
+
 def test_a_method_that_trains_nothing_trains_nothing(folder: Path, made: ListFiles, monkeypatch):
     store = read_record(made.record).store
     monkeypatch.setattr(Run, "proxies", property(lambda self: pytest.fail("trained")))
