@@ -93,6 +93,37 @@ def by_beta(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def longer_search(every: Tables) -> pd.DataFrame:
+    """ELFS against random and CCS over the whole pipelines whose search has another length; empty
+    where there are none."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        if not setting.startswith(WHOLE_PIPELINES) or "search_steps=" not in setting:
+            continue
+        changed = setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")
+        against = {
+            rival: paired_difference(table, "elfs", rival, strict=False).set_index("budget")
+            for rival in ("random", "ccs_pseudo")
+            if {"elfs", rival} <= {*table["method"]}
+        }
+        for budget, own in table[table["method"] == "elfs"].groupby("budget"):
+            rows.append(
+                {
+                    "dataset": display_name(dataset),
+                    "changed": changed,
+                    "budget": _share(budget),
+                    "betas chosen": ", ".join(f"{beta:g}" for beta in own["hard_prune_ratio"]),
+                    "ELFS (%)": f"{own['accuracy'].mean():.1f}",
+                }
+                | {
+                    f"minus {display_name(rival)}": _signed(pairs.loc[budget])
+                    for rival, pairs in against.items()
+                    if budget in pairs.index
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def gains(every: Tables) -> pd.DataFrame:
     """ELFS minus random over whole pipelines of known pseudo-labels, for datasets that have several
     settings of one training: rows of :func:`elfs_lib.verdict.verdict_rows`."""

@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib import datasets, embedding_file, encoders
+from elfs_lib import datasets, encoders
 from elfs_lib.artifacts import Artifact, Draft, Store, is_large
 from elfs_lib.clustering import collapse_notes
 from elfs_lib.clustering_registry import check_labels
-from elfs_lib.encoder_checks import check_encoder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.project import default_store
 from elfs_lib.selection import METHODS, budget_count
-from elfs_lib.selection.double_end import feasible_ratios, hard_prune_count
+from elfs_lib.stage_checks import check_run, ratios_for
 from elfs_lib.stage_clustering import (
     clusters,
     consensus,
@@ -223,36 +222,7 @@ class Run:
         Raises:
             ElfsError: one sentence on the first thing that would fail later.
         """
-        p = self.params
-        datasets.check_dataset(**source(p))
-        if not self.given_name("embeddings"):
-            size = p.encoder_size
-            check_encoder(p.encoder, p.encoder_checkpoint, input_size=size)
-            if p.encoder == embedding_file.PRECOMPUTED:
-                embedding_file.check_file(p.embeddings_path)
-        self.check_device()
-        self.check_neighbors()
-        self.check_pca()
-        n = self.n
-        classes = self.classes
-        if classes > n:
-            raise ElfsError(f"Parameter 'classes' is {classes} but there are only {n} images.")
-        known = self.about["num_classes"] or 0
-        if labels and self.labels.has and classes < known:
-            raise ElfsError(
-                f"Parameter 'classes' is {classes} but the labels name {known} classes: "
-                "leave it out."
-            )
-        budget_count(p.budget, n)
-        counts = [budget_count(budget, n) for budget in p.budgets]
-        if labels and self.can_evaluate and len(set(counts)) < len(counts):
-            raise ElfsError(
-                f"Two of the budgets {list(p.budgets)} are the same number of the {n} images of "
-                f"{p.dataset!r}: keep one."
-            )
-        at_each = labels and p.searches_beta
-        for count in {budget_count(p.budget, n), *(counts if at_each else ())}:
-            self._ratios(count)
+        check_run(self, labels=labels)
 
     def check_device(self) -> None:
         """Check that the device is there.
@@ -463,15 +433,6 @@ class Run:
         """The same search on true labels and true scores, for the supervised methods."""
         return self.artifact("true_search", budget=budget, score=score or self.params.score)
 
-    def _ratios(self, count: int) -> list[float]:
-        """The betas for a coreset of a size: the given one, which must fit, and those of the grid
-        that do."""
-        given, grid = self.params.hard_prune_ratio, self.params.hard_prune_ratios
-        if given is not None:
-            hard_prune_count(self.n, given, count)
-            grid = (given, *grid)
-        return feasible_ratios(grid, self.n, count)
-
     def hard_prune_ratio(self, budget: float | int) -> float:
         """Beta of ELFS for a budget: the parameter if given, else the choice of the search."""
         searched = search_of(self, "elfs", budget)
@@ -517,7 +478,7 @@ class Run:
         """The trainings at every beta that fits, by beta and seed; none without
         ``hindsight_seeds``."""
         p = self.params
-        ratios = self._ratios(budget_count(budget, self.n)) if p.hindsight_seeds else []
+        ratios = ratios_for(self, budget_count(budget, self.n)) if p.hindsight_seeds else []
         return {
             (ratio, seed): self._evaluation("elfs", budget, seed, {"hard_prune_ratio": ratio})
             for ratio, seed in itertools.product(ratios, p.hindsight_seeds)

@@ -73,6 +73,16 @@ def test_pipelines_are_grouped_by_the_beta_that_each_chose(every):
     assert results_page.by_beta({("digits", ""): own}).empty
 
 
+def test_pipelines_with_a_longer_search_stand_apart(every):
+    assert results_page.longer_search(every).empty
+    every["digits", "whole pipelines, search_steps=900"] = table(
+        random=RANDOM, elfs=ELFS, ccs_pseudo=RIVAL
+    )
+    row = one(results_page.longer_search(every))
+    assert row["changed"] == "search_steps=900" and row["betas chosen"] == "0, 0.1, 0.2"
+    assert row["minus Random"].startswith("+2.2 (") and row["minus CCS pseudo"].startswith("-2.8")
+
+
 def test_one_seed_has_no_interval():
     once = {("digits", ""): table(random=RANDOM[:1], elfs=ELFS[:1])}
     assert one(results_page.glance(once))["95% interval"] == "one seed"
