@@ -58,7 +58,8 @@ def test_a_notebook_gives_its_parameters_the_type_meaning_and_value_of_the_digit
         value, field = ast.literal_eval(value), Params.model_fields[named]
         # floors are those of the digits alone
         assert value == (None if named.startswith("floor_") else digits[named]), named
-        assert meaning == field.description, named
+        # after a semicolon some list a registry, which grows
+        assert f"{field.description};".startswith(f"{meaning};"), named
         known = {"None": type(None), "list": list, "int": int, "str": str, "bool": bool}
         kinds = [known.get(part.partition("[")[0], (int, float)) for part in kind.split(" or ")]
         assert any(isinstance(value, each) for each in kinds), line

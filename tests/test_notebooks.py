@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
@@ -74,11 +75,16 @@ def run_page(
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_page_names_the_parameters_that_it_reads_and_no_others(
-    name: str, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.chdir(ROOT)
-    usual, unusual = (Run(Watched.make(values), tiny_run.store) for values in (TINY, UNUSUAL))
+    np.save(tmp_path / "own.npy", tiny_run.embeddings.array("embeddings"))
+    own = {"encoder": "precomputed", "embeddings_path": str(tmp_path / "own.npy")}
+    usual, unusual, given = (
+        Run(Watched.make(values), tiny_run.store) for values in (TINY, UNUSUAL, TINY | own)
+    )
     READ.clear()
+    given.embeddings  # noqa: B018 - on which every page builds
     run_page(name, usual, monkeypatch)
     run_page(name, unusual, monkeypatch, without="remove-cell")  # whose numbers are of no use
     named: dict = {}
