@@ -29,7 +29,7 @@ BASELINE = "random"
 #: next; what the page "Which method for which budget" measured.
 ADVICE: tuple[tuple[int, str], ...] = (
     (0, "kmeans_nearest"),
-    (10, "max_herding"),
+    (20, "max_herding"),
     (500, "elfs"),
 )
 
