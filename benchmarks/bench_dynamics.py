@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Row, compare
-from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.recipes import RECIPES
 

@@ -17,10 +17,10 @@ import timm
 import torch
 
 from benchmarks.timing import Row, compare
-from elfs_lib import embedding
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
-from elfs_lib.decoding import decode_images
-from elfs_lib.self_supervised import PreparedNetwork
+from elfs_lib.data.decoding import decode_images
+from elfs_lib.embedding import embed as embedding
+from elfs_lib.embedding.self_supervised import PreparedNetwork
 
 LIGHT = ("EfficientNet-Lite0", "tf_efficientnet_lite0")
 PAPERS = ("ViT-B/16", "vit_base_patch16_224")

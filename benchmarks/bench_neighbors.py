@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from benchmarks.timing import Row, compare, seconds
 from elfs_lib.compute import resolve_precision
-from elfs_lib.neighbors import METHODS, nearest_neighbors, recall
+from elfs_lib.embedding.neighbors import METHODS, nearest_neighbors, recall
 
 K = 50
 IMAGENET = 1_281_167

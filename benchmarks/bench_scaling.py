@@ -28,10 +28,10 @@ from benchmarks.bench_temi import step_flops
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import cpu_model
 from elfs_lib.artifacts import package_versions
-from elfs_lib.dynamics import DynamicsRecorder
-from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.clustering.temi import TemiConfig, fit_temi
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.selection import expected_cost
-from elfs_lib.temi import TemiConfig, fit_temi
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.models import build_network
 from elfs_lib.training.recipes import find_recipe
@@ -182,7 +182,7 @@ def flops(model: torch.nn.Module, side: int, *, backward: bool) -> float:
 
 
 def measure() -> dict:
-    from elfs_lib.datasets import load_images
+    from elfs_lib.data.datasets import load_images
 
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)

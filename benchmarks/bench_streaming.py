@@ -78,7 +78,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 def imagenet(folder: Path) -> dict:
     """Seconds an image: of decoding to 256 px, and of random resized crops to 224 px."""
-    from elfs_lib.decoding import decode_images, read_file
+    from elfs_lib.data.decoding import decode_images, read_file
     from elfs_lib.training.loader import StreamedLoader
 
     write_photos(folder, PHOTOS)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.timing import Row, compare
-from elfs_lib import temi
+from elfs_lib.clustering import temi
 from elfs_lib.compute import resolve_device, resolve_precision
 
 

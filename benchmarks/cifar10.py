@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elfs_lib.datasets import label_oracle, load_images
+from elfs_lib.data.datasets import label_oracle, load_images
 
 
 @dataclass(frozen=True)

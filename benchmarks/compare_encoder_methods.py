@@ -27,11 +27,11 @@ from benchmarks.cifar10 import labelled
 from benchmarks.machine import machine_name
 from benchmarks.timing import clock_name, seconds
 from elfs_lib.compute import resolve_device
-from elfs_lib.embedding import Views, embed
-from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
-from elfs_lib.encoder_file import save_encoder
-from elfs_lib.neighbors import knn_accuracy, nearest_neighbors
-from elfs_lib.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
+from elfs_lib.embedding.embed import Views, embed
+from elfs_lib.embedding.emp_ssl import EmpSslConfig, train_emp_ssl
+from elfs_lib.embedding.encoder_file import save_encoder
+from elfs_lib.embedding.neighbors import knn_accuracy, nearest_neighbors
+from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 
 METHODS = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
 PROBE = 10  # an epoch's time is measured on one image in this many

@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
+from elfs_lib.runs.sweep import load_sweep
 from elfs_lib.stages import Run
-from elfs_lib.sweep import load_sweep
 
 
 def proxy_name(run: Run) -> str:

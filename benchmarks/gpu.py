@@ -212,7 +212,7 @@ def training(setting: Setting, way: str, batch: int) -> tuple:
 def temi_step(setting: Setting, way: str, heads: int) -> tuple:
     """Milliseconds of one step on 512 features, batch 1,024, 10 clusters."""
     from benchmarks.bench_temi import PlainTemi, step_flops
-    from elfs_lib.temi import TemiConfig, _Trainer
+    from elfs_lib.clustering.temi import TemiConfig, _Trainer
 
     batch = setting.of(1024, 32)
     config = TemiConfig(classes=10, heads=setting.of(heads, 2), batch=batch)
@@ -240,7 +240,7 @@ def temi_step(setting: Setting, way: str, heads: int) -> tuple:
 
 def neighbours(setting: Setting, way: str) -> tuple:
     """Seconds of the 50 nearest of 50,000 rows of 512 numbers."""
-    from elfs_lib.neighbors import nearest_neighbors
+    from elfs_lib.embedding.neighbors import nearest_neighbors
 
     count, width = setting.of(50_000, 300), setting.of(512, 16)
     rng = np.random.default_rng(0)
@@ -265,8 +265,8 @@ def neighbours(setting: Setting, way: str) -> tuple:
 
 def embedding(setting: Setting, way: str, batch: int) -> tuple:
     """Images a second of a ResNet-18 at 32 px, from uint8 in memory to float32 in memory."""
-    from elfs_lib.embedding import Embedder
-    from elfs_lib.self_supervised import PreparedNetwork
+    from elfs_lib.embedding.embed import Embedder
+    from elfs_lib.embedding.self_supervised import PreparedNetwork
     from elfs_lib.training.models import build_network
 
     batch = setting.of(batch, 16)
@@ -482,7 +482,7 @@ def missing(setting: Setting) -> list[str]:
         found.append("There is no CUDA: figures are those of the CPU, and none of graphs.")
     if not setting.tiny:
         try:
-            from elfs_lib.datasets import check_dataset
+            from elfs_lib.data.datasets import check_dataset
 
             check_dataset("cifar10")
         except (ElfsError, ImportError) as error:

@@ -26,8 +26,10 @@ from benchmarks.book_data import DATA, write_figure
 from benchmarks.machine import machine_name
 from elfs_lib.artifacts import package_versions, write_text_atomic
 from elfs_lib.compute import resolve_device
-from elfs_lib.evaluation import display_name
-from elfs_lib.low_budget import (
+from elfs_lib.params import Params, parse_yaml
+from elfs_lib.project import default_store
+from elfs_lib.results.evaluation import display_name
+from elfs_lib.results.low_budget import (
     ADVICE,
     COLUMNS,
     LABELS_PER_CLASS,
@@ -39,10 +41,8 @@ from elfs_lib.low_budget import (
     probe_lists,
     standing_table,
 )
-from elfs_lib.params import Params, parse_yaml
-from elfs_lib.plots import accuracy_vs_labels
-from elfs_lib.project import default_store
-from elfs_lib.provenance import as_setting
+from elfs_lib.results.plots import accuracy_vs_labels
+from elfs_lib.results.provenance import as_setting
 from elfs_lib.selection import METHODS
 from elfs_lib.stages import Run
 

@@ -18,11 +18,11 @@ import pandas as pd
 
 from benchmarks.book_data import DATA
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.datasets import label_oracle, load_images
-from elfs_lib.embedding import embed
+from elfs_lib.data.datasets import label_oracle, load_images
+from elfs_lib.embedding.embed import embed
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.label_lock import stage_lock
-from elfs_lib.low_budget import COLUMNS, difference_table, linear_probe
-from elfs_lib.neighbors import nearest_neighbors
+from elfs_lib.results.low_budget import COLUMNS, difference_table, linear_probe
 from elfs_lib.selection import SelectionInputs, select
 
 ENCODER, PHOTOS, CLASSES, BUDGET, NEIGHBORS = "efficientnet_lite0", 1500, 10, 100, 50

@@ -24,14 +24,14 @@ import torch
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import machine_name
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.clustering import clustering_report, kmeans_labels
+from elfs_lib.clustering.metrics import clustering_report, kmeans_labels
+from elfs_lib.clustering.spectral import spectral_labels
 from elfs_lib.compute import resolve_device
-from elfs_lib.evaluation import display_name
-from elfs_lib.neighbors import Neighbors, knn_accuracy, neighbor_information
+from elfs_lib.embedding.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.params import Params, parse_yaml
 from elfs_lib.project import default_store
-from elfs_lib.provenance import as_setting
-from elfs_lib.spectral import spectral_labels
+from elfs_lib.results.evaluation import display_name
+from elfs_lib.results.provenance import as_setting
 from elfs_lib.stages import Run
 
 FACTS = DATA / "pseudo_labels.json"

@@ -21,10 +21,10 @@ import torch
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
+from elfs_lib.runs.sweep import load_sweep
 from elfs_lib.selection import budget_count
 from elfs_lib.selection.double_end import feasible_ratios
 from elfs_lib.stages import Run
-from elfs_lib.sweep import load_sweep
 
 
 def measure(run: Run, budget: float | int, seed: int) -> list[dict]:

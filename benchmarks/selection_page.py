@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.bench_selection import BASE, DESIGN, IMAGENET
 from benchmarks.book_data import Tables, write_figure, write_tables
-from elfs_lib.evaluation import display_name
+from elfs_lib.results.evaluation import display_name
 from elfs_lib.selection import METHODS, expected_cost
 from elfs_lib.selection.cost import GROWTH, is_measured, measured_as
 

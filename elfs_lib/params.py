@@ -17,14 +17,14 @@ import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from elfs_lib.clustering_registry import CLUSTERINGS
-from elfs_lib.datasets import DATASETS
-from elfs_lib.embedding_file import PRECOMPUTED
-from elfs_lib.encoder_checks import check_encoder
-from elfs_lib.encoders import check_method
+from elfs_lib.clustering.registry import CLUSTERINGS
+from elfs_lib.data.datasets import DATASETS
+from elfs_lib.data.readers import SIZE_RANGE
+from elfs_lib.embedding.embedding_file import PRECOMPUTED
+from elfs_lib.embedding.encoder_checks import check_encoder
+from elfs_lib.embedding.encoders import check_method
 from elfs_lib.errors import ElfsError, choose, first_fault, own_error
 from elfs_lib.project import project_root
-from elfs_lib.readers import SIZE_RANGE
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
 from elfs_lib.training.recipes import RECIPES, find_recipe

@@ -39,7 +39,7 @@ def _mutations(file: str, test: str, *changes: tuple[str, str, str]) -> list[Mut
 
 MUTATIONS = [
     *_mutations(
-        "dynamics.py",
+        "training/dynamics.py",
         "test_dynamics.py",
         ("AUM: sign of the margin", "own.squeeze(1) - others", "others - own.squeeze(1)"),
         ("AUM: own class not left out", "targets[:, None], -1.0).amax", "targets[:, None], own).amax"),
@@ -77,7 +77,7 @@ MUTATIONS = [
         ("whitening: empty directions kept", "values >= min(eps / 100, float(values[-1]))", "values >= -1"),
     ),
     *_mutations(
-        "neighbors.py",
+        "embedding/neighbors.py",
         "test_neighbors.py",
         (
             "neighbours: the image is its own",
@@ -98,7 +98,7 @@ MUTATIONS = [
         ("neighbours: farthest first", "place = ~_keys(", "place = _keys("),
     ),
     *_mutations(
-        "temi.py",
+        "clustering/temi.py",
         "test_temi.py",
         (
             "TEMI: student and teacher swapped",
@@ -132,38 +132,38 @@ MUTATIONS = [
         ),
     ),
     *_mutations(
-        "spectral.py",
+        "clustering/spectral.py",
         "test_spectral.py",
         ("spectral: least informative first", "key=lambda pair: -pair[0]", "key=lambda pair: pair[0]"),
         ("spectral: not scaled by degrees", "scale @ graph @ scale", "graph.astype(float)"),
         ("spectral: a graph's parts are not found", "if parts == 1:", "if parts:"),
     ),
     *_mutations(
-        "temi.py",
+        "clustering/temi.py",
         "test_spectral.py",
         ("TEMI's start: away from the targets", "dim=1) - wanted", "dim=1) + wanted"),
         ("TEMI's start: the teacher stays random", "torch._foreach_copy_(list(self.teacher)", "(lambda *a: 0)(list(self.teacher)"),
     ),
     *_mutations(
-        "embedding.py",
+        "embedding/embed.py",
         "test_encoder_file.py",
         ("crops: the first counts for all", "yield crop.flip(3) if self.mirror and number % 2 else crop", "yield crop.flip(3) if self.mirror else crop"),
         ("crops: lengths count in the mean", "sum(F.normalize(self._features(crop))", "sum((self._features(crop))"),
         ("PCA: rows are not centred", "- self.mean) @ self.axes", "- 0 * self.mean) @ self.axes"),
     ),
     *_mutations(
-        "emp_ssl.py",
+        "embedding/emp_ssl.py",
         "test_emp_ssl.py",
         ("EMP-SSL: crops part", "-invariance * cosine.mean()", "invariance * cosine.mean()"),
         ("coding rate: N and D change places", "columns / (rows * eps)", "rows / (columns * eps)"),
     ),
     *_mutations(
-        "verdict.py",
+        "results/verdict.py",
         "test_verdict.py",
         ("verdict: of all rows, not those of the method", 'at["method"] == pair.method', 'at["method"] == pair.rival'),
     ),
     *_mutations(
-        "clustering.py",
+        "clustering/metrics.py",
         "test_clustering.py",
         (
             "clustering accuracy: Hungarian minimised",
@@ -272,12 +272,12 @@ MUTATIONS = [
         ("facility location: not shifted", "        cosine += 1\n", "        cosine += 0.5\n"),
     ),
     *_mutations(
-        "low_budget.py",
+        "results/low_budget.py",
         "test_low_budget.py::test_a_method_that_opens_labels_is_stopped",
         ("track: labels are open during the choice", 'stage_lock("never", stage="the choice', 'stage_lock("evaluation", stage="the choice'),
     ),
     *_mutations(
-        "low_budget.py",
+        "results/low_budget.py",
         "test_low_budget.py::test_the_probe_is_the_minimum_of_its_loss",
         ("probe: no regularisation", "C=strength", "C=1e6 * strength"),
         ("probe: tested on raw lengths", "model.predict(tests)", "model.predict(test_embeddings)"),
@@ -305,7 +305,7 @@ MUTATIONS = [
         ("Muon: convolutions decay", "\"weight_decay\": 0.0}", "\"weight_decay\": 0.1}"),
     ),
     *_mutations(
-        "own_labels.py",
+        "photos/labels.py",
         "test_own_images.py",
         ("next batch: compares budgets", "compare=False)", "compare=True)"),
         (
@@ -316,7 +316,7 @@ MUTATIONS = [
         ("next batch: an older one stays", "    _drop_batch(files, labels, say)\n    return choice", "    return choice"),
     ),
     *_mutations(
-        "own_images.py",
+        "photos/choosing.py",
         "test_own_images.py",
         ("own images: gone images take room", "if path in known))", "))"),
         ("own images: a list is a stray file", 'name) not in own]', "name)]"),

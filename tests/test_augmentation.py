@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from elfs_lib import augmentation
-from elfs_lib.augmentation import Augmentation, augment
+from elfs_lib.embedding import augmentation
+from elfs_lib.embedding.augmentation import Augmentation, augment
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import elfs_lib
-from elfs_lib import cli
-from elfs_lib.embedding import embed
+from elfs_lib.cli import commands as cli
+from elfs_lib.clustering.temi import TemiConfig, fit_temi
+from elfs_lib.embedding.embed import embed
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
 from elfs_lib.selection import SelectionInputs, budget_count, select
-from elfs_lib.temi import TemiConfig, fit_temi
 
 PARAMETERS = [
     ({"dataset": "digitz"}, "dataset 'digitz'.*digits"),

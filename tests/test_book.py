@@ -14,10 +14,10 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from elfs_lib import verdict
 from elfs_lib.params import Params
-from elfs_lib.pipeline import NOTEBOOKS
-from elfs_lib.results import result_tables
+from elfs_lib.results import verdict
+from elfs_lib.results.tables import result_tables
+from elfs_lib.runs.pipeline import NOTEBOOKS
 from elfs_lib.selection import METHODS, SCORES
 
 ROOT = Path(__file__).parents[1]

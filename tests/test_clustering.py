@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from elfs_lib import clustering
+from elfs_lib.clustering import metrics as clustering
 from elfs_lib.errors import ElfsError
 
 

@@ -9,16 +9,16 @@ import pytest
 from conftest import TINY
 
 from elfs_lib.artifacts import Store
-from elfs_lib.clustering import clustering_accuracy, kmeans_labels
-from elfs_lib.clustering_registry import (
+from elfs_lib.clustering.metrics import clustering_accuracy, kmeans_labels
+from elfs_lib.clustering.registry import (
     CLUSTERINGS,
     Clustering,
     ClusteringInputs,
     Clusters,
     cluster,
 )
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
-from elfs_lib import coreset_lists as lists
-from elfs_lib.cli import app
+from elfs_lib.cli.commands import app
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
+from elfs_lib.results import coreset_lists as lists
 from elfs_lib.stages import Run
 
 

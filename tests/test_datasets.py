@@ -19,9 +19,9 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from sklearn.datasets import load_digits
 
-from elfs_lib import datasets, decoding, readers
 from elfs_lib.artifacts import Store
-from elfs_lib.datasets import (
+from elfs_lib.data import datasets, decoding, readers
+from elfs_lib.data.datasets import (
     DATASETS,
     check_dataset,
     labelled_splits,
@@ -30,8 +30,8 @@ from elfs_lib.datasets import (
     source_fingerprint,
     unread_files,
 )
+from elfs_lib.data.readers import Images, merge_reports
 from elfs_lib.errors import ElfsError
-from elfs_lib.readers import Images, merge_reports
 
 PINNED = [360, 1773, 965, 256, 607]  # rows of scikit-learn's digits
 

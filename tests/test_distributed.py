@@ -22,11 +22,11 @@ from conftest import TINY
 from torch import nn
 
 from elfs_lib.artifacts import Store
-from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 from elfs_lib.training.distributed import Ranks, SyncedBatchNorm, joined
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loop import Length, Seeds, Trained, _help, _Job, train
 from elfs_lib.training.recipes import find_recipe
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from elfs_lib import compute, doctor, embedding
-from elfs_lib.cli import app
+from elfs_lib import compute
+from elfs_lib.cli import doctor
+from elfs_lib.cli.commands import app
+from elfs_lib.embedding import embed as embedding
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elfs_lib.dynamics import DynamicsRecorder, el2n, entropy, margin
 from elfs_lib.errors import ElfsError
 from elfs_lib.selection import SCORES, easiness
+from elfs_lib.training.dynamics import DynamicsRecorder, el2n, entropy, margin
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_self_supervised import knn_accuracy, noise, stamps
 
-from elfs_lib.embedding import embed, train_named
-from elfs_lib.emp_ssl import EmpSslConfig, coding_rate, emp_ssl_loss, train_emp_ssl
-from elfs_lib.encoders import TRAINING, describe
+from elfs_lib.embedding.embed import embed, train_named
+from elfs_lib.embedding.emp_ssl import EmpSslConfig, coding_rate, emp_ssl_loss, train_emp_ssl
+from elfs_lib.embedding.encoders import TRAINING, describe
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.training.optimizer import Lars, set_learning_rate

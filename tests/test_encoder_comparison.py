@@ -12,15 +12,17 @@ import pytest
 import yaml
 from conftest import TINY
 
-from elfs_lib import cli, embedding, encoder_comparison
 from elfs_lib.artifacts import Store
-from elfs_lib.datasets import load_images, load_labels
-from elfs_lib.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
+from elfs_lib.cli import commands as cli
+from elfs_lib.data.datasets import load_images, load_labels
+from elfs_lib.embedding import embed as embedding
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
-from elfs_lib.stage_embedding import encoder_training
+from elfs_lib.results import encoder_comparison
+from elfs_lib.results.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
 from elfs_lib.stages import Run
+from elfs_lib.stages.embedding import encoder_training
 
 
 @pytest.fixture(scope="module")

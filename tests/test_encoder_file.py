@@ -14,23 +14,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_self_supervised import noise
 
-from elfs_lib import cli, emp_ssl
 from elfs_lib.artifacts import Store
-from elfs_lib.embedding import Embedder, Views, embed, fit_reduction, frozen_embedder
-from elfs_lib.emp_ssl import EmpSslConfig, train_emp_ssl
-from elfs_lib.encoder_file import (
+from elfs_lib.cli import commands as cli
+from elfs_lib.embedding import emp_ssl
+from elfs_lib.embedding.embed import Embedder, Views, embed, fit_reduction, frozen_embedder
+from elfs_lib.embedding.emp_ssl import EmpSslConfig, train_emp_ssl
+from elfs_lib.embedding.encoder_file import (
     Expanded,
     PreparedNetwork,
     load_encoder_file,
     save_encoder,
 )
-from elfs_lib.encoders import about_encoder, describe, find_checkpoint, is_encoder_file
+from elfs_lib.embedding.encoders import about_encoder, describe, find_checkpoint, is_encoder_file
+from elfs_lib.embedding.pca import principal_axes
+from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.pca import principal_axes
-from elfs_lib.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
-from elfs_lib.stage_embedding import encoder_training
 from elfs_lib.stages import Run
+from elfs_lib.stages.embedding import encoder_training
 
 SMALL = EmpSslConfig(epochs=1, batch=16, crops=2, network="convnet_tiny", expander=24, projection=8)
 PLAIN = SelfSupervisedConfig(epochs=1, batch=16, network="convnet_tiny", projection=8)
@@ -314,7 +315,7 @@ def test_embedding_in_parts_equals_embedding_at_once(trained, tmp_path: Path):
 
 
 def test_principal_axes_are_those_of_the_singular_value_decomposition(monkeypatch):
-    monkeypatch.setattr("elfs_lib.pca.BLOCK", 64)  # several blocks, the last one short
+    monkeypatch.setattr("elfs_lib.embedding.pca.BLOCK", 64)  # several blocks, the last one short
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(200, 12)) * np.geomspace(10, 0.1, 12) + 5).astype(np.float32)
     mean = rows.mean(0)

@@ -14,17 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from elfs_lib import embedding
-from elfs_lib.embedding import embed, load_encoder, read_checkpoint, resize_and_normalise
-from elfs_lib.encoder_checks import check_encoder
-from elfs_lib.encoders import (
-    ENCODERS,
-    checkpoint_fingerprint,
-    describe,
-    trains_here,
-)
+from elfs_lib.embedding import embed as embedding
+from elfs_lib.embedding.embed import embed, load_encoder, read_checkpoint, resize_and_normalise
+from elfs_lib.embedding.encoder_checks import check_encoder
+from elfs_lib.embedding.encoders import ENCODERS, checkpoint_fingerprint, describe, trains_here
+from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
 from elfs_lib.errors import ElfsError
-from elfs_lib.self_supervised import SelfSupervisedConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), dtype=np.uint8)
 CONFIG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.875}

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.evaluation import (
+from elfs_lib.results.evaluation import (
     COLUMNS,
     best_label_free,
     best_supervised,
@@ -19,7 +19,7 @@ from elfs_lib.evaluation import (
     verdict,
     verdicts,
 )
-from elfs_lib.published import published_accuracy
+from elfs_lib.results.published import published_accuracy
 
 ACCURACIES = {
     ("elfs", 0.1): [72.0, 73.0, 74.5],

@@ -15,11 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elfs_lib import compute
+from elfs_lib.clustering.temi import TemiConfig, _Trainer
 from elfs_lib.compute import Replayed, compiled, compiles
-from elfs_lib.embedding import Embedder
+from elfs_lib.embedding.embed import Embedder
+from elfs_lib.embedding.self_supervised import PreparedNetwork
 from elfs_lib.errors import ElfsError
-from elfs_lib.self_supervised import PreparedNetwork
-from elfs_lib.temi import TemiConfig, _Trainer
 from elfs_lib.training import loop
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.recipes import find_recipe

@@ -14,11 +14,11 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
 
 import elfs_lib
-from elfs_lib import own_images
 from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
-from elfs_lib.image_sources import as_pixels, read_source
-from elfs_lib.own_images import Request, choose_images, pick
+from elfs_lib.photos import choosing as own_images
+from elfs_lib.photos.choosing import Request, choose_images, pick
+from elfs_lib.photos.image_sources import as_pixels, read_source
 from elfs_lib.selection import SelectionInputs
 from elfs_lib.selection import select as select_by
 from elfs_lib.selection.by_class import class_quantile
@@ -123,7 +123,7 @@ def test_what_holds_no_images_is_refused(source: object):
 
 
 def test_listed_files_are_read_again_at_the_encoders_size(tmp_path: Path, monkeypatch):
-    from elfs_lib import embedding
+    from elfs_lib.embedding import embed as embedding
 
     paths = []
     for number in range(12):

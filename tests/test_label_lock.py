@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import elfs_lib
-from elfs_lib.datasets import label_oracle, load_labels
-from elfs_lib.decoding import read_ahead
+from elfs_lib.data.datasets import label_oracle, load_labels
+from elfs_lib.data.decoding import read_ahead
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError, LabelOracle, stage_lock
 

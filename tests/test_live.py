@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.live import BetaSlider
+from elfs_lib.results.live import BetaSlider
 from elfs_lib.selection import double_end_prune
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 1, 8, 8)).astype(np.uint8)

@@ -15,9 +15,9 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.evaluation import paired_difference
 from elfs_lib.label_lock import LabelLockError, LabelOracle
-from elfs_lib.low_budget import (
+from elfs_lib.results.evaluation import paired_difference
+from elfs_lib.results.low_budget import (
     COLUMNS,
     Choice,
     choose_lists,
@@ -28,7 +28,7 @@ from elfs_lib.low_budget import (
     probe_lists,
     standing_table,
 )
-from elfs_lib.plots import _spread, accuracy_vs_labels
+from elfs_lib.results.plots import _spread, accuracy_vs_labels
 from elfs_lib.selection import METHODS, SelectionInputs, select
 
 CLASSES = 3
@@ -185,7 +185,7 @@ def test_a_list_of_one_class_predicts_that_class():
 
 
 def test_a_probe_that_does_not_converge_is_an_error(monkeypatch):
-    monkeypatch.setattr("elfs_lib.low_budget.MOST_STEPS", 2)
+    monkeypatch.setattr("elfs_lib.results.low_budget.MOST_STEPS", 2)
     with pytest.raises(ElfsError, match="did not converge in 2 steps"):
         linear_probe(*make_split(60, 0), make_split(9, 1)[0])
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from elfs_lib.low_budget import ADVICE, difference_table, differences_from_random
+from elfs_lib.results.low_budget import ADVICE, difference_table, differences_from_random
 
 
 @pytest.fixture

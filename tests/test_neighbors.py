@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from elfs_lib import neighbors
+from elfs_lib.embedding import neighbors
+from elfs_lib.embedding.neighbors import (
+    Neighbors,
+    knn_accuracy,
+    nearest_neighbors,
+    neighbor_information,
+)
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import Neighbors, knn_accuracy, nearest_neighbors, neighbor_information
 
 
 def random_rows(count: int, width: int, seed: int = 0) -> np.ndarray:

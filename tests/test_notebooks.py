@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, TINY
 
 from elfs_lib.params import Params
-from elfs_lib.pipeline import NOTEBOOKS, WIDGET, tidy
-from elfs_lib.stage_graph import UNKEYED
+from elfs_lib.runs.pipeline import NOTEBOOKS, WIDGET, tidy
 from elfs_lib.stages import Run
+from elfs_lib.stages.graph import UNKEYED
 
 # A run that also reads what others leave alone; a page names that as well.
 UNUSUAL = TINY | {

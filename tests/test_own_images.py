@@ -25,16 +25,22 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
-from elfs_lib import cli, datasets, embedding, encoders, gallery, own_images, own_labels
 from elfs_lib.artifacts import NotBuilt, Store
-from elfs_lib.class_count import ClassEstimate, estimate_classes
-from elfs_lib.decoding import LEFT_OUT
-from elfs_lib.duplicates import find_copies
+from elfs_lib.cli import commands as cli
+from elfs_lib.clustering.class_count import ClassEstimate, estimate_classes
+from elfs_lib.data import datasets
+from elfs_lib.data.decoding import LEFT_OUT
+from elfs_lib.data.duplicates import find_copies
+from elfs_lib.data.label_files import LOCAL_FILES, read_labels, tasks
+from elfs_lib.embedding import embed as embedding
+from elfs_lib.embedding import encoders
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.label_files import LOCAL_FILES, read_labels, tasks
-from elfs_lib.low_budget import ADVICE, AS_RANDOM
-from elfs_lib.neighbors import nearest_neighbors
-from elfs_lib.own_images import (
+from elfs_lib.params import Params
+from elfs_lib.photos import choosing as own_images
+from elfs_lib.photos import gallery
+from elfs_lib.photos import labels as own_labels
+from elfs_lib.photos.choosing import (
     BUDGETS,
     COLUMNS,
     OwnRun,
@@ -44,7 +50,7 @@ from elfs_lib.own_images import (
     read_images,
     select,
 )
-from elfs_lib.own_labels import (
+from elfs_lib.photos.labels import (
     LINEAR,
     NETWORK,
     ListFiles,
@@ -55,7 +61,7 @@ from elfs_lib.own_labels import (
     read_record,
     stored_labels,
 )
-from elfs_lib.params import Params
+from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS, SelectionInputs
 from elfs_lib.selection import select as select_by
 from elfs_lib.selection.double_end import double_end_prune

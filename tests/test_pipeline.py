@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from elfs_lib import datasets, pipeline
 from elfs_lib.artifacts import Store
+from elfs_lib.data import datasets
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
-from elfs_lib.pipeline import LABELLED, NOTEBOOKS, notebooks_of
-from elfs_lib.results import result_tables, write_results
+from elfs_lib.results.tables import result_tables, write_results
+from elfs_lib.runs import pipeline
+from elfs_lib.runs.pipeline import LABELLED, NOTEBOOKS, notebooks_of
 from elfs_lib.selection import METHODS, easiness
 from elfs_lib.stages import Run
 
@@ -45,7 +46,8 @@ def test_pages_of_a_finished_run_need_no_pytorch(tiny_run: Run):
     tiny_run.search(0.1)
     look = f"""
 import sys
-from elfs_lib import clustering, evaluation, plots, provenance, results, shift
+from elfs_lib.clustering import metrics as clustering
+from elfs_lib.results import evaluation, plots, provenance, tables as results, shift
 from elfs_lib.artifacts import Store
 from elfs_lib.params import Params
 from elfs_lib.stages import Run

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from elfs_lib import plots, selection
+from elfs_lib import selection
 from elfs_lib.errors import ElfsError
-from elfs_lib.evaluation import paired_difference, summarise
-from elfs_lib.published import published_accuracy
-from elfs_lib.shift import jaccard_overlap, pseudo_label_error_by_decile
+from elfs_lib.results import plots
+from elfs_lib.results.evaluation import paired_difference, summarise
+from elfs_lib.results.published import published_accuracy
+from elfs_lib.results.shift import jaccard_overlap, pseudo_label_error_by_decile
 
 GENERATOR = np.random.default_rng(0)
 METHODS = ["elfs", "random", "ccs"]

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT, TINY
 
 from elfs_lib.artifacts import package_versions
-from elfs_lib.cli import _parse
+from elfs_lib.cli.commands import _parse
 from elfs_lib.params import Params
-from elfs_lib.provenance import as_options, command, provenance
+from elfs_lib.results.provenance import as_options, command, provenance
 from elfs_lib.stages import Run
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from elfs_lib import evaluation, results_page
+from elfs_lib.results import evaluation
+from elfs_lib.results import page as results_page
 
 RANDOM = [70.0, 71.0, 72.0]
 ELFS = [72.0, 73.5, 74.0]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from elfs_lib.clustering import kmeans_labels
+from elfs_lib.clustering.metrics import kmeans_labels
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.selection import METHODS, SCORES, Selection, SelectionInputs, select
 from elfs_lib.selection.by_class import proportional_slots
 from elfs_lib.selection.zcore import _triangular

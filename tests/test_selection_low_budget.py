@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from elfs_lib.clustering import kmeans_labels
+from elfs_lib.clustering.metrics import kmeans_labels
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.selection import METHODS, SelectionInputs, coverage, select
 from elfs_lib.selection.coverage import nearest_of_other_clusters
 

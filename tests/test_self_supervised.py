@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from elfs_lib import self_supervised
-from elfs_lib.embedding import embed
-from elfs_lib.encoders import describe
-from elfs_lib.errors import ElfsError
-from elfs_lib.self_supervised import (
+from elfs_lib.embedding import self_supervised
+from elfs_lib.embedding.embed import embed
+from elfs_lib.embedding.encoders import describe
+from elfs_lib.embedding.self_supervised import (
     PreparedNetwork,
     SelfSupervisedConfig,
     decoupled_contrastive,
     train_encoder,
 )
+from elfs_lib.errors import ElfsError
 
 TINY = SelfSupervisedConfig(epochs=1, batch=16, network="convnet_tiny", projection=8)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elfs_lib import self_training
-from elfs_lib.self_training import most_confident, relabel
+from elfs_lib.clustering import self_training
+from elfs_lib.clustering.self_training import most_confident, relabel
 from elfs_lib.training.loop import Length
 from elfs_lib.training.recipes import find_recipe
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from elfs_lib import sentences
 from elfs_lib.artifacts import Store
-from elfs_lib.evaluation import paired_difference, results_table
-from elfs_lib.neighbors import Neighbors
+from elfs_lib.embedding.neighbors import Neighbors
+from elfs_lib.results import sentences
+from elfs_lib.results.evaluation import paired_difference, results_table
 from elfs_lib.stages import Run
 
 

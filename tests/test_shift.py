@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.shift import (
+from elfs_lib.results.shift import (
     chance_overlap,
     class_balance,
     compare_scores,

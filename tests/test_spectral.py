@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from elfs_lib import temi
-from elfs_lib.clustering import clustering_accuracy
-from elfs_lib.neighbors import Neighbors, nearest_neighbors, neighbor_information
-from elfs_lib.spectral import spectral_labels, spectral_vectors
-from elfs_lib.temi import TemiConfig, fit_heads, fit_temi
+from elfs_lib.clustering import temi
+from elfs_lib.clustering.metrics import clustering_accuracy
+from elfs_lib.clustering.spectral import spectral_labels, spectral_vectors
+from elfs_lib.clustering.temi import TemiConfig, fit_heads, fit_temi
+from elfs_lib.embedding.neighbors import Neighbors, nearest_neighbors, neighbor_information
 
 START = {"classes": 4, "heads": 3, "epochs": 4, "warmup_epochs": 1, "batch": 60, "hidden": 16}
 START |= {"bottleneck": 8, "start": "spectral"}

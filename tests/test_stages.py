@@ -12,8 +12,8 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
 from elfs_lib.selection import METHODS
-from elfs_lib.stage_graph import Given, UndeclaredParameter, stage
 from elfs_lib.stages import STAGES, Run
+from elfs_lib.stages.graph import Given, UndeclaredParameter, stage
 
 CHANGES = {  # of each parameter that a stage reads, to a value that gives something else
     "dataset": {"dataset": "image_folder"},

@@ -13,14 +13,14 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from elfs_lib import decoding, readers
 from elfs_lib.artifacts import Store
-from elfs_lib.datasets import load_images
-from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.data import decoding, readers
+from elfs_lib.data.datasets import load_images
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 from elfs_lib.training import loader as loader_module
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loader import ResidentLoader, StreamedLoader, streams
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe

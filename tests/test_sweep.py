@@ -24,13 +24,13 @@ import yaml
 from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
-from elfs_lib import sweep as sweeps
-from elfs_lib import sweep_workers
 from elfs_lib.artifacts import Store
-from elfs_lib.cli import app
+from elfs_lib.cli.commands import app
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.provenance import WHOLE_PIPELINES
+from elfs_lib.results.provenance import WHOLE_PIPELINES
+from elfs_lib.runs import sweep as sweeps
+from elfs_lib.runs import workers as sweep_workers
 from elfs_lib.stages import Run
 
 PARAMS = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
@@ -555,7 +555,7 @@ def test_repair_reaches_stages_and_notebooks(project: Path, client):
         file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(ElfsError, match="--repair"):
         sweeps.run_sweep(sweep, Store(store.root), client=client, say=print)
-    notebook(project, "from elfs_lib.stages import Run; Run.from_notebook(globals()).results()")
+    notebook(project, "from elfs_lib.stages.run import Run; Run.from_notebook(globals()).results()")
     table = sweeps.run_sweep(sweep, Store(store.root, repair=True), client=client, say=print)
     assert table["accuracy"].tolist() == [expected] and not sweeps.failures(sweep, store)
     assert Store(store.root).damaged() == []
@@ -637,7 +637,7 @@ def test_killed_worker_and_killed_sweep_change_nothing(project: Path, client):
     store = Store(project / "artifacts")
     file = sweeps.results_file(sweep, store)
 
-    command = [sys.executable, "-c", "from elfs_lib.cli import main; main()"]
+    command = [sys.executable, "-c", "from elfs_lib.cli.commands import main; main()"]
     with (project / "said.txt").open("w") as said:
         process = subprocess.Popen([*command, "sweep", "grid.yaml", "--workers", "1"], stdout=said)
     family = psutil.Process(process.pid)
@@ -695,7 +695,7 @@ def test_a_killed_scheduler_is_one_sentence_and_the_sweep_goes_on(project: Path)
     for seed in (0, 1):
         Run(sweep.pipelines[0], Store(project / f"results_of_{seed}")).evaluate("random", 0.1, seed)
     file = sweeps.results_file(sweep, Store(project / "artifacts"))
-    command = [sys.executable, "-c", "from elfs_lib.cli import main; main()"]
+    command = [sys.executable, "-c", "from elfs_lib.cli.commands import main; main()"]
     command += ["sweep", "grid.yaml", "--scheduler"]
 
     with cluster(project / "first.json") as (scheduler, address):

@@ -14,12 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from elfs_lib import temi
-from elfs_lib.clustering import clustering_accuracy
+from elfs_lib.clustering import temi
+from elfs_lib.clustering.metrics import clustering_accuracy
+from elfs_lib.clustering.temi import (
+    TemiConfig,
+    TemiHeads,
+    align_heads,
+    consensus,
+    fit_temi,
+    temi_losses,
+)
+from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.neighbors import nearest_neighbors
 from elfs_lib.params import Params
-from elfs_lib.temi import TemiConfig, TemiHeads, align_heads, consensus, fit_temi, temi_losses
 
 CPU = torch.device("cpu")
 SMALL = TemiConfig(

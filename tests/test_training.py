@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from elfs_lib.compute import matmul_peak, release_memory, resident, resolve_device
-from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError
 from elfs_lib.training import loop
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loader import ResidentLoader
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.models import ConvNet, WhiteningConv, _AddInput, build_network

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elfs_lib import cli, pipeline
 from elfs_lib.artifacts import Store
+from elfs_lib.cli import commands as cli
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params, parse_yaml
-from elfs_lib.sweep import load_sweep
+from elfs_lib.runs import pipeline
+from elfs_lib.runs.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "elfs_lib").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])

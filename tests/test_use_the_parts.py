@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from elfs_lib.dynamics import DynamicsRecorder
+from elfs_lib.training.dynamics import DynamicsRecorder
 
 PAGE = (ROOT / "book" / "use_the_parts.md").read_text(encoding="utf-8")
 

@@ -9,9 +9,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from elfs_lib import plots, verdict
 from elfs_lib.errors import ElfsError
-from elfs_lib.provenance import WHOLE_PIPELINES
+from elfs_lib.results import plots, verdict
+from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 
 def table(**accuracies: list[float]) -> pd.DataFrame:

@@ -163,7 +163,7 @@ def _suffer(
         pages: The only notebooks that a run executes.
     """
     if pages:
-        from elfs_lib import pipeline
+        from elfs_lib.runs import pipeline
 
         pipeline.NOTEBOOKS = pages
     if kill:
@@ -241,7 +241,7 @@ def _be_elfs(store: str, words: list[str], faults: dict, out: int, err: int) -> 
         os.environ["ELFS_ARTIFACTS_DIR"] = store
         sys.argv = ["elfs", *words]
         _suffer(**faults)
-        from elfs_lib import cli
+        from elfs_lib.cli import commands as cli
 
         cli.main()
     except SystemExit as stop:
@@ -256,14 +256,6 @@ def _be_elfs(store: str, words: list[str], faults: dict, out: int, err: int) -> 
 
 def _serve() -> None:
     import torch._dynamo  # noqa: F401  (all of these are imported for the children)
-
-    import elfs_lib.cli
-    import elfs_lib.embedding
-    import elfs_lib.neighbors
-    import elfs_lib.own_labels
-    import elfs_lib.pipeline
-    import elfs_lib.self_training
-    import elfs_lib.temi  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(_run(**json.loads(line))), flush=True)

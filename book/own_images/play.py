@@ -32,7 +32,7 @@ def make_photos(folder: Path) -> dict[str, str]:
     As in any real folder, some files are of no use or there twice: a damaged one, a text, a grey
     image, an exact copy, and a copy saved again as JPEG.
     """
-    from elfs_lib.datasets import load_images, load_labels
+    from elfs_lib.data.datasets import load_images, load_labels
 
     images = load_images("cifar10")
     labels = load_labels("cifar10", "test")
@@ -72,9 +72,9 @@ def label(listed: str, file: str, truth: dict[str, str]) -> None:
 
 def compare(truth: dict[str, str]) -> None:
     """Accuracy on the images without a label, after training on chosen lists and on random ones."""
-    from elfs_lib.evaluation import display_name
-    from elfs_lib.own_images import choose_images
-    from elfs_lib.own_labels import ListFiles, open_choice, predict, stored_labels
+    from elfs_lib.photos.choosing import choose_images
+    from elfs_lib.photos.labels import ListFiles, open_choice, predict, stored_labels
+    from elfs_lib.results.evaluation import display_name
 
     files = ListFiles(Path("to_label.csv"))
     choice = open_choice(files.record)

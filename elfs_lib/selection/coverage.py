@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
-from elfs_lib.rows import unit_rows
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.prototypes import kmeans_clusters
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from elfs_lib.clustering import kmeans_labels
+from elfs_lib.clustering.metrics import kmeans_labels
+from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
-from elfs_lib.rows import unit_rows
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.by_class import proportional_slots
 

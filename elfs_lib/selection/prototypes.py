@@ -11,10 +11,10 @@ import warnings
 
 import numpy as np
 
-from elfs_lib.clustering import kmeans_labels
+from elfs_lib.clustering.metrics import kmeans_labels
+from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError, is_whole
 from elfs_lib.progress import track
-from elfs_lib.rows import unit_rows
 from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.by_class import rank_in_class
 from elfs_lib.selection.geometry import distances_to_own_mean
@@ -54,7 +54,7 @@ def typiclust(
             f"most_clusters and k must be whole numbers of at least 1, not {most_clusters!r} and "
             f"{k!r}."
         )
-    from elfs_lib.neighbors import nearest_neighbors  # only here: it needs PyTorch
+    from elfs_lib.embedding.neighbors import nearest_neighbors  # only here: it needs PyTorch
 
     rows = unit_rows(inputs.embeddings)
     clusters = kmeans_clusters(rows, min(count, most_clusters), seed=seed)

@@ -28,10 +28,10 @@ from elfs_lib.compute import (
     resolve_device,
     resolve_precision,
 )
-from elfs_lib.dynamics import DynamicsRecorder
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.progress import track
 from elfs_lib.training.distributed import Ranks, joined
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loader import (
     LOADERS,
     Loader,

@@ -1,0 +1,1 @@
+"""Images and labels from files: the registry of datasets, readers, decoding, copies."""

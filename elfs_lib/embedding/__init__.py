@@ -1,0 +1,1 @@
+"""Embeddings: the registry of encoders, training one on the images, neighbours."""

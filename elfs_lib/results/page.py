@@ -1,0 +1,374 @@
+"""The tables and sentences of the results page, from the tables of :mod:`elfs_lib.results.tables`.
+
+``every`` is what :func:`elfs_lib.results.tables.result_tables` returns: tables by dataset and
+setting, of which the empty setting is the params file's own. Frames hold texts, as the page shows
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from elfs_lib.results import evaluation
+from elfs_lib.results.evaluation import display_name, paired_difference, verdicts
+from elfs_lib.results.provenance import WHOLE_PIPELINES
+from elfs_lib.results.verdict import COLUMNS, verdict_rows
+from elfs_lib.selection import METHODS
+from elfs_lib.training.recipes import is_current
+
+Tables = Mapping[tuple[str, str], pd.DataFrame]
+
+SUPERVISED = [name for name, method in METHODS.items() if method.supervised]
+# Stratified on the same scores: without a hard cut, and with that of ELFS.
+CONTROLS = ("ccs_pseudo", "ccs_pseudo_beta")
+
+
+def own_settings(every: Tables) -> dict[str, pd.DataFrame]:
+    """The tables of the params files' own settings, by dataset."""
+    return {dataset: table for (dataset, setting), table in every.items() if not setting}
+
+
+def glance(every: Tables) -> pd.DataFrame:
+    """ELFS against random, a row a dataset and budget."""
+    return pd.DataFrame(
+        {"dataset": display_name(dataset), "budget": _share(row.budget)}
+        | {"random (%)": f"{row.rival_mean:.1f}", "ELFS (%)": f"{row.method_mean:.1f}"}
+        | _difference(row)
+        | {"seeds": row.n}
+        for dataset, table in own_settings(every).items()
+        for row in paired_difference(table, "elfs", "random").itertuples()
+    )
+
+
+def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
+    """ELFS against each other method over whole pipelines, as a table and in Markdown lines."""
+    rows, lines = [], []
+    for (dataset, setting), table in every.items():
+        rivals = [method for method in METHODS if method in {*table["method"]} - {"elfs"}]
+        if not setting.startswith(WHOLE_PIPELINES) or "elfs" not in {*table["method"]}:
+            continue
+        changed = setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")
+        name = display_name(dataset) + (f", {changed}" if changed else "")
+        pairs = [paired_difference(table, "elfs", rival, strict=False) for rival in rivals]
+        lines += [f"**{name}.**", *(f"- {line}" for p in pairs for line in verdicts(p)), ""]
+        for row in (row for pair in pairs for row in pair.itertuples()):
+            at = table[table["budget"] == row.budget]
+            shared = at.loc[at["method"] == row.rival, "seed"]
+            betas = at.loc[
+                (at["method"] == "elfs") & at["seed"].isin(shared), "hard_prune_ratio"
+            ].value_counts()
+            rows.append(
+                {"dataset": name, "budget": _share(row.budget)}
+                | _baseline(row)
+                | _difference(row)
+                | {"runs": row.n}
+                | {"betas": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
+            )
+    return pd.DataFrame(rows), lines
+
+
+def by_beta(every: Tables) -> pd.DataFrame:
+    """What ELFS reached with each beta that its search chose, over the whole pipelines of a
+    dataset's own parameters; empty where there are none."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        if setting != WHOLE_PIPELINES or not {"elfs", "random"} <= {*table["method"]}:
+            continue
+        for budget, at in table.groupby("budget"):
+            drawn = at[at["method"] == "random"].set_index("seed")["accuracy"]
+            for beta, own in at[at["method"] == "elfs"].groupby("hard_prune_ratio"):
+                gain = own.set_index("seed")["accuracy"] - drawn
+                rows.append(
+                    {
+                        "dataset": display_name(dataset),
+                        "budget": _share(budget),
+                        "beta chosen": f"{beta:g}",
+                        "pipelines": len(own),
+                        "ELFS (%)": f"{own['accuracy'].mean():.1f}",
+                        "minus random": f"{gain.mean():+.1f}",
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def longer_search(every: Tables) -> pd.DataFrame:
+    """ELFS against random and CCS over the whole pipelines whose search has another length; empty
+    where there are none."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        if not setting.startswith(WHOLE_PIPELINES) or "search_steps=" not in setting:
+            continue
+        changed = setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")
+        against = {
+            rival: paired_difference(table, "elfs", rival, strict=False).set_index("budget")
+            for rival in ("random", "ccs_pseudo")
+            if {"elfs", rival} <= {*table["method"]}
+        }
+        for budget, own in table[table["method"] == "elfs"].groupby("budget"):
+            rows.append(
+                {
+                    "dataset": display_name(dataset),
+                    "changed": changed,
+                    "budget": _share(budget),
+                    "betas chosen": ", ".join(f"{beta:g}" for beta in own["hard_prune_ratio"]),
+                    "ELFS (%)": f"{own['accuracy'].mean():.1f}",
+                }
+                | {
+                    f"minus {display_name(rival)}": _signed(pairs.loc[budget])
+                    for rival, pairs in against.items()
+                    if budget in pairs.index
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def gains(every: Tables) -> pd.DataFrame:
+    """ELFS minus random over whole pipelines of known pseudo-labels, for datasets that have several
+    settings of one training: rows of :func:`elfs_lib.results.verdict.verdict_rows`."""
+    frame = pd.DataFrame(verdict_rows(every), columns=[*COLUMNS])
+    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    frame = frame[kept & (frame["whole_pipelines"] == True)]  # noqa: E712 - an empty column is no bool
+    frame = frame.dropna(subset=["pseudo_label_accuracy"])
+    alike = ["dataset", "budget", "recipe", "steps"]
+    several = frame.groupby(alike)["setting"].transform("nunique") > 1
+    return frame[several].sort_values(["dataset", "budget", "pseudo_label_accuracy"])
+
+
+def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
+    """:func:`gains` as texts."""
+    return pd.DataFrame(
+        {"dataset": display_name(row.dataset), "budget": _share(row.budget)}
+        | {"changed": row.setting or "nothing"}
+        | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
+        | {"ELFS minus random": _signed(row), "pipelines": row.n}
+        for row in curve.rename(columns={"runs": "n"}).itertuples()
+    )
+
+
+def in_words(every: Tables) -> list[str]:
+    """What the tables bear out, as Markdown lines, dataset by dataset."""
+    lines = []
+    for dataset, table in own_settings(every).items():
+        lines.append(f"**{display_name(dataset)}.**")
+        measured = {*table["method"]}
+        for rival in ("random", *(control for control in CONTROLS if control in measured)):
+            lines += [f"- {line}" for line in verdicts(paired_difference(table, "elfs", rival))]
+        for row in evaluation.best_label_free(table, SUPERVISED).itertuples():
+            backed = "supports it" if row.supported else "does not support it"
+            lines.append(
+                f"- At {_share(row.budget)}, {display_name(row.method)} has the highest mean of "
+                f"{_methods_at(table, row.budget, supervised=False)} label-free methods, followed "
+                f"by {display_name(row.rival)}; the interval of their difference {backed}."
+            )
+        for row in evaluation.best_supervised(table, SUPERVISED).itertuples():
+            at = table[table["budget"] == row.budget]
+            drawn = at.loc[at["method"] == "random", "accuracy"].mean()
+            lines.append(
+                f"- The best mean at {_share(row.budget)} of "
+                f"{_methods_at(table, row.budget, supervised=True)} methods that select with "
+                f"labels is that of {display_name(row.method)}, {row.mean:.1f}% (random: "
+                f"{drawn:.1f}%)."
+            )
+        lines.append("")
+    return lines
+
+
+def against_best_baseline(every: Tables) -> pd.DataFrame:
+    """ELFS against the label-free method with the best mean at each budget, its variants left
+    out."""
+    rows = []
+    for dataset, table in own_settings(every).items():
+        left_out = table["method"].isin(SUPERVISED) | table["method"].str.startswith("elfs")
+        others = table[~left_out]
+        for best in evaluation.best_label_free(others, SUPERVISED).itertuples():
+            at = table[table["budget"] == best.budget]
+            if "elfs" not in {*at["method"]}:
+                continue
+            row = paired_difference(at, "elfs", best.method).iloc[0]
+            rows.append(
+                {"dataset": display_name(dataset), "budget": _share(row.budget)}
+                | _baseline(row)
+                | _difference(row)
+                | {
+                    "of baselines": _methods_at(others, row.budget, supervised=False),
+                    "seeds": row.n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def all_means(dataset: str, table: pd.DataFrame) -> str:
+    """Markdown: mean and deviation of every method at every budget, in the registry's order."""
+    summary = evaluation.summarise(table)
+    best = evaluation.best_label_free(table, SUPERVISED)
+    bold = {(row.method, row.budget) for row in best.itertuples() if row.supported}
+    cells: dict[str, dict[float, str]] = {}
+    for row in summary.itertuples():
+        text = f"{row.mean:.1f} ± {row.sd:.1f}" if row.n > 1 else f"{row.mean:.1f}"
+        text = f"**{text}**" if (row.method, row.budget) in bold else text
+        cells.setdefault(row.method, {})[row.budget] = text
+    budgets = sorted(summary["budget"].unique())
+    lines = [[display_name(dataset), *map(_share, budgets)], ["---"] + ["---:"] * len(budgets)]
+    for method in (method for method in METHODS if method in cells):
+        seen = " (all labels)" if method in SUPERVISED else ""
+        lines.append([display_name(method) + seen, *(cells[method].get(b, "") for b in budgets)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cuts(every: Tables) -> pd.DataFrame:
+    """What each cut of double-end pruning does to CCS on the same scores; empty where no table
+    holds both controls."""
+    rows = []
+    plain, cut = CONTROLS
+    for (dataset, setting), table in every.items():
+        if setting.startswith(WHOLE_PIPELINES) or not {"elfs", *CONTROLS} <= {*table["method"]}:
+            continue
+        hard = paired_difference(table, cut, plain).set_index("budget")
+        easy = paired_difference(table, "elfs", cut).set_index("budget")
+        for budget in hard.index.intersection(easy.index):
+            one, two = hard.loc[budget], easy.loc[budget]
+            elfs = table[(table["method"] == "elfs") & (table["budget"] == budget)]
+            rows.append(
+                {
+                    "dataset": display_name(dataset) + (f", {setting}" if setting else ""),
+                    "budget": _share(budget),
+                    "CCS (%)": f"{one.rival_mean:.1f}",
+                    "after the hard cut (%)": f"{one.method_mean:.1f}",
+                    "ELFS (%)": f"{two.method_mean:.1f}",
+                    "hard cut": _signed(one),
+                    "then the easy cut": _signed(two),
+                    "seeds": min(one.n, two.n),
+                    "beta": f"{elfs['hard_prune_ratio'].iloc[0]:g}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def cost_of_pseudo_labels(every: Tables) -> pd.DataFrame:
+    """Double-end pruning by true labels minus ELFS; empty where no table holds it."""
+    rows = []
+    for dataset, table in own_settings(every).items():
+        if "elfs_true" not in {*table["method"]}:
+            continue
+        for row in paired_difference(table, "elfs_true", "elfs").itertuples():
+            at = table[table["budget"] == row.budget].groupby("method")["hard_prune_ratio"].first()
+            rows.append(
+                {"dataset": display_name(dataset), "budget": _share(row.budget)}
+                | {"true labels (%)": f"{row.method_mean:.1f}", "ELFS (%)": f"{row.rival_mean:.1f}"}
+                | _difference(row, "cost")
+                | {"beta, true": f"{at['elfs_true']:g}", "beta, ELFS": f"{at['elfs']:g}"}
+                | {"seeds": row.n}
+            )
+    return pd.DataFrame(rows)
+
+
+def ablations(every: Tables) -> pd.DataFrame:
+    """ELFS under other settings, against its own and against random under the same one.
+
+    Where the training of the coreset is another, or of another revision of the recipe, it is not
+    held against the unchanged ELFS: that would measure the training.
+    """
+    rows = []
+    usual = own_settings(every)
+    for (dataset, setting), table in every.items():
+        other = setting and not setting.startswith(WHOLE_PIPELINES) and dataset in usual
+        if not other or not {"elfs", "random"} <= {*table["method"]}:
+            continue
+        changed = table[table["method"] == "elfs"].assign(method="changed")
+        unchanged = usual[dataset][usual[dataset]["method"] == "elfs"]
+        effects = paired_difference(
+            pd.concat([changed, unchanged]), "changed", "elfs", strict=False
+        ).set_index("budget")
+        for row in paired_difference(table, "elfs", "random").itertuples():
+            alike = row.budget in effects.index and "eval_" not in setting
+            steps = table.loc[table["budget"] == row.budget, "steps"].iloc[0]
+            rows.append(
+                {
+                    "dataset": display_name(dataset),
+                    "changed": setting,
+                    "budget": _share(row.budget),
+                    "steps": f"{steps:,}",
+                    "ELFS (%)": f"{row.method_mean:.1f}",
+                    "minus unchanged ELFS": _signed(effects.loc[row.budget]) if alike else "",
+                    "minus random": _signed(row),
+                    "seeds": row.n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def methods() -> str:
+    """Markdown: every method of the registry."""
+    lines = ["| name | what it does | picks | labels seen | source |", "| --- " * 5 + "|"]
+    for name, method in METHODS.items():
+        source = "" if name == "random" else f"{{cite:t}}`{method.citation}`"
+        seen = "all" if method.supervised else "none"
+        what = f"{method.summary}: {method.equation}"
+        cells = (name, what, method.polarity, seen, source)
+        # the bars of a norm would end a cell
+        whole = [cell.replace("|", r"\|") for cell in cells]
+        lines.append(f"| {' | '.join(whole)} |")
+    return "\n".join(lines)
+
+
+def reproduce(every: Tables) -> list[str]:
+    """What made each table, as Markdown lines: command, seeds, recipe, cost, device, versions."""
+    return [
+        f"- {display_name(dataset)}{', ' + setting if setting else ''}: "
+        f"{_listed(f'`{command}`' for command in table['command'].unique())}, seeds "
+        f"{', '.join(map(str, sorted(table['seed'].unique())))}; recipe "
+        f"{_listed(map(_recipe, table['recipe'].unique()))}, {_range(table['steps'])} steps each; "
+        f"{table['train_flops'].sum() / 1e12:.3g} TFLOP in {table['seconds'].sum() / 60:.0f} min "
+        f"of training on {', '.join(sorted(table['device'].unique()))}; "
+        f"{table['versions'].iloc[0]}."
+        for (dataset, setting), table in every.items()
+    ]
+
+
+def _share(budget: float) -> str:
+    return f"{100 * budget:.3g}%"
+
+
+def _baseline(row: Any) -> dict[str, str]:
+    return {
+        "baseline": display_name(row.rival),
+        "baseline (%)": f"{row.rival_mean:.1f}",
+        "ELFS (%)": f"{row.method_mean:.1f}",
+    }
+
+
+def _difference(row: Any, name: str = "difference") -> dict[str, str]:
+    return {name: f"{row.difference:+.1f}", "95% interval": _interval(row)}
+
+
+def _interval(row: Any) -> str:
+    if row.n == 1:
+        return "one seed"
+    # equal differences, for example of two methods that chose the same images
+    return f"in each of {row.n}" if pd.isna(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
+
+
+def _signed(row: Any) -> str:
+    return f"{row.difference:+.1f} ({_interval(row)})"
+
+
+def _methods_at(table: pd.DataFrame, budget: float, *, supervised: bool) -> int:
+    """How many methods that see labels, or do not, were measured at a budget."""
+    at = table[(table["budget"] == budget) & (table["method"].isin(SUPERVISED) == supervised)]
+    return at["method"].nunique()
+
+
+def _recipe(key: str) -> str:
+    note = "" if is_current(key) else " (an earlier revision: the command may give other numbers)"
+    return f"`{key}`{note}"
+
+
+def _range(values: pd.Series) -> str:
+    return " to ".join(f"{value:,}" for value in sorted({values.min(), values.max()}))
+
+
+def _listed(texts: Iterator[str]) -> str:
+    return " and ".join(texts)

@@ -1,0 +1,111 @@
+"""The line under a page of results: which command, seed, device and versions made it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from elfs_lib.artifacts import Artifact, package_versions
+from elfs_lib.params import Params, parse_yaml, values_of_dataset
+from elfs_lib.project import project_root
+from elfs_lib.stages.run import Run
+
+# What a grid varies: it makes other rows of one table, not another table.
+_GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
+
+#: How the setting of results begins whose every seed is a pipeline of its own.
+WHOLE_PIPELINES = "whole pipelines"
+
+
+def command(params: Params) -> str:
+    """The command that repeats a run: its dataset's params file, and what differs from it. Where
+    the dataset has none, as people's own have not, the command writes one first."""
+    if not _file(params).exists():
+        values = json.dumps({"dataset": params.dataset, **_changes(params)})  # which is YAML
+        return f"echo {shlex.quote(values)} > own.yaml && elfs run own.yaml"
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
+
+
+def setting(params: Params, *, whole_pipelines: bool = False) -> str:
+    """How a run differs from its params file in more than its grid; empty if it does not.
+
+    Args:
+        whole_pipelines: Whether the run is one of several that differ in their seed.
+    """
+    grid = (*_GRID, "seed") if whole_pipelines else _GRID
+    changes = _changes(params).items()
+    parts = as_setting({name: value for name, value in changes if name not in grid})
+    return ", ".join(filter(None, [WHOLE_PIPELINES * whole_pipelines, parts]))
+
+
+def as_setting(values: Mapping[str, object]) -> str:
+    """Parameters as they stand in a table: ``name=value, name=value``."""
+    return ", ".join(f"{name}={as_yaml(value)}" for name, value in values.items())
+
+
+def as_options(values: Mapping[str, object]) -> list[str]:
+    """Parameters as ``-p name=value`` of a command line, quoted for a shell."""
+    return [f"-p {shlex.quote(f'{name}={as_yaml(value)}')}" for name, value in values.items()]
+
+
+def _changes(params: Params) -> dict[str, object]:
+    """What differs from the dataset's params file, by name."""
+    return differences(params, Params.make(values_of_dataset(params.dataset)))
+
+
+def _file(params: Params) -> Path:
+    """The params file of a dataset, which may not be there."""
+    return project_root() / "params" / f"{params.dataset}.yaml"
+
+
+def differences(params: Params, base: Params) -> dict[str, object]:
+    """The values of ``params`` that are not those of ``base``, by name."""
+    return {
+        name: value
+        for name, value in params.model_dump().items()
+        if value != getattr(base, name) and not name.startswith("floor_")
+    }
+
+
+def as_yaml(value: object) -> str:
+    """A value as it is written on one line of YAML; every JSON value is YAML."""
+    try:
+        plain = isinstance(value, str) and parse_yaml(value) == value
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else json.dumps(value)
+
+
+def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
+    """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    brought = "".join(
+        f", with {what} of somebody's own, {name!r}, which no command makes"
+        for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))
+        if (name := run.given_name(stage))
+    )
+    lines = [
+        (
+            f"**Reproduce this page:** `{command(run.params)}`{brought}, with seed "
+            f"{run.params.seed}, on {run.n:,} training images; {versions}."
+        ),
+        "",
+        "| stage | key | device | seconds | labels opened |",
+        "| --- | --- | --- | ---: | --- |",
+    ]
+    for artifact in artifacts:
+        facts = artifact.manifest
+        policy, opened = facts["labels"]["policy"], ", ".join(facts["labels"]["opened"])
+        # A stage that opens none may still read what was made with labels: its policy says so.
+        opened = opened or ("none" if policy == "never" else f"none here ({policy})")
+        opened = opened.replace("ceiling", "supervised")  # as older manifests call it
+        named = (facts["params"][key] for key in ("encoder", "method") if key in facts["params"])
+        lines.append(
+            f"| {', '.join([artifact.stage, *named])} | `{artifact.key}` "
+            f"| {facts.get('device', 'cpu')} | {facts['wall_s']:.1f} | {opened} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""What the results tables bear out of ELFS against others, as rows that README and pages read.
+
+``elfs verdict`` writes ``book/data/verdict.json`` from the tables of
+:mod:`elfs_lib.results.tables`, and the table of the README from that.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+
+from elfs_lib.artifacts import write_text_atomic
+from elfs_lib.errors import ElfsError
+from elfs_lib.project import project_root
+from elfs_lib.results import plots
+from elfs_lib.results.evaluation import display_name, paired_difference
+from elfs_lib.results.provenance import WHOLE_PIPELINES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from elfs_lib.results.page import Tables
+
+#: Who is compared with whom.
+PAIRS = (
+    ("elfs", "random"),
+    ("elfs", "ccs_pseudo"),
+    ("elfs", "elfs_true"),
+    ("ccs_pseudo", "random"),
+    ("elfs_true", "random"),
+)
+
+#: The columns of the verdict, one row a table, budget and rival.
+COLUMNS: dict[str, str] = {
+    "dataset": "name of the dataset",
+    "budget": "share of the training set that was labelled",
+    "method": "the method",
+    "against": "the method that it is compared with",
+    "difference": "accuracy of the first minus that of the second, in points, paired by run",
+    "low": "lower end of its 95% t-interval; null with one run",
+    "high": "upper end of it",
+    "runs": "how many differences it is the mean of",
+    "whole_pipelines": "whether each run has its own clusters, proxy, search and coreset; else the "
+    "runs are trainings on one coreset",
+    "accuracy": "mean test accuracy of the method, in percent",
+    "against_accuracy": "the same of the other",
+    "hard_prune_ratios": "beta of each run of the method; empty if it has none",
+    "steps": "optimiser steps of each training",
+    "recipe": "of the trainings, with its revision",
+    "pseudo_label_accuracy": "pseudo-labels right, in percent, mean over the runs; null in tables "
+    "from before it was recorded",
+    "setting": "parameters that differ from the dataset's file",
+    "command": "what makes the rows again",
+}
+
+
+def verdict_file() -> Path:
+    """``book/data/verdict.json``."""
+    return project_root() / "book" / "data" / "verdict.json"
+
+
+def verdict_rows(every: Tables) -> list[dict[str, Any]]:
+    """A row for each table, budget and pair of methods, by :data:`COLUMNS`."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        measured = {*table["method"]}
+        for method, rival in PAIRS:
+            if not {method, rival} <= measured:
+                continue
+            for pair in paired_difference(table, method, rival, strict=False).itertuples():
+                rows.append(_row(dataset, setting, table, pair))
+    return rows
+
+
+def _row(dataset: str, setting: str, table: pd.DataFrame, pair: Any) -> dict[str, Any]:
+    at = table[table["budget"] == pair.budget]
+    shared = {*at.loc[at["method"] == pair.rival, "seed"]}
+    own = at[(at["method"] == pair.method) & at["seed"].isin(shared)]
+    right = pd.to_numeric(own["pseudo_label_accuracy"]).mean()
+    return {
+        "dataset": dataset,
+        "budget": pair.budget,
+        "method": pair.method,
+        "against": pair.rival,
+        "difference": _rounded(pair.difference),
+        "low": _rounded(pair.low),
+        "high": _rounded(pair.high),
+        "runs": pair.n,
+        "whole_pipelines": setting.startswith(WHOLE_PIPELINES),
+        "accuracy": _rounded(pair.method_mean),
+        "against_accuracy": _rounded(pair.rival_mean),
+        "hard_prune_ratios": [float(b) for b in own["hard_prune_ratio"] if not pd.isna(b)],
+        "steps": int(own["steps"].iloc[0]),
+        "recipe": own["recipe"].iloc[0],
+        "pseudo_label_accuracy": _rounded(right),
+        "setting": setting.removeprefix(WHOLE_PIPELINES).removeprefix(", "),
+        "command": own["command"].iloc[0] if "command" in own else None,
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return None if pd.isna(value) else round(float(value), 3)
+
+
+def write_verdict(every: Tables) -> list[dict[str, Any]]:
+    """Write the rows to :func:`verdict_file`, and return them."""
+    rows = verdict_rows(every)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    write_text_atomic(verdict_file(), f"[\n{lines}\n]\n")
+    return rows
+
+
+# ------------------------------------------------------------------ what README shows of it
+
+BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict writes -->"
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """Whole pipelines by the datasets' own parameters: what they bear out in sentences, and as a
+    table. The digits, which every run makes anew, are left out."""
+    found = pd.DataFrame(rows, columns=[*COLUMNS])
+    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
+    found = found[own & (found["dataset"] != "digits")]
+    lines = [
+        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
+        for dataset, of_one in found.groupby("dataset", sort=False)
+    ]
+    lines += [
+        "",
+        (
+            "| dataset | labelled | random (%) | CCS pseudo (%) | ELFS (%) "
+            "| ELFS minus random (95% interval) | pipelines |"
+        ),
+        "| --- " + "| ---: " * 6 + "|",
+    ]
+    for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
+        by = pair.set_index(["method", "against"])
+        if ("elfs", "random") not in by.index:
+            continue
+        row = by.loc[("elfs", "random")]
+        control = by["accuracy"].get(("ccs_pseudo", "random"))
+        gain = f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+        lines.append(
+            f"| {display_name(dataset)} | {100 * budget:.3g}% | {row['against_accuracy']:.1f} "
+            f"| {'' if control is None else f'{control:.1f}'} | {row['accuracy']:.1f} "
+            f"| {f'**{gain}**' if row['low'] > 0 or row['high'] < 0 else gain} | {row['runs']} |"
+        )
+    return "\n".join(lines)
+
+
+def _claims(rows: pd.DataFrame) -> list[str]:
+    """ELFS against each rival in one clause: where its interval lies above zero, where below."""
+    clauses = []
+    for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
+        low, high = own["low"].astype(float), own["high"].astype(float)
+        parts = {
+            "above": own[low > 0],
+            "below": own[high < 0],
+            "no evidence of a difference": own[~((low > 0) | (high < 0))],
+        }
+        said = [
+            f"{word} at {', '.join(f'{100 * b:.3g}%' for b in sorted(part['budget']))}"
+            for word, part in parts.items()
+            if len(part)
+        ]
+        clauses.append(f"ELFS against {display_name(rival)}: {', '.join(said)}")
+    return clauses
+
+
+def gain_figure(rows: list[dict[str, Any]], dataset: str = "cifar10") -> Figure:
+    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of the whole
+    pipelines of a dataset.
+
+    Raises:
+        ElfsError: if there are none.
+    """
+    found = pd.DataFrame(rows, columns=[*COLUMNS])
+    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
+    return plots.gain_by_budget(
+        found[own & (found["dataset"] == dataset) & (found["against"] == "random")]
+    )
+
+
+def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> list[Path]:
+    """Write the README's pictures: ``gain.svg``, of :func:`gain_figure`, and ``coreset.png``, the
+    images that ELFS keeps and leaves out, as an executed notebook 05 shows them.
+
+    Raises:
+        ElfsError: if the notebook has no such grid of images.
+    """
+    gain, grid = folder / "gain.svg", folder / "coreset.png"
+    with plt.rc_context({"svg.hashsalt": gain.name, "svg.fonttype": "none"}):
+        figure = gain_figure(rows)
+        figure.savefig(gain, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "plots.image_grid" in cell.source:
+            shown = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            if shown:
+                grid.write_bytes(base64.b64decode(shown[-1]))
+                return [gain, grid]
+    raise ElfsError(f"{notebook} shows no grid of images: execute it with elfs run.")
+
+
+def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
+    """Put :func:`as_markdown` between the two marks of a README.
+
+    Raises:
+        ElfsError: if it has no marks.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ElfsError(f"{readme} has no {BEGIN} and {END} to write between: put them in.")
+    write_text_atomic(readme, f"{before}{BEGIN}\n{as_markdown(rows)}\n{END}{after}")

@@ -1,0 +1,1 @@
+"""Whole runs and sweeps: stages with progress, notebooks, the book."""

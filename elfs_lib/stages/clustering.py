@@ -1,0 +1,200 @@
+"""The stages from neighbours to pseudo-labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from elfs_lib.artifacts import Draft
+from elfs_lib.clustering.registry import CLUSTERINGS, ClusteringInputs, cluster
+from elfs_lib.params import Params
+from elfs_lib.stages.graph import Call, Given, stage
+from elfs_lib.training.recipes import find_recipe
+
+if TYPE_CHECKING:
+    from elfs_lib.clustering.temi import TemiConfig
+    from elfs_lib.stages.run import Run
+
+#: What a network that learns pseudo-labels is trained by, besides its seed.
+PROXY = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "precision", "classes")
+_HEADS = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
+
+
+def temi_config(params: Params) -> TemiConfig:
+    """The ``temi_*`` parameters, which are named as the fields of
+    :class:`elfs_lib.clustering.temi.TemiConfig`; ``classes`` must be given."""
+    from elfs_lib.clustering.temi import TemiConfig
+
+    fields = {field.name for field in dataclasses.fields(TemiConfig)} - {"classes"}
+    named = {f: getattr(params, f"temi_{f}") for f in fields if f"temi_{f}" in _HEADS}
+    return TemiConfig(classes=params.classes, **named)
+
+
+def _temi_key(given: Given) -> dict[str, Any]:
+    keyed, n = given.key(), len(given.array("embeddings", "embeddings"))
+    return keyed | {"temi_batch": min(keyed["temi_batch"], n)}  # as many as there are
+
+
+@stage(
+    title="TEMI clustering",
+    inputs=["embeddings", "neighbors"],
+    reads=[*_HEADS, "classes", "seed", "precision"],
+    key=_temi_key,
+    version=3,
+)
+def temi(given: Given, draft: Draft) -> None:
+    """Trained heads: arrays ``head_losses`` [H], ``loss_curves`` [T, H], and their weights."""
+    from safetensors.torch import save_file
+
+    from elfs_lib.clustering.temi import fit_heads
+
+    p = given.params
+    heads = fit_heads(
+        np.asarray(given.array("embeddings", "embeddings")),
+        np.asarray(given.array("neighbors", "indices")),
+        temi_config(p),
+        seed=p.seed,
+        device=p.device,
+        precision=p.precision,
+        compile=p.compile,
+    )
+    draft.array("head_losses", heads.head_losses)
+    draft.array("loss_curves", heads.loss_curves)
+    save_file(heads.state, draft.folder / "heads.safetensors")
+    draft.fact(device=given.device_name)
+
+
+@stage(
+    title="consensus of the heads",
+    inputs=["embeddings", "temi"],
+    reads=["temi_keep_heads", "precision"],
+)
+def consensus(given: Given, draft: Draft) -> None:
+    """What the heads agree on: table ``labels`` (index, a column for each way to agree,
+    confidence), arrays ``assignments`` [H, N], ``probabilities`` [N, C] and ``weights`` [H]."""
+    from safetensors.torch import load_file
+
+    from elfs_lib.clustering.temi import TemiHeads, consensus
+
+    trained = given.inputs["temi"]
+    heads = TemiHeads(
+        np.array(trained.array("head_losses")),
+        np.array(trained.array("loss_curves")),
+        load_file(trained.folder / "heads.safetensors"),
+    )
+    result = consensus(
+        heads,
+        np.asarray(given.array("embeddings", "embeddings")),
+        keep_heads=given.params.temi_keep_heads,
+        device=given.params.device,
+        precision=given.params.precision,
+    )
+    table = pd.DataFrame({"index": np.arange(len(result.confidence)), **result.pseudo})
+    table["confidence"] = result.confidence
+    draft.table("labels", table)
+    draft.array("assignments", result.assignments)
+    draft.array("probabilities", result.probabilities)
+    draft.array("weights", result.weights)
+    draft.json("notes", list(result.notes))
+    draft.fact(device=given.device_name, notes=list(result.notes))
+
+
+def _clusters_key(given: Given) -> dict[str, Any]:
+    return given.key() | {"revision": CLUSTERINGS[given.params.clustering].revision}
+
+
+@stage(
+    title="clustering",
+    inputs=["embeddings", "neighbors"],
+    reads=["clustering", "classes", "seed"],
+    key=_clusters_key,
+)
+def clusters(given: Given, draft: Draft) -> None:
+    """A clustering of the registry: table ``labels`` (index, label, confidence), json ``notes``."""
+    p = given.params
+    inputs = ClusteringInputs(
+        embeddings=np.asarray(given.array("embeddings", "embeddings")),
+        neighbors=np.asarray(given.array("neighbors", "indices")),
+    )
+    found = cluster(p.clustering, inputs, p.classes, seed=p.seed)
+    draft.table("labels", _table(found.labels, found.confidence))
+
+
+def _table(labels: np.ndarray, confidence: np.ndarray) -> pd.DataFrame:
+    index = np.arange(len(labels))
+    return pd.DataFrame({"index": index, "label": labels, "confidence": confidence})
+
+
+def _pseudo_inputs(run: Run) -> dict[str, Call]:
+    clustered = CLUSTERINGS[run.params.clustering].stage
+    return {"images": run.call("images"), clustered: run.call(clustered)}
+
+
+def _pseudo_key(given: Given) -> dict[str, Any]:
+    keyed = given.key("relabel_rounds")
+    if "consensus" in given.inputs:
+        keyed |= given.key("pseudo_labels")
+    return keyed | (given.key(*PROXY, "seed", "relabel_keep") if keyed["relabel_rounds"] else {})
+
+
+@stage(
+    title="pseudo-labels",
+    inputs=_pseudo_inputs,
+    reads=["pseudo_labels", "relabel_rounds", "relabel_keep", "seed", *PROXY],
+    key=_pseudo_key,
+)
+def pseudo(given: Given, draft: Draft) -> None:
+    """Table ``pseudo`` (index, label, confidence): the clustering's, after any self-labelling
+    rounds."""
+    from elfs_lib.clustering.self_training import relabel
+    from elfs_lib.training.loop import Length
+
+    p = given.params
+    if "consensus" in given.inputs:
+        table = given.inputs["consensus"].table("labels")
+        labels = table[p.pseudo_labels].to_numpy()
+    else:
+        table = given.inputs["clusters"].table("labels")
+        labels = table["label"].to_numpy()
+    confidence = table["confidence"].to_numpy()
+    changed = []
+    for number in range(p.relabel_rounds):
+        found = relabel(
+            given.train_images,
+            labels,
+            confidence,
+            p.classes,
+            find_recipe(p.proxy_recipe),
+            Length(epochs=p.proxy_epochs),
+            keep=p.relabel_keep,
+            seed=p.seed + number,
+            **given.training,
+        )
+        labels, confidence = found.labels, found.confidence
+        changed.append(found.changed)
+    draft.table("pseudo", _table(labels, confidence))
+    draft.fact(device=given.device_name, changed_by_round=changed)
+
+
+def write_pseudo(draft: Draft, labels: np.ndarray, confidence: np.ndarray) -> None:
+    """Write pseudo-labels int64 [N] that somebody brings, and their confidence float32 [N]."""
+    draft.table("pseudo", _table(labels, confidence))
+
+
+@stage(
+    title="agreement of the pseudo-labels with the true ones (analysis)",
+    inputs=["pseudo"],
+    labels="analysis",
+    quick=True,
+)
+def pseudo_quality(given: Given, draft: Draft) -> None:
+    """Json ``quality``: agreement of the pseudo-labels with the true ones, as
+    :func:`elfs_lib.clustering.metrics.clustering_report` has it. Analysis only."""
+    from elfs_lib.clustering.metrics import clustering_report
+
+    found = given.inputs["pseudo"].table("pseudo")["label"].to_numpy(copy=True)
+    true = given.labels.open("train", purpose="analysis")
+    draft.json("quality", clustering_report(found, true))

@@ -1,0 +1,319 @@
+"""What a stage is, declared once: its inputs, the parameters that it reads, who may see labels.
+
+A stage is a function ``(given, draft)`` under :func:`stage`. The key of its artifact, the plan of a
+run, the tasks of a sweep and ``elfs status`` are derived from that declaration. What the function
+gets is what the key holds: asking for a parameter that the stage does not declare, or that its key
+leaves out, raises :class:`UndeclaredParameter`, so no artifact can be stale for a forgotten name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from elfs_lib.artifacts import Artifact, Draft, canonical_json
+from elfs_lib.label_lock import LabelOracle
+from elfs_lib.params import Params
+from elfs_lib.training.recipes import recipe_key
+
+if TYPE_CHECKING:
+    from elfs_lib.stages.run import Run
+
+#: Where and how fast a stage runs changes its results by rounding alone.
+UNKEYED = frozenset({"device", "compile", "loader"})
+
+#: What :func:`elfs_lib.training.loop.train` takes from the parameters as it is.
+TRAINING = ("flip", "crop_pad", "device", "precision", "compile", "loader")
+
+
+class UndeclaredParameter(RuntimeError):
+    """A stage read a parameter that its declaration, or its key, does not hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A stage of the pipeline.
+
+    Attributes:
+        name: Of the stage and of the folder of its artifacts.
+        build: ``(given, draft)``: computes, and writes through the draft.
+        title: What people read while it runs; ``{name}`` stands for an argument.
+        reads: Names of the parameters that it may read.
+        inputs: ``(run, **arguments) -> {name: Call}``: the artifacts that it reads.
+        asks: The same for artifacts of which the key holds what ``key`` takes from them, and not
+            the content: of a search, the choice.
+        key: ``(given) -> {name: value}``: what the artifact is keyed by besides its inputs.
+        later: Parameters that the stage has come to read since results were first published, with
+            the value that changes nothing: at that value the key leaves them out.
+        unkeyed: Parameters that it may read though the results do not depend on them.
+        labels: Label policy, or ``(**arguments) -> policy``; see :mod:`elfs_lib.label_lock`. The
+            keys of stages that may open labels hold the labels' digest.
+        version: To be raised when ``build`` gives something else than before.
+        quick: It takes no time worth a line: whoever needs it makes it.
+    """
+
+    name: str
+    build: Callable[[Given, Draft], None]
+    title: str
+    reads: frozenset[str]
+    inputs: Callable[..., Mapping[str, Call]]
+    asks: Callable[..., Mapping[str, Call]] = field(default=lambda run, **arguments: {})
+    key: Callable[[Given], Mapping[str, Any]] = field(default=lambda given: given.key())
+    later: Mapping[str, Any] = field(default_factory=dict)
+    unkeyed: frozenset[str] = UNKEYED
+    labels: str | Callable[..., str] = "never"
+    version: int = 1
+    quick: bool = False
+
+    @property
+    def doc(self) -> str | None:
+        """What the stage computes and writes."""
+        return self.build.__doc__
+
+    def policy(self, **arguments: Any) -> str:
+        """The label policy, given the stage's arguments."""
+        return self.labels(**arguments) if callable(self.labels) else self.labels
+
+
+def stage(
+    name: str | None = None,
+    *,
+    title: str,
+    inputs: Collection[str] | Callable[..., Mapping[str, Call]] = (),
+    reads: Collection[str] = (),
+    later: Mapping[str, Any] | None = None,
+    unkeyed: Collection[str] = (),
+    **declared: Any,
+) -> Callable[[Callable[[Given, Draft], None]], Stage]:
+    """Declare the function below as a stage; arguments as the attributes of :class:`Stage`.
+
+    Args:
+        name: None: that of the function.
+        inputs: Names of stages without arguments, or a function as in :class:`Stage`.
+    """
+
+    def declare(build: Callable[[Given, Draft], None]) -> Stage:
+        found = inputs
+        if not callable(found):
+            names = tuple(found)
+            found = lambda run: {name: run.call(name) for name in names}  # noqa: E731
+        return Stage(
+            name or build.__name__,
+            build,
+            title,
+            reads=frozenset(reads) | frozenset(later or ()),
+            inputs=found,
+            later=later or {},
+            unkeyed=UNKEYED | frozenset(unkeyed),
+            **declared,
+        )
+
+    return declare
+
+
+class _Declared:
+    """Parameters as a stage sees them. Remembers which were read while the key was made; no others
+    can be read afterwards."""
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self._run, self._stage = run, stage
+        self._keyed: set[str] = set()
+        self._open = True
+
+    def __getattr__(self, name: str) -> Any:
+        stage = self._stage
+        if name not in stage.unkeyed:
+            if name not in stage.reads:
+                raise UndeclaredParameter(
+                    f"Stage {stage.name!r} reads parameter {name!r}: add it to the stage's reads."
+                )
+            if self._open:
+                self._keyed.add(name)
+            elif name not in self._keyed:
+                raise UndeclaredParameter(
+                    f"Stage {stage.name!r} reads parameter {name!r}, which its key leaves out."
+                )
+        return self._run.classes if name == "classes" else getattr(self._run.params, name)
+
+    def close(self) -> None:
+        """From here on only what the key has read may be read."""
+        self._open = False
+
+
+class Given:
+    """All that a stage gets of a run.
+
+    Attributes:
+        params: The parameters that the stage declares; ``classes`` is the number that holds, the
+            parameter's or the dataset's.
+        args: The stage's arguments, as attributes.
+        labels: The locked labels, which open as far as the stage's policy allows.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.params: Params = _Declared(call.run, call.stage)  # type: ignore[assignment]
+        self.args = SimpleNamespace(**call.args)
+
+    @property
+    def labels(self) -> LabelOracle:
+        return self._call.run.labels
+
+    @cached_property
+    def inputs(self) -> dict[str, Artifact]:
+        """The artifacts that the stage reads or asks, by name."""
+        return {name: call.artifact for name, call in self._call.before.items()}
+
+    def some(self, *names: str) -> dict[str, Any]:
+        """Parameters by name."""
+        return {name: getattr(self.params, name) for name in names}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How networks are trained on the images: flips, crops, and what computes."""
+        return self.some(*TRAINING)
+
+    def key(self, *names: str) -> dict[str, Any]:
+        """Parameters as keys hold them: recipes with their revision, and none of those that joined
+        later at the value that changes nothing. Without names, all that the stage declares, and its
+        arguments."""
+        later = self._call.stage.later
+        values = self.some(*(names or sorted(self._call.stage.reads)))
+        kept = {n: v for n, v in values.items() if n not in later or v != later[n]}
+        recipes = {n: recipe_key(v) for n, v in kept.items() if n.endswith("_recipe") and v}
+        return kept | recipes | ({} if names else vars(self.args))
+
+    def array(self, stage: str, name: str) -> np.ndarray:
+        """An array of an input, memory-mapped read-only."""
+        return self.inputs[stage].array(name)
+
+    @property
+    def n(self) -> int:
+        """N, the number of training images."""
+        return len(self.inputs["images"].array("train"))
+
+    @property
+    def train_images(self) -> np.ndarray:
+        """uint8 [N, C, H, W], resident."""
+        self.inputs["images"]
+        return self._call.run.train_images
+
+    @property
+    def test_images(self) -> np.ndarray:
+        """uint8 [M, C, H, W], resident."""
+        self.inputs["images"]
+        return self._call.run.test_images
+
+    @property
+    def device_name(self) -> str:
+        """The device in words, for the manifest."""
+        from elfs_lib.compute import describe_device, resolve_device
+
+        return describe_device(resolve_device(self.params.device))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A stage of a run with its arguments: a node of the run's graph."""
+
+    run: Run
+    stage: Stage
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> tuple[Params, str, str]:
+        """Equal for equal stages with equal arguments of runs with equal parameters."""
+        return self.run.params, self.stage.name, canonical_json(dict(self.args))
+
+    @property
+    def title(self) -> str:
+        return self.stage.title.format(**self.args)
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Call]:
+        """The calls whose artifacts the stage reads, by name; computes nothing."""
+        return self.stage.inputs(self.run, **self.args)
+
+    @cached_property
+    def before(self) -> Mapping[str, Call]:
+        """The same with those that it asks: all that must be there first."""
+        return {**self.inputs, **self.stage.asks(self.run, **self.args)}
+
+    @property
+    def upstream(self) -> Iterator[Call]:
+        """What this call builds on, inputs first and each once, and the call itself."""
+        done: set[object] = set()
+
+        def walk(call: Call) -> Iterator[Call]:
+            if call.id not in done:
+                done.add(call.id)
+                for before in call.before.values():
+                    yield from walk(before)
+                yield call
+
+        return walk(self)
+
+    @property
+    def reads(self) -> set[str]:
+        """The parameters that the stage and what it builds on declare."""
+        return set().union(*(call.stage.reads for call in self.upstream))
+
+    @property
+    def key_params(self) -> dict[str, Any]:
+        """What the artifact is keyed by besides the contents of its inputs."""
+        return self._key(Given(self))
+
+    def _key(self, given: Given) -> dict[str, Any]:
+        keyed = dict(self.stage.key(given))
+        given.params.close()
+        if self.stage.policy(**self.args) != "never":
+            keyed["labels"] = self.run.labels.digest()  # images hold no label
+        return keyed
+
+    @property
+    def artifact(self) -> Artifact:
+        """The stage's artifact, computed if it is not there.
+
+        Raises:
+            NotBuilt: if it is not there and the store only looks.
+        """
+        found = self.run.found
+        if self.id not in found:
+            found[self.id] = self._make()
+        return found[self.id]
+
+    def _make(self) -> Artifact:
+        stage, given = self.stage, Given(self)
+        keyed = self._key(given)
+        return self.run.store.run(
+            stage.name,
+            lambda draft: stage.build(given, draft),
+            version=stage.version,
+            params=keyed,
+            inputs={name: given.inputs[name] for name in self.inputs},
+            seed=keyed.get("seed"),
+            labels=stage.policy(**self.args),
+        )
+
+
+def given_stage(
+    name: str, build: Callable[[Draft], None], title: str, keyed: Mapping[str, Any]
+) -> Stage:
+    """A stage that takes what somebody brings in place of computing it.
+
+    Args:
+        keyed: What tells it from other such content, a hash of it among it.
+    """
+    return Stage(
+        name,
+        lambda given, draft: build(draft),
+        title,
+        reads=frozenset(),
+        inputs=lambda run: {},
+        key=lambda given: keyed,
+    )
