@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
-from elfs_lib.runs.sweep import load_sweep
+from elfs_lib.runs.spec import load_sweep
 from elfs_lib.stages import Run
 
 

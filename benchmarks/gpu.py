@@ -10,6 +10,8 @@ what is missing. Each figure is written as it comes, in place of an older one of
 torch, so that a run that is cut short loses nothing; rows that no time was left for stay as they
 are. "graphs" is ``compile: auto`` on trainings too short for torch.compile, "compiled" is
 ``compile: on``.
+
+One file: it is copied to a machine and run there as a whole.
 """
 
 from __future__ import annotations

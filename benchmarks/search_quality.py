@@ -21,7 +21,7 @@ import torch
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
-from elfs_lib.runs.sweep import load_sweep
+from elfs_lib.runs.spec import load_sweep
 from elfs_lib.selection import budget_count
 from elfs_lib.selection.double_end import feasible_ratios
 from elfs_lib.stages import Run

@@ -18,8 +18,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from elfs_lib.clustering.registry import CLUSTERINGS
+from elfs_lib.data.base import SIZE_RANGE
 from elfs_lib.data.datasets import DATASETS
-from elfs_lib.data.readers import SIZE_RANGE
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.embedding.encoder_checks import check_encoder
 from elfs_lib.embedding.encoders import check_method

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
-from elfs_lib.cli.commands import app
+from elfs_lib.cli.shared import app
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.results import coreset_lists as lists

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 from elfs_lib.artifacts import Store
 from elfs_lib.data import datasets, decoding, readers
+from elfs_lib.data.base import Images, merge_reports
 from elfs_lib.data.datasets import (
     DATASETS,
     check_dataset,
@@ -30,7 +31,6 @@ from elfs_lib.data.datasets import (
     source_fingerprint,
     unread_files,
 )
-from elfs_lib.data.readers import Images, merge_reports
 from elfs_lib.errors import ElfsError
 
 PINNED = [360, 1773, 965, 256, 607]  # rows of scikit-learn's digits

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from elfs_lib import compute
 from elfs_lib.cli import doctor
-from elfs_lib.cli.commands import app
-from elfs_lib.embedding import embed as embedding
+from elfs_lib.cli.shared import app
+from elfs_lib.embedding.networks import stored_weights
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +85,11 @@ def test_threads_that_stand_idle_are_slow(monkeypatch):
 
 def test_downloaded_weights_are_found_where_they_are_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    assert embedding.stored_weights("swav_resnet50") is None
+    assert stored_weights("swav_resnet50") is None
     file = tmp_path / "hub" / "checkpoints" / "swav_800ep_pretrain.pth.tar"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights")
-    assert embedding.stored_weights("swav_resnet50") == file
+    assert stored_weights("swav_resnet50") == file
     here, later = found()["weights"].found.split("downloaded when used")
     assert "swav_resnet50" in here and "swav_resnet50" not in later
 

@@ -18,7 +18,8 @@ from elfs_lib.artifacts import Store
 from elfs_lib.embedding.embedding_file import load_embeddings
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.photos.choosing import Request, choose_images
+from elfs_lib.photos.choosing import choose_images
+from elfs_lib.photos.request import Request
 from elfs_lib.stages import Run
 
 ROWS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)

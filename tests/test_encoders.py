@@ -14,10 +14,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from elfs_lib.embedding import embed as embedding
-from elfs_lib.embedding.embed import embed, load_encoder, read_checkpoint, resize_and_normalise
+from elfs_lib.embedding import networks as embedding_networks
+from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.encoder_checks import check_encoder
 from elfs_lib.embedding.encoders import ENCODERS, checkpoint_fingerprint, describe, trains_here
+from elfs_lib.embedding.networks import (
+    _input_side,
+    _under_our_names,
+    load_encoder,
+    read_checkpoint,
+    resize_and_normalise,
+)
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
 from elfs_lib.errors import ElfsError
 
@@ -180,9 +187,9 @@ def test_describe_says_what_was_seen():
 
 def test_input_size_rule():
     lite0, dino = ENCODERS["efficientnet_lite0"], ENCODERS["dino_vitb16"]
-    assert [embedding._input_side(lite0, (s, s)) for s in (28, 64, 65, 500)] == [128, 128, 224, 224]
-    assert embedding._input_side(dino, (32, 32)) == 224
-    assert embedding._input_side(ENCODERS["dinov2_vits14"], (32, 32)) == 224
+    assert [_input_side(lite0, (s, s)) for s in (28, 64, 65, 500)] == [128, 128, 224, 224]
+    assert _input_side(dino, (32, 32)) == 224
+    assert _input_side(ENCODERS["dinov2_vits14"], (32, 32)) == 224
 
 
 def test_concatenation_normalises_each():
@@ -197,10 +204,10 @@ def test_concatenation_normalises_each():
 
 def test_without_a_network_one_sentence(monkeypatch, tmp_path):
     def no_network(*_, **__):
-        raise embedding.urllib.error.URLError("no network")
+        raise embedding_networks.urllib.error.URLError("no network")
 
-    monkeypatch.setattr(embedding.urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(embedding, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(embedding_networks.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(embedding_networks, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for name in ("test_vit.r160_in1k", "swav_resnet50"):
         with pytest.raises(ElfsError, match="give encoder_checkpoint a local file"):
@@ -429,7 +436,7 @@ def test_dinov2_blocks_in_chunks_are_blocks():
 
     given = {f"teacher.backbone.{chunked(name)}": value for name, value in ours.items()}
     assert any(".blocks.1.3." in name for name in given)
-    found = embedding._under_our_names(model, given, ours.keys(), "weights.pth")
+    found = _under_our_names(model, given, ours.keys(), "weights.pth")
     assert found.keys() == ours.keys()
     assert all(torch.equal(found[name], ours[name]) for name in ours)
 

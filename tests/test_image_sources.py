@@ -17,8 +17,10 @@ import elfs_lib
 from elfs_lib.artifacts import Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.photos import choosing as own_images
-from elfs_lib.photos.choosing import Request, choose_images, pick
+from elfs_lib.photos.choice import pick
+from elfs_lib.photos.choosing import choose_images
 from elfs_lib.photos.image_sources import as_pixels, read_source
+from elfs_lib.photos.request import Request
 from elfs_lib.selection import SelectionInputs
 from elfs_lib.selection import select as select_by
 from elfs_lib.selection.by_class import class_quantile

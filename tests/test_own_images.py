@@ -40,27 +40,21 @@ from elfs_lib.params import Params
 from elfs_lib.photos import choosing as own_images
 from elfs_lib.photos import gallery
 from elfs_lib.photos import labels as own_labels
-from elfs_lib.photos.choosing import (
-    BUDGETS,
-    COLUMNS,
-    OwnRun,
-    Request,
-    choose_images,
-    pick,
-    read_images,
-    select,
-)
-from elfs_lib.photos.labels import (
-    LINEAR,
-    NETWORK,
+from elfs_lib.photos import run as photos_run
+from elfs_lib.photos.assessment import LINEAR, NETWORK, _learning_curve, _linear
+from elfs_lib.photos.choice import COLUMNS, pick
+from elfs_lib.photos.choosing import choose_images, read_images, select
+from elfs_lib.photos.labels import evaluate, import_labels
+from elfs_lib.photos.lists import (
     ListFiles,
-    evaluate,
-    import_labels,
+    find_list,
     make_list,
     open_choice,
     read_record,
     stored_labels,
 )
+from elfs_lib.photos.request import BUDGETS, Request
+from elfs_lib.photos.run import OwnRun
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS, SelectionInputs
 from elfs_lib.selection import select as select_by
@@ -309,7 +303,7 @@ def test_random_images_give_the_accuracy_and_are_not_trained_on(tmp_path: Path):
     # labels that are wrong throughout: a model trained on them would be right about them
     typed = pd.read_csv(files.holdout).assign(label=["ab"["ba".index(sort[p])] for p in held])
     typed.to_csv(files.holdout, index=False)
-    assert own_labels.find_list(None, files.holdout).csv == files.csv
+    assert find_list(None, files.holdout).csv == files.csv
     import_labels(files, files.holdout)
     said: list[str] = []
     found, choice = evaluate(files, folds=4, batch=8, say=said.append)
@@ -336,16 +330,14 @@ def test_the_learning_curve_rises_where_labels_help_and_its_band_holds_the_truth
     rows, tests = np.arange(80), np.arange(80, 200)
     folds = np.arange(80) % 5
     for held in ((tests, targets[tests]), None):
-        table = own_labels._learning_curve(points, rows, targets[rows], folds, 0, held)
+        table = _learning_curve(points, rows, targets[rows], folds, 0, held)
         assert table["labels"].tolist() == ([20, 40, 80] if held else [16, 32, 64])
         assert table["accuracy"].is_monotonic_increasing
         assert (table["low"] < table["accuracy"]).all() and (
             table["accuracy"] < table["high"]
         ).all()
-    table = own_labels._learning_curve(
-        points, rows, targets[rows], folds, 0, (tests, targets[tests])
-    )
-    model = own_labels._linear(points[rows], targets[rows])
+    table = _learning_curve(points, rows, targets[rows], folds, 0, (tests, targets[tests]))
+    model = _linear(points[rows], targets[rows])
     true = 100 * (model.predict(points[200:]) == targets[200:]).mean()
     assert table["low"].iloc[-1] < true < table["high"].iloc[-1]
     direct = 100 * (model.predict(points[tests]) == targets[tests]).mean()
@@ -505,7 +497,7 @@ def test_an_encoder_trained_on_the_images_sees_them_all_at_once(tmp_path: Path, 
     for number in range(20):
         pixels = rng.integers(0, 256, (48, 48, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
-    monkeypatch.setattr(own_images, "_CHUNK", 5)
+    monkeypatch.setattr(photos_run, "PHOTOS_AT_ONCE", 5)
     values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos"), "image_size": 16}
     changes = {"encoder_network": "convnet_tiny", "encoder_epochs": 1}
     params = Params.make(values | changes | {"encoder": "self_supervised", "device": "cpu"})
@@ -616,7 +608,7 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(embedding, "embed", embed)
     monkeypatch.setattr(embedding, "frozen_embedder", frozen_embedder)
-    monkeypatch.setattr(own_images, "_CHUNK", 5)
+    monkeypatch.setattr(photos_run, "PHOTOS_AT_ONCE", 5)
 
     def embeddings(**changes) -> np.ndarray:
         values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos")}
@@ -801,7 +793,9 @@ def test_labels_that_cannot_be_meant_are_one_sentence(tmp_path: Path, text: str,
 @pytest.mark.parametrize("name", ['quo"te.png', " space.png", "a;b.png", "two\rlines.png"])
 def test_awkward_names_go_out_and_come_back(tmp_path: Path, name: str):
     file = tmp_path / "labels.csv"
-    own_labels._write_csv(file, pd.DataFrame({"path": [name, "b.png"], "label": ['6" pipe', "x"]}))
+    own_labels.write_list_csv(
+        file, pd.DataFrame({"path": [name, "b.png"], "label": ['6" pipe', "x"]})
+    )
     known = pd.read_csv(file, dtype=str)["path"]
     assert known.tolist() == [name, "b.png"]
     assert read_labels(file, known).given == {name: '6" pipe', "b.png": "x"}
@@ -888,7 +882,7 @@ def test_the_round_trip_keeps_labels_and_never_asks_twice(
     again = open_choice(files.next.record)
     assert list(again.listed["path"]) == list(batch["path"])
     assert list(again.budgets["budget"]) == [15]
-    assert own_labels.find_list(None, files.next.csv).csv == files.csv  # labels go to the first
+    assert find_list(None, files.next.csv).csv == files.csv  # labels go to the first
     first = min(folder.glob("sort0/*")).relative_to(folder).as_posix()
     same = {"copy.png", "again.bmp", NASTY, first}
     assert len(same & {*batch["path"], *listed["path"]}) <= 1
@@ -1080,14 +1074,14 @@ def test_labels_go_to_the_list_in_which_they_stand(tmp_path: Path, monkeypatch):
         make_list(tmp_path / "photos", files, request, store)
     following = files.csv.with_name("list.next.csv")
     for named, source in ((None, files.csv), (None, following), (following, None)):
-        assert own_labels.find_list(named, source).csv == files.csv
+        assert find_list(named, source).csv == files.csv
     with pytest.raises(ElfsError, match="name of the next batch of another list"):
         make_list(tmp_path / "photos", ListFiles(following), request, store)
     other = tmp_path / "given.csv"
-    assert own_labels.find_list(files.csv, other).csv == files.csv
-    assert own_labels.find_list(other, files.csv).csv == other  # what is named wins
+    assert find_list(files.csv, other).csv == files.csv
+    assert find_list(other, files.csv).csv == other  # what is named wins
     monkeypatch.chdir(tmp_path)
-    assert own_labels.find_list(None, other).csv == Path("to_label.csv")
+    assert find_list(None, other).csv == Path("to_label.csv")
 
 
 def test_an_older_batch_does_not_stand_beside_a_new_list(tmp_path: Path):
@@ -1108,7 +1102,7 @@ def test_an_older_batch_does_not_stand_beside_a_new_list(tmp_path: Path):
     assert not any(file.exists() for file in batch)
     kept = files.csv.with_name("list.next.kept1.csv")  # somebody may be labelling it
     assert kept.read_text() == waiting and any(str(kept) in line for line in said)
-    assert own_labels.find_list(None, kept).csv == files.csv
+    assert find_list(None, kept).csv == files.csv
     label(files.csv)
     evaluate(files, folds=3, batch=0)
     while evaluate(files, folds=3, batch=10, say=said.append)[1]:

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from elfs_lib.artifacts import package_versions
-from elfs_lib.cli.commands import _parse
+from elfs_lib.cli.shared import parse_overrides
 from elfs_lib.params import Params
 from elfs_lib.results.provenance import as_options, command, provenance
 from elfs_lib.stages import Run
@@ -26,7 +26,7 @@ def params_of(line: str) -> Params:
     program, verb, file, *rest = shlex.split(line)
     assert (program, verb) == ("elfs", "run")
     assert rest[::2] == ["-p"] * (len(rest) // 2)
-    return Params.load(ROOT / file, _parse(rest[1::2]))
+    return Params.load(ROOT / file, parse_overrides(rest[1::2]))
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_a_page_says_that_pseudo_labels_were_brought(tiny_run: Run):
 @pytest.mark.parametrize("text", ["my #photos", "a: b", "1e5", "null", "plain", "aligned_mean"])
 def test_a_printed_option_reads_back_as_it_was(text: str):
     option = as_options({"data_path": text})[0].removeprefix("-p ")
-    assert _parse([shlex.split(option)[0]]) == {"data_path": text}
+    assert parse_overrides([shlex.split(option)[0]]) == {"data_path": text}

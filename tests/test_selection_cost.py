@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from elfs_lib.cli.commands import methods
+from elfs_lib.cli.about import methods
 from elfs_lib.errors import ElfsError
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, expected_cost, select
 from elfs_lib.selection.cost import GROWTH, growth_note, is_measured, measured_as, stages_before

@@ -25,12 +25,14 @@ from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
 from elfs_lib.artifacts import Store
-from elfs_lib.cli.commands import app
+from elfs_lib.cli.shared import app
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.runs import sweep as sweeps
 from elfs_lib.runs import workers as sweep_workers
+from elfs_lib.runs.planning import collect
+from elfs_lib.runs.spec import load_sweep
 from elfs_lib.stages import Run
 
 PARAMS = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
@@ -75,7 +77,7 @@ def write(path: Path, values: dict) -> None:
 
 def grid(project: Path, **changes: object) -> sweeps.Sweep:
     write(project / "grid.yaml", GRID | changes)
-    return sweeps.load_sweep(project / "grid.yaml")
+    return load_sweep(project / "grid.yaml")
 
 
 def notebook(project: Path, source: str) -> None:
@@ -171,13 +173,13 @@ def test_a_wrong_sweep_is_one_sentence(project: Path, changes: dict, words: str)
 def test_a_missing_key_is_named(project: Path):
     write(project / "grid.yaml", {k: v for k, v in GRID.items() if k != "seeds"})
     with pytest.raises(ElfsError, match="lacks 'seeds'"):
-        sweeps.load_sweep(project / "grid.yaml")
+        load_sweep(project / "grid.yaml")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "params" / "sweeps").glob("*.yaml")))
 def test_the_sweeps_that_ship_are_valid(file: Path, monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")  # paths are looked for in the project, too
-    assert sweeps.cells(sweeps.load_sweep(file))
+    assert sweeps.cells(load_sweep(file))
 
 
 def test_budgets_that_do_not_fit_the_data_are_refused_before_work(project: Path):
@@ -245,11 +247,11 @@ def test_a_row_of_whole_pipelines_is_of_its_own_pipeline(project: Path):
     method = {"methods": ["moderate"], "budgets": [0.1], "seeds": [0, 1]}
     usual, whole = grid(project, **method), grid(project, **method, whole_pipelines=True)
     Run(usual.pipelines[0], store).evaluate("moderate", 0.1, 1)
-    assert sweeps.collect(usual, store)["seed"].tolist() == [1]
-    assert sweeps.collect(whole, store).empty
+    assert collect(usual, store)["seed"].tolist() == [1]
+    assert collect(whole, store).empty
     other = Run(whole.pipelines[1], store)
     other.evaluate("moderate", 0.1, 1)
-    [row] = sweeps.collect(whole, store).to_dict("records")
+    [row] = collect(whole, store).to_dict("records")
     assert row["accuracy"] == other.result_row("moderate", 0.1, 1)["accuracy"]
 
     result = CliRunner().invoke(app, ["sweep", "grid.yaml", "--dry-run", "--book"])
@@ -306,12 +308,12 @@ def test_every_method_finds_the_stages_that_it_needs(project: Path, tiny_run: Ru
 def test_what_is_done_is_skipped_and_collected(project: Path):
     store = Store(project / "artifacts")
     sweep = grid(project, methods=["random"], budgets=[0.1])
-    assert sweeps.collect(sweep, store).empty
+    assert collect(sweep, store).empty
     run = Run(sweep.pipelines[0], store)
     first = run.result_row("random", 0.1, 0)
     expected = pd.DataFrame([first])
     expected = expected.astype({"hard_prune_ratio": float, "pseudo_label_accuracy": float})
-    pd.testing.assert_frame_equal(sweeps.collect(sweep, store), expected)
+    pd.testing.assert_frame_equal(collect(sweep, store), expected)
     assert [c.seed for c in sweeps.plan(sweep, store).waiting] == [1]
     run.evaluate("random", 0.1, 1)
 
@@ -401,7 +403,7 @@ echo "Submitted batch job $!"
 
 def test_slurm_jobs_run_one_notebook_at_a_time(slurm):
     slurm()
-    options = dict(sweeps.load_sweep(ROOT / "params" / "sweeps" / "slurm.yaml").slurm)
+    options = dict(load_sweep(ROOT / "params" / "sweeps" / "slurm.yaml").slurm)
     with sweep_workers._slurm_cluster(options | {"jobs": 0}) as cluster:
         script = cluster.job_script()
     for line in ("#SBATCH -p gpu", "--gres=gpu:1", "--cpus-per-task=8", "--nthreads 1"):
@@ -466,12 +468,12 @@ def test_the_table_counts_done_running_failed_and_estimates_what_is_left(project
     from rich.console import Console
 
     sweep = grid(project, methods=["random"], budgets=[0.1], seeds=[0, 1, 2, 3])
-    progress = sweeps._Progress(sweep, sweeps.plan(sweep, Store(project / "artifacts")), print)
+    progress = sweeps.SweepProgress(sweep, sweeps.plan(sweep, Store(project / "artifacts")), print)
     done, failed, running, _ = sweeps.cells(sweep)
     for cell in (done, failed, running):
         progress.started(cell)
-    progress.finished(done, sweeps._Outcome("done", row={"accuracy": 50.0}))
-    progress.finished(failed, sweeps._Outcome("failed", "cell 2: ValueError: boom"))
+    progress.finished(done, sweeps.Outcome("done", row={"accuracy": 50.0}))
+    progress.finished(failed, sweeps.Outcome("failed", "cell 2: ValueError: boom"))
     console = Console(width=200)
     with console.capture() as capture:
         console.print(progress._table())
@@ -599,7 +601,7 @@ def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeyp
     notebook(project, "")
     store = Store(project / "artifacts")
     sweep = grid(project, methods=["random", "elfs"], budgets=[0.1], seeds=[0])
-    monkeypatch.setattr(sweeps, "_execute", lambda *args: sweeps._Outcome("done"))
+    monkeypatch.setattr(sweeps, "_execute", lambda *args: sweeps.Outcome("done"))
     Run(sweep.pipelines[0], Store(project / "done")).evaluate("random", 0.1, 0)
 
     made = Run.artifact

@@ -21,7 +21,7 @@ from elfs_lib.cli import commands as cli
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params, parse_yaml
 from elfs_lib.runs import pipeline
-from elfs_lib.runs.sweep import load_sweep
+from elfs_lib.runs.spec import load_sweep
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "elfs_lib").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])

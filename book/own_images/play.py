@@ -72,8 +72,9 @@ def label(listed: str, file: str, truth: dict[str, str]) -> None:
 
 def compare(truth: dict[str, str]) -> None:
     """Accuracy on the images without a label, after training on chosen lists and on random ones."""
+    from elfs_lib.photos.assessment import predict
     from elfs_lib.photos.choosing import choose_images
-    from elfs_lib.photos.labels import ListFiles, open_choice, predict, stored_labels
+    from elfs_lib.photos.lists import ListFiles, open_choice, stored_labels
     from elfs_lib.results.evaluation import display_name
 
     files = ListFiles(Path("to_label.csv"))

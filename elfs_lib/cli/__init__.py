@@ -1,5 +1,9 @@
-"""The command line."""
+"""The command line, one file a group of commands."""
 
-from elfs_lib.cli.commands import app, main
+# in the order of elfs --help
+# isort: off
+from elfs_lib.cli import runs, photos, coresets, book, encoders, about
+from elfs_lib.cli.shared import app
+from elfs_lib.cli.commands import main
 
-__all__ = ["app", "main"]
+__all__ = ["about", "app", "book", "coresets", "encoders", "main", "photos", "runs"]

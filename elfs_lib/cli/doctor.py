@@ -176,8 +176,8 @@ def _notebooks() -> Finding:
 
 
 def _data() -> Finding:
+    from elfs_lib.data.base import MissingDataset
     from elfs_lib.data.datasets import DATASETS, default_data_dir, source_fingerprint
-    from elfs_lib.data.readers import MissingDataset
 
     there, absent = [], []
     for name, spec in DATASETS.items():
@@ -195,8 +195,8 @@ def _data() -> Finding:
 
 
 def _weights() -> Finding:
-    from elfs_lib.embedding.embed import stored_weights
     from elfs_lib.embedding.encoders import ENCODERS, encoder_dir
+    from elfs_lib.embedding.networks import stored_weights
 
     named = [name for name, spec in ENCODERS.items() if spec.architecture]
     there = [name for name in named if stored_weights(name)]
@@ -228,8 +228,8 @@ def _artifacts() -> Finding:
 def _run(params_file: Path, overrides: Mapping | None) -> Finding:
     from elfs_lib.compute import resolve_device
     from elfs_lib.data.datasets import source_fingerprint
-    from elfs_lib.embedding.embed import stored_weights
     from elfs_lib.embedding.encoders import ENCODERS, split_encoders
+    from elfs_lib.embedding.networks import stored_weights
     from elfs_lib.params import Params
 
     p = Params.load(params_file, overrides)

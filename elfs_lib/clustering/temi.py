@@ -13,6 +13,8 @@ command; the last layer's weights have length 1 (weight normalisation with a fix
 code learns), so that logits are cosines; weights w carry no gradient; the teacher labels the
 images; the batch that would be incomplete at the end of an epoch is left out, and each epoch
 shuffles anew.
+
+One file: the algorithm reads from top to bottom, from the heads' loss to what they agree on.
 """
 
 from __future__ import annotations

@@ -19,21 +19,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from elfs_lib.data.readers import (
-    SIZE_RANGE,
-    SPLITS,
-    Digits,
-    FashionMnist,
-    FirstOf,
-    Folder,
-    ImageNet,
-    Images,
-    MissingDataset,
-    Parquet,
-    Reader,
-    Request,
-    Torchvision,
-)
+from elfs_lib.data.base import SIZE_RANGE, SPLITS, Images, MissingDataset, Reader, Request
+from elfs_lib.data.folders import Folder, ImageNet
+from elfs_lib.data.parquet import Parquet
+from elfs_lib.data.readers import Digits, FashionMnist, FirstOf, Torchvision
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.label_lock import LabelOracle
 

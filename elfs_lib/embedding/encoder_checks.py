@@ -32,6 +32,6 @@ def check_encoder(
             continue
         needs_look = spec.architecture and (path is not None or input_size is not None)
         if needs_look or (name == OWN and path is not None):
-            from elfs_lib.embedding import embed as embedding  # which needs PyTorch
+            from elfs_lib.embedding.networks import check
 
-            embedding.check(name, spec, path, input_size)
+            check(name, spec, path, input_size)

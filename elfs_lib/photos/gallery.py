@@ -154,7 +154,7 @@ def file_kinds(files: pd.DataFrame) -> pd.DataFrame:
     """What became of a folder's files, one row a kind: kind, files, used, what, paths.
 
     Args:
-        files: As :attr:`elfs_lib.photos.choosing.Choice.files`, at least one row.
+        files: As :attr:`elfs_lib.photos.choice.Choice.files`, at least one row.
     """
     rows = []
     for kind, part in files.groupby("kind", sort=True):

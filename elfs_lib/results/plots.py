@@ -3,6 +3,8 @@
 One style for all: the width of a book column, a colour-blind safe palette, one fixed look per
 method. Nothing here goes through pyplot, so no figure leaks, and a figure that ends a notebook
 cell is shown once. Captions and alternative texts belong to the notebooks.
+
+One file: each figure stands alone, and all share one style.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from elfs_lib.errors import ElfsError
 if TYPE_CHECKING:  # Dask takes seconds to import, and only running a sweep needs it
     from distributed import Client
 
-    from elfs_lib.runs.sweep import Sweep
+    from elfs_lib.runs.spec import Sweep
 
 _WORKER_BYTES = 2 * 2**30  # a worker and its kernel, each with torch, before any data
 

@@ -1,0 +1,62 @@
+"""Commands for the book and its pages."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from elfs_lib.cli.shared import app
+
+
+@app.command()
+def book(
+    strict: Annotated[bool, typer.Option(help="Warnings are errors")] = True,
+) -> None:
+    """Render the book from the executed notebooks.
+
+    Example:
+
+        elfs book
+    """
+    from elfs_lib.runs import pipeline
+
+    print(f"The book is built: open {pipeline.build_book(strict=strict)}")
+
+
+@app.command()
+def verdict() -> None:
+    """Write what the results tables bear out of ELFS against others.
+
+    To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
+    number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
+    pictures in book/images are written from these and from the executed notebooks.
+
+    Example:
+
+        elfs verdict
+    """
+    from elfs_lib.project import project_root
+    from elfs_lib.results.tables import result_tables
+    from elfs_lib.results.verdict import update_readme, verdict_file, write_pictures, write_verdict
+
+    root = project_root()
+    rows, readme = write_verdict(result_tables()), root / "README.md"
+    update_readme(rows, readme)
+    notebook = root / "book/runs/cifar10/05_double_end_pruning.ipynb"
+    pictures = write_pictures(rows, root / "book/images", notebook)
+    print(f"Written: {verdict_file()} ({len(rows)} rows), {readme},", *pictures)
+
+
+@app.command()
+def notebooks() -> None:
+    """Run each notebook with its defaults, the digits, and keep the outputs in it.
+
+    Example:
+
+        elfs notebooks
+    """
+    from elfs_lib.runs import pipeline
+
+    for path in pipeline.refresh_notebooks():
+        print(f"{path.name} holds the outputs of its defaults")

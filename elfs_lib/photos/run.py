@@ -1,0 +1,284 @@
+"""A run over a folder of photos, or an array: no labels, and photos at the encoder's size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from elfs_lib.artifacts import Draft
+from elfs_lib.clustering.class_count import ClassEstimate, estimate_classes
+from elfs_lib.data.decoding import (
+    decode_images,
+    read_ahead,
+    read_file,
+    readable_formats,
+)
+from elfs_lib.data.duplicates import (
+    Copies,
+    default_cosine,
+    find_copies,
+)
+from elfs_lib.embedding import encoders
+from elfs_lib.embedding.embedding_file import PRECOMPUTED
+from elfs_lib.errors import ElfsError
+from elfs_lib.params import Params
+from elfs_lib.photos.image_sources import Source
+from elfs_lib.progress import track
+from elfs_lib.selection import easiness
+from elfs_lib.selection.by_class import class_quantile
+from elfs_lib.selection.double_end import hard_prune_count
+from elfs_lib.stages.embedding import (
+    embedding_options,
+    embeddings,
+    embeddings_key,
+    write_embeddings,
+)
+from elfs_lib.stages.graph import Given, Stage, given_stage, stage
+from elfs_lib.stages.run import Run
+
+ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
+PHOTOS_AT_ONCE = 512  # files decoded at a time for the encoder: 77 MB at 224 pixels
+_SAMPLE = 256  # files whose headers say how large the images are
+
+
+def profile(n: int, dimensions: int) -> dict[str, Any]:
+    """Parameters that finish in minutes on a CPU, by the number of images.
+
+    Args:
+        n: Number of images.
+        dimensions: Of the embeddings.
+    """
+    small, medium = n < 3_000, n < 20_000
+    return {
+        "neighbors": min(50, max(5, n // 40), n - 1),
+        "temi_heads": 8 if small else 16,
+        "temi_epochs": 100 if small else 60 if medium else 40,
+        "temi_batch": 256 if small else 512 if medium else 1024,
+        "temi_learning_rate": 1e-3,
+        "temi_warmup_epochs": 5,
+        "temi_teacher_momentum": 0.99,
+        "temi_hidden": 256 if small else 512,
+        "temi_bottleneck": 128 if small else 256,
+        "temi_pca": 64 if dimensions > 128 and n > 128 else None,
+        "temi_loss_epochs": 5,
+        "proxy_recipe": "speedrun_tiny" if small else "speedrun_small",
+        "proxy_epochs": 20 if small else 12 if medium else 8,
+        "hard_prune_ratios": (0.0, 0.2, 0.4, 0.6, 0.8),
+        "search_steps": 60 if small else 100,
+        "eval_recipe": "speedrun_tiny" if small else "speedrun_small",
+        "eval_steps": 200,
+    }
+
+
+@dataclass(frozen=True)
+class OwnRun(Run):
+    """A run over a folder of images, or over images in memory, without any label.
+
+    Attributes:
+        pixels: Images in memory; None for a folder.
+        cosine: As in :class:`Request`.
+        balanced: Likewise.
+    """
+
+    pixels: Source | None = field(default=None, repr=False, compare=False)
+    cosine: float | None = None
+    balanced: bool = True
+
+    def stage(self, name: str) -> Stage:
+        found = super().stage(name)
+        if found in self.brought:
+            return found
+        if name == "images" and self.pixels is not None:
+            return _images_in_memory(self.pixels)
+        return PHOTO_EMBEDDINGS if name == "embeddings" else found
+
+    def with_scores(self, scores: np.ndarray) -> OwnRun:
+        """This run with a score of each image that somebody brings, float64 [N], low is hard, in
+        place of the proxy's."""
+        table = pd.DataFrame({"index": np.arange(len(scores)), self.params.score: scores})
+        run = self._with("proxy", "given", lambda draft: draft.table("scores", table), scores)
+        *others, own = run.brought
+        alone = replace(own, inputs=lambda run, **_: {})  # a proxy has a seed, and this has none
+        return replace(run, brought=(*others, alone))
+
+    def check(self, *, labels: bool = False) -> None:
+        if self.pixels is None:  # an array was checked when it came in
+            super().check(labels=False)
+
+    @property
+    def paths(self) -> list[str]:
+        """Path of each image relative to the folder; for an array its row."""
+        return self.about["paths"]
+
+    @property
+    def shown_at(self) -> str:
+        """The size in which each encoder is given the images, before its own resizing."""
+        stored = self.train_images.shape[-1]
+        sides = [_view(p.params, self.paths, stored) or stored for p in self.encoder_runs]
+        return " and ".join(f"{side} pixels" for side in sides)
+
+    @cached_property
+    def copies(self) -> Copies:
+        """Groups of copies among the images."""
+        return find_copies(
+            self.train_images,
+            self.neighbors.array("indices"),
+            self.neighbors.array("similarities"),
+            cosine=default_cosine(self.params.encoder) if self.cosine is None else self.cosine,
+            look=self.params.encoder != "pixels" and not (self.pixels and self.pixels.stand_in),
+        )
+
+    @property
+    def least_hard(self) -> float:
+        """The least beta that may be taken: the given one, or the lowest of the grid."""
+        given = self.params.hard_prune_ratio
+        return min(self.params.hard_prune_ratios) if given is None else given
+
+    @property
+    def room(self) -> int:
+        """How many images can be listed and labelled together, the hardest being set aside."""
+        return self.n - hard_prune_count(self.n, self.least_hard, 0)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """float64 [N], what the list is ordered by, low is hard: the score, or where it stands
+        inside its pseudo-class (a quantile) if the list is balanced."""
+        ascending = easiness(self.scores, self.params.score)
+        return class_quantile(ascending, self.pseudo_labels) if self.balanced else ascending
+
+    def hard_prune_ratio(self, budget: float | int) -> float:
+        """As for any run, but the search prunes in the order of the list."""
+        given = self.params.hard_prune_ratio
+        if given is not None:
+            return given
+        return float(self.search(budget, balanced=self.balanced).json("search")["best"])
+
+    @cached_property
+    def class_estimate(self) -> ClassEstimate:
+        """How many classes the embeddings suggest."""
+        found = self.artifact(class_count)
+        return ClassEstimate(
+            **found.json("estimate"),
+            grid=np.asarray(found.array("grid")),
+            silhouettes=np.asarray(found.array("silhouettes")),
+        )
+
+
+@stage(
+    title="number of classes",
+    inputs=["embeddings"],
+    reads=["seed"],
+    version=2,
+)
+def class_count(given: Given, draft: Draft) -> None:
+    """How many classes the embeddings suggest: arrays ``grid`` and ``silhouettes``, json
+    ``estimate``, as :class:`elfs_lib.clustering.class_count.ClassEstimate` has them."""
+    points = np.asarray(given.array("embeddings", "embeddings"))
+    found = estimate_classes(points, seed=given.params.seed)
+    draft.array("grid", found.grid)
+    draft.array("silhouettes", found.silhouettes)
+    names = ("classes", "low", "high", "subset")
+    draft.json("estimate", {name: getattr(found, name) for name in names})
+
+
+def _images_in_memory(source: Source) -> Stage:
+    pixels = source.pixels
+    paths = source.paths or [str(row) for row in range(len(pixels))]
+
+    def build(draft: Draft) -> None:
+        draft.array("train", pixels)
+        about = {"class_names": None, "num_classes": None, "paths": paths}
+        draft.json("about", about | {"report": {}, "left_out": {}, "source": "an array"})
+
+    digest = hashlib.sha256(pixels).hexdigest()
+    keyed = {"dataset": "array", "shape": list(pixels.shape), "source": digest}
+    if source.paths:
+        keyed["paths"] = paths
+    return given_stage("images", build, "images", keyed)
+
+
+def _photo_view(given: Given) -> int | None:
+    paths = given.inputs["images"].json("about")["paths"]
+    return _view(given.params, paths, given.array("images", "train").shape[-1])
+
+
+def _photo_key(given: Given) -> dict[str, Any]:
+    side = _photo_view(given)
+    return embeddings_key(given) | ({} if side is None else {"view": side})
+
+
+def _photo_embeddings(given: Given, draft: Draft) -> None:
+    """As for any run, but photos are read again at the encoder's own size: the small squares that
+    networks are trained on here have lost most of what a pretrained encoder can see."""
+    side = _photo_view(given)
+    if side is None:
+        embeddings.build(given, draft)
+        return
+
+    def work() -> np.ndarray:
+        from elfs_lib.embedding.embed import frozen_embedder
+
+        options = embedding_options(given)
+        embed = frozen_embedder(given.params.encoder, (side, side), **options)
+        paths = given.inputs["images"].json("about")["paths"]
+        photos = _read_again(Path(given.params.data_path), paths, side)
+        return np.concatenate([embed(images) for images in read_ahead(photos)])
+
+    write_embeddings(given, draft, work)
+
+
+PHOTO_EMBEDDINGS = replace(
+    embeddings,
+    build=_photo_embeddings,
+    reads=embeddings.reads | {"data_path"},
+    key=_photo_key,
+)
+
+
+def _read_again(root: Path, paths: list[str], side: int) -> Iterator[np.ndarray]:
+    """The files as squares of a side, uint8 [at most PHOTOS_AT_ONCE, C, side, side] at a time."""
+    for start in track(range(0, len(paths), PHOTOS_AT_ONCE), "Reading photos"):
+        part = paths[start : start + PHOTOS_AT_ONCE]
+        decoded = decode_images(
+            ((path, root / path) for path in part),
+            len(part),
+            image_size=side,
+            read=read_file,
+            desc="reading",
+        )
+        if len(decoded.names) < len(part):
+            gone = min(set(part) - set(decoded.names))
+            raise ElfsError(f"{root / gone} changed while it was read: start again.")
+        yield decoded.images
+
+
+def _view(params: Params, paths: list[str], stored: int) -> int | None:
+    """Side in pixels at which the files are read again for the encoder; None: not at all.
+
+    Args:
+        stored: Side of the images as they are stored.
+    """
+    small = params.encoder in ("pixels", PRECOMPUTED) or encoders.trains_here(params.encoder)
+    if params.data_path is None or small or "+" in params.encoder:  # of several each has its own
+        return None
+    step, root = max(1, len(paths) // _SAMPLE), Path(params.data_path)
+    sides = list(_short_sides(root / path for path in paths[::step]))
+    side = min(params.encoder_size or ENCODER_SIDE, int(np.median(sides)) if sides else 0)
+    return side if side > stored else None
+
+
+def _short_sides(files: Iterable[Path]) -> Iterator[int]:
+    for file in files:
+        try:
+            with Image.open(file, formats=readable_formats()) as image:
+                yield min(image.size)
+        except Exception:  # parsers fail in any way they like; others will do
+            continue
