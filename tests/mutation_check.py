@@ -307,18 +307,26 @@ MUTATIONS = [
     *_mutations(
         "photos/labels.py",
         "test_own_images.py",
-        ("next batch: compares budgets", "compare=False)", "compare=True)"),
-        (
-            "next batch: a list of its own",
-            'stem = re.sub(r"(\\.next)?(\\.kept\\d+)?$", "", meant.stem)',
-            "stem = meant.stem",
-        ),
-        ("next batch: an older one stays", "    _drop_batch(files, labels, say)\n    return choice", "    return choice"),
+        ("next batch: compares budgets", "done=done, compare=False", "done=done, compare=True"),
     ),
     *_mutations(
-        "photos/choosing.py",
+        "photos/lists.py",
+        "test_own_images.py",
+        (
+            "next batch: a list of its own",
+            'stem = re.sub(r"(\\.next|\\.holdout)?(\\.kept\\d+)?$", "", meant.stem)',
+            "stem = meant.stem",
+        ),
+        ("next batch: an older one stays", "    drop_batch(files, labels, say)\n    return choice", "    return choice"),
+    ),
+    *_mutations(
+        "photos/request.py",
         "test_own_images.py",
         ("own images: gone images take room", "if path in known))", "))"),
+    ),
+    *_mutations(
+        "photos/reasons.py",
+        "test_own_images.py",
         ("own images: a list is a stray file", 'name) not in own]', "name)]"),
     ),
     *_mutations(

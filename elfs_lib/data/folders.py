@@ -52,8 +52,8 @@ class Folder(Files):
         files = [name for names in splits.values() for name in names]
         if not files:
             raise ElfsError(
-                f"path {str(root)!r} has no image files{in_brackets(report)}: give a directory with "
-                "JPEG, PNG or WebP files."
+                f"path {str(root)!r} has no image files{in_brackets(report)}: give a directory "
+                "with JPEG, PNG or WebP files."
             )
         # Images kept from before ``unread`` hold what is reported there in their own report.
         rows = ["unread apart", *(file_stat(name, root / name) for name in files)]

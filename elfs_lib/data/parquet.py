@@ -167,8 +167,9 @@ class Parquet(Files):
         if missing:
             named = next(split for split in ("test", "validation") if split in words)
             raise ElfsError(
-                f"{below_folder(root, words[named][0])} is the {named} split by its name, and no file in "
-                f"{root} is named train: name the others train, or give one file as data_path."
+                f"{below_folder(root, words[named][0])} is the {named} split by its name, and no "
+                f"file in {root} is named train: name the others train, or give one file as "
+                "data_path."
             )
         test = next((split for split in ("test", "validation") if split in words), None)
         shards = {"train": words.pop("train")} | ({"test": words.pop(test)} if test else {})

@@ -375,8 +375,8 @@ def check_typed(file: Path, files: ListFiles, stored: Mapping[str, str]) -> None
     if any(stored.get(path) != label for path, label in typed.items()):
         raise ElfsError(
             f"{file} holds labels that were not imported and would be lost: run "
-            f"{import_command(file, files)} first (with --replace if they correct earlier ones), or name "
-            "another list."
+            f"{import_command(file, files)} first (with --replace if they correct earlier ones), "
+            "or name another list."
         )
 
 
