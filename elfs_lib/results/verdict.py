@@ -121,36 +121,53 @@ def write_verdict(every: Tables) -> list[dict[str, Any]]:
 BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict writes -->"
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """Whole pipelines by the datasets' own parameters: what they bear out in sentences, and as a
-    table. The digits, which every run makes anew, are left out."""
-    found = pd.DataFrame(rows, columns=[*COLUMNS])
-    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
-    found = found[own & (found["dataset"] != "digits")]
-    lines = [
-        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
-        for dataset, of_one in found.groupby("dataset", sort=False)
-    ]
-    lines += [
-        "",
-        (
-            "| dataset | labelled | random (%) | CCS pseudo (%) | ELFS (%) "
-            "| ELFS minus random (95% interval) | pipelines |"
-        ),
-        "| --- " + "| ---: " * 6 + "|",
-    ]
+def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Whole pipelines by the datasets' own parameters as texts, and in column ``clear`` whether the
+    interval of ELFS minus random excludes zero. The digits, which every run makes anew, are left
+    out."""
+    found = _own_pipelines(rows)
+    lines = []
     for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
         by = pair.set_index(["method", "against"])
         if ("elfs", "random") not in by.index:
             continue
         row = by.loc[("elfs", "random")]
         control = by["accuracy"].get(("ccs_pseudo", "random"))
-        gain = f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
         lines.append(
-            f"| {display_name(dataset)} | {100 * budget:.3g}% | {row['against_accuracy']:.1f} "
-            f"| {'' if control is None else f'{control:.1f}'} | {row['accuracy']:.1f} "
-            f"| {f'**{gain}**' if row['low'] > 0 or row['high'] < 0 else gain} | {row['runs']} |"
+            {
+                "dataset": display_name(dataset),
+                "labelled": f"{100 * budget:.3g}%",
+                "random (%)": f"{row['against_accuracy']:.1f}",
+                "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
+                "ELFS (%)": f"{row['accuracy']:.1f}",
+                "ELFS minus random (95% interval)": f"{row['difference']:+.1f} "
+                f"({row['low']:+.1f} to {row['high']:+.1f})",
+                "pipelines": str(row["runs"]),
+                "clear": bool(row["low"] > 0 or row["high"] < 0),
+            }
         )
+    return pd.DataFrame(lines)
+
+
+def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    found = pd.DataFrame(rows, columns=[*COLUMNS])
+    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
+    return found[own & (found["dataset"] != "digits")]
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """What whole pipelines bear out, in sentences and as :func:`answer_table` with clear
+    differences in bold."""
+    table = answer_table(rows)
+    clear = table.pop("clear")
+    lines = [
+        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
+        for dataset, of_one in _own_pipelines(rows).groupby("dataset", sort=False)
+    ]
+    lines += ["", f"| {' | '.join(table)} |", "| --- " + "| ---: " * (len(table.columns) - 1) + "|"]
+    for cells, bold in zip(table.to_numpy().tolist(), clear, strict=True):
+        cells[-2] = f"**{cells[-2]}**" if bold else cells[-2]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -173,17 +190,18 @@ def _claims(rows: pd.DataFrame) -> list[str]:
     return clauses
 
 
-def gain_figure(rows: list[dict[str, Any]], dataset: str = "cifar10") -> Figure:
+def gain_figure(
+    rows: list[dict[str, Any]], dataset: str = "cifar10", *, title: str | None = None
+) -> Figure:
     """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of the whole
     pipelines of a dataset.
 
     Raises:
         ElfsError: if there are none.
     """
-    found = pd.DataFrame(rows, columns=[*COLUMNS])
-    own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
+    found = _own_pipelines(rows)
     return plots.gain_by_budget(
-        found[own & (found["dataset"] == dataset) & (found["against"] == "random")]
+        found[(found["dataset"] == dataset) & (found["against"] == "random")], title=title
     )
 
 
