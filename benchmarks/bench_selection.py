@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import cpu_model
-from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select
+from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select_by
 from elfs_lib.selection.cost import GROWTH, measured_as
 from elfs_lib.selection.zcore import zcore_samples
 
@@ -103,7 +103,7 @@ def make_inputs(n: int, dim: int, classes: int, *, needs: frozenset[str]) -> Sel
 def cpu_seconds(method: str, inputs: SelectionInputs, count: int, **options) -> float:
     options |= dict.fromkeys(METHODS[method].required, 0.3)
     start = time.process_time()
-    select(method, inputs, count, seed=1, **options)
+    select_by(method, inputs, count, seed=1, **options)
     return time.process_time() - start
 
 
@@ -214,7 +214,7 @@ def ratios() -> None:
     for method, loop in loops.items():
         inputs = make_inputs(10_000, 64, 10, needs=METHODS[method].needs)
         start = time.process_time()
-        ours = select(method, inputs, 500)
+        ours = select_by(method, inputs, 500)
         middle = time.process_time()
         theirs = loop(inputs, int(ours.indices[0]), 500)
         end = time.process_time()

@@ -23,7 +23,7 @@ from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.label_lock import stage_lock
 from elfs_lib.results.low_budget import COLUMNS, difference_table, linear_probe
-from elfs_lib.selection import SelectionInputs, select
+from elfs_lib.selection import SelectionInputs, select_by
 
 ENCODER, PHOTOS, CLASSES, BUDGET, NEIGHBORS = "efficientnet_lite0", 1500, 10, 100, 50
 METHODS = ("random", "typiclust", "max_herding", "kmeans_nearest", "usl")
@@ -42,7 +42,7 @@ def repetition(images: np.ndarray, labels: np.ndarray, seed: int) -> list[dict]:
             similarities=near.similarities,
             classes=CLASSES,
         )
-        lists = {method: select(method, inputs, BUDGET, seed=seed).indices for method in METHODS}
+        lists = {method: select_by(method, inputs, BUDGET, seed=seed).indices for method in METHODS}
     rows, true = [], labels[drawn]
     for method, own in lists.items():
         rest = np.setdiff1d(np.arange(PHOTOS), own)

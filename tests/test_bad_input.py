@@ -20,7 +20,7 @@ from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.selection import SelectionInputs, budget_count, select
+from elfs_lib.selection import SelectionInputs, budget_count, select_by
 
 PARAMETERS = [
     ({"dataset": "digitz"}, "dataset 'digitz'.*digits"),
@@ -275,10 +275,10 @@ NEAR = np.zeros((20, 3), dtype=np.int32)
         (lambda: budget_count(0, 100), "budget"),
         (lambda: budget_count(101, 100), "budget"),
         (lambda: budget_count(1.5, 100), "budget"),
-        (lambda: select("elfs", SelectionInputs(n=20), 5, hard_prune_ratio=0.1), "scores"),
-        (lambda: select("k_centre", SelectionInputs(n=20), 5), "k_center"),
-        (lambda: select("random", SelectionInputs(n=20), 21), "count"),
-        (lambda: select("random", SelectionInputs(n=20), 5, gamma=1), "gamma"),
+        (lambda: select_by("elfs", SelectionInputs(n=20), 5, hard_prune_ratio=0.1), "scores"),
+        (lambda: select_by("k_centre", SelectionInputs(n=20), 5), "k_center"),
+        (lambda: select_by("random", SelectionInputs(n=20), 21), "count"),
+        (lambda: select_by("random", SelectionInputs(n=20), 5, gamma=1), "gamma"),
     ],
 )
 def test_python_api(call, words: str):

@@ -29,7 +29,7 @@ from elfs_lib.results.low_budget import (
     standing_table,
 )
 from elfs_lib.results.plots import _spread, accuracy_vs_labels
-from elfs_lib.selection import METHODS, SelectionInputs, select
+from elfs_lib.selection import METHODS, SelectionInputs, select_by
 
 CLASSES = 3
 
@@ -52,7 +52,9 @@ def make_inputs() -> SelectionInputs:
 
 def chooser(**options):
     inputs = make_inputs()
-    return lambda method, count, seed: select(method, inputs, count, seed=seed, **options).indices
+    return lambda method, count, seed: (
+        select_by(method, inputs, count, seed=seed, **options).indices
+    )
 
 
 def choose(methods, sizes, seeds=(0, 1, 2, 3, 4), choose_list=None):
@@ -85,7 +87,7 @@ def test_each_list_is_what_select_gives(method):
     assert list(lists) == [Choice(method, n, seed) for seed in (3, 4) for n in (1, 5, 20)]
     for (_, size, seed), indices in lists.items():
         drawn = seed if METHODS[method].seeded else 3
-        expected = select(method, inputs, size * CLASSES, seed=drawn)
+        expected = select_by(method, inputs, size * CLASSES, seed=drawn)
         assert indices.tolist() == expected.indices.tolist()
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from elfs_lib.clustering.metrics import kmeans_labels
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.selection import METHODS, SCORES, Selection, SelectionInputs, select
+from elfs_lib.selection import METHODS, SCORES, Selection, SelectionInputs, select_by
 from elfs_lib.selection.by_class import proportional_slots
 from elfs_lib.selection.zcore import _triangular
 
@@ -51,7 +51,7 @@ def options_of(method: str, inputs: SelectionInputs) -> dict:
 
 
 def run(method: str, inputs: SelectionInputs, count: int, seed: int = 0, **options):
-    return select(method, inputs, count, seed=seed, **options_of(method, inputs) | options)
+    return select_by(method, inputs, count, seed=seed, **options_of(method, inputs) | options)
 
 
 def unit(embeddings: np.ndarray) -> np.ndarray:
@@ -189,13 +189,13 @@ def test_each_method_reads_only_what_it_declares(method):
         fields["scores"] = {c: inputs.scores[c] for c in entry.columns}
     declared = SelectionInputs(n=90, classes=3, **fields)
     options = options_of(method, inputs)
-    got = select(method, declared, 30, seed=2, **options)
+    got = select_by(method, declared, 30, seed=2, **options)
     assert got.indices.tolist() == run(method, inputs, 30, seed=2).indices.tolist()
     for need in entry.needs:
         nothing = {} if need == "scores" else None
         missing = SelectionInputs(n=90, classes=3, **{**fields, need: nothing})
         with pytest.raises(ElfsError, match=f"needs {need}"):
-            select(method, missing, 30, **options)
+            select_by(method, missing, 30, **options)
 
 
 # ---------------------------------------------------------------- prototypicality, Moderate
@@ -205,18 +205,18 @@ def test_prototypicality_keeps_the_far_ones():
     inputs = make_inputs()
     rows, labels = unit(inputs.embeddings), kmeans_labels(inputs.embeddings, 3, seed=4, restarts=1)
     distance = [math.dist(rows[i], rows[labels == labels[i]].mean(0)) for i in range(90)]
-    got = select("prototypicality", inputs, 25, seed=4)
+    got = select_by("prototypicality", inputs, 25, seed=4)
     assert got.indices.tolist() == sorted(range(90), key=lambda i: -distance[i])[:25]
     np.testing.assert_allclose(got.scores, sorted(distance)[::-1][:25], atol=1e-5)
     with pytest.raises(ElfsError, match="clusters"):
-        select("prototypicality", SelectionInputs(90, embeddings=inputs.embeddings), 5)
+        select_by("prototypicality", SelectionInputs(90, embeddings=inputs.embeddings), 5)
 
 
 def test_prototypicality_finds_the_outlier_of_each_cluster():
     angles = np.array([0.0, 0.01, 0.02, 0.3, 2.0, 2.01, 2.02, 2.4])
     circle = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     inputs = SelectionInputs(8, embeddings=circle, classes=2)
-    assert select("prototypicality", inputs, 2).indices.tolist() == [7, 3]
+    assert select_by("prototypicality", inputs, 2).indices.tolist() == [7, 3]
 
 
 def test_moderate_takes_the_middle_of_the_distances():
@@ -224,7 +224,7 @@ def test_moderate_takes_the_middle_of_the_distances():
     rows, labels = inputs.embeddings.astype(float), inputs.pseudo_labels
     distance = [math.dist(rows[i], rows[labels == labels[i]].mean(0)) for i in range(90)]
     ranked = sorted(range(90), key=distance.__getitem__)
-    got = select("moderate", inputs, 30).indices
+    got = select_by("moderate", inputs, 30).indices
     assert set(got.tolist()) == set(ranked[30:60])
     assert set(got[:2].tolist()) == set(ranked[44:46])
 
@@ -243,7 +243,7 @@ def slow_k_center(rows: np.ndarray, first: int, count: int) -> list[int]:
 @pytest.mark.parametrize("batch", [1, 2, 7, 1024])
 def test_k_center_matches_the_greedy_loop_for_every_batch(batch):
     inputs = make_inputs(60)
-    got = select("k_center", inputs, 40, seed=5, batch=batch)
+    got = select_by("k_center", inputs, 40, seed=5, batch=batch)
     expected = slow_k_center(unit(inputs.embeddings), int(got.indices[0]), 40)
     assert got.indices.tolist() == expected
     rows = unit(inputs.embeddings)
@@ -258,14 +258,14 @@ def test_k_center_by_hand():
     circle = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     inputs = SelectionInputs(5, embeddings=circle)
     for seed in range(8):
-        first, second = select("k_center", inputs, 2, seed=seed).indices.tolist()
+        first, second = select_by("k_center", inputs, 2, seed=seed).indices.tolist()
         assert second == (4 if first < 3 else 0)
 
 
 def test_herding_keeps_the_mean_of_the_picks_at_the_mean_of_the_class():
     inputs = make_inputs()
     rows, labels = unit(inputs.embeddings), inputs.pseudo_labels
-    got = select("herding", inputs, 45).indices
+    got = select_by("herding", inputs, 45).indices
     for label in range(3):
         members = np.flatnonzero(labels == label).tolist()
         herd = [i for i in got.tolist() if labels[i] == label]
@@ -281,8 +281,8 @@ def test_herding_without_classes_is_one_herd():
     one = SelectionInputs(
         50, embeddings=inputs.embeddings, pseudo_labels=np.zeros(50, dtype=np.int64)
     )
-    expected = select("herding", one, 20).indices.tolist()
-    assert select("herding", inputs, 20, per_class=False).indices.tolist() == expected
+    expected = select_by("herding", one, 20).indices.tolist()
+    assert select_by("herding", inputs, 20, per_class=False).indices.tolist() == expected
 
 
 def test_places_are_dealt_in_proportion_and_in_turn():
@@ -327,7 +327,7 @@ def test_d2_matches_the_dense_graph(k, gamma_f, gamma_r):
         ("d2", np.ones(60), {"difficulty": "uniform"}),
         ("d2_supervised", (el2n - el2n.min()) / np.ptp(el2n), {"score": "el2n"}),
     ):
-        got = select(method, inputs, 45, seed=2, **options, **extra).indices.tolist()
+        got = select_by(method, inputs, 45, seed=2, **options, **extra).indices.tolist()
         assert got == slow_d2(inputs, difficulty, k, gamma_f, gamma_r, 45)
 
 
@@ -341,8 +341,8 @@ def test_d2_supervised_turns_low_aum_into_high_difficulty():
         scores={"aum": np.arange(10.0), "el2n": np.arange(10.0)},
     )
     options = {"k": 2, "gamma_f": 300.0, "gamma_r": 300.0}
-    assert select("d2_supervised", inputs, 3, **options).indices.tolist() == [0, 1, 2]
-    by_el2n = select("d2_supervised", inputs, 3, score="el2n", **options).indices.tolist()
+    assert select_by("d2_supervised", inputs, 3, **options).indices.tolist() == [0, 1, 2]
+    by_el2n = select_by("d2_supervised", inputs, 3, score="el2n", **options).indices.tolist()
     assert by_el2n == [9, 8, 7]
 
 
@@ -365,7 +365,7 @@ def test_d2_says_what_does_not_fit():
         "Unknown difficulty": {"k": 3, "difficulty": "label"},
     }.items():
         with pytest.raises(ElfsError, match=message):
-            select("d2", inputs, 5, **options)
+            select_by("d2", inputs, 5, **options)
 
 
 # ---------------------------------------------------------------- BADGE
@@ -392,7 +392,7 @@ def test_badge_draws_as_k_means_plus_plus_does(batch):
             expected[second] = p_second * nearest / nearest.sum()
     seen, runs = np.zeros((6, 6)), 700
     for seed in range(runs):
-        got = select("badge", inputs, 3, seed=seed, batch=batch).indices
+        got = select_by("badge", inputs, 3, seed=seed, batch=batch).indices
         assert got[0] == first
         seen[got[1], got[2]] += 1
     assert seen[expected == 0].sum() == 0
@@ -404,7 +404,7 @@ def test_badge_draws_as_k_means_plus_plus_does(batch):
 def test_badge_scores_are_distances_in_gradient_space():
     inputs = make_inputs(80)
     g = gradient_embeddings(inputs)
-    got = select("badge", inputs, 40, seed=1, batch=8)
+    got = select_by("badge", inputs, 40, seed=1, batch=8)
     assert got.scores[0] == pytest.approx(np.linalg.norm(g, axis=1).max(), rel=1e-5)
     for t in (1, 9, 20, 39):
         gap = min(math.dist(g[got.indices[t]], g[p]) for p in got.indices[:t])
@@ -442,7 +442,7 @@ def test_zcore_matches_brute_force(per, dims, neighbors):
     embeddings[:, 4] = 1.5  # a constant dimension
     inputs = SelectionInputs(50, embeddings=embeddings)
     expected = slow_zcore(embeddings.astype(float), 3, 60, per, dims, neighbors, 4.0)
-    got = select(
+    got = select_by(
         "zcore",
         inputs,
         50,
@@ -462,7 +462,7 @@ def test_zcore_matches_brute_force(per, dims, neighbors):
 
 @pytest.mark.parametrize(("n", "subspaces"), [(20, 400), (150, 1000), (1000, 1000)])
 def test_zcore_draws_many_subspaces_where_images_are_few(n: int, subspaces: int):
-    assert select("zcore", make_inputs(n), 5, neighbors=2).info["subspaces"] == subspaces
+    assert select_by("zcore", make_inputs(n), 5, neighbors=2).info["subspaces"] == subspaces
 
 
 def test_zcore_prefers_the_lonely_to_the_crowded():
@@ -470,7 +470,7 @@ def test_zcore_prefers_the_lonely_to_the_crowded():
     crowd = rng.normal(scale=0.01, size=(40, 2))
     lonely = np.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     inputs = SelectionInputs(44, embeddings=np.vstack([crowd, lonely]).astype(np.float32))
-    got = select("zcore", inputs, 12, samples=2000, neighbors=10).indices
+    got = select_by("zcore", inputs, 12, samples=2000, neighbors=10).indices
     assert {40, 41, 42, 43} <= set(got.tolist())
 
 
@@ -484,7 +484,7 @@ def test_triangular_draws_follow_the_triangular_distribution():
 
 def test_zcore_says_what_does_not_fit():
     with pytest.raises(ElfsError, match="subspace_dim from 1 to 6"):
-        select("zcore", make_inputs(20), 5, subspace_dim=7)
+        select_by("zcore", make_inputs(20), 5, subspace_dim=7)
 
 
 # ---------------------------------------------------------------- DUAL
@@ -503,7 +503,7 @@ def test_dual_draws_in_proportion_to_score_times_beta_density():
     runs = 1500
     first = np.zeros(n)
     for seed in range(runs):
-        got = select("dual", inputs, count, seed=seed)
+        got = select_by("dual", inputs, count, seed=seed)
         first[got.indices[0]] += 1
         assert 5 not in got.indices
     assert (abs(first - runs * weight) < 5 * np.sqrt(runs * weight * (1 - weight)) + 1e-9).all()
@@ -515,16 +515,16 @@ def test_dual_moves_to_the_easy_images_as_more_is_pruned():
     rng = np.random.default_rng(2)
     mean = rng.uniform(0.01, 0.99, 4000)
     inputs = SelectionInputs(4000, scores={"dual": mean * (1 - mean) ** 2, "dual_mean": mean})
-    kept = [mean[select("dual", inputs, n).indices].mean() for n in (80, 400, 1200)]
+    kept = [mean[select_by("dual", inputs, n).indices].mean() for n in (80, 400, 1200)]
     assert kept[0] > kept[1] > kept[2]
 
 
 def test_dual_needs_sane_columns():
     good = np.full(5, 0.5)
     with pytest.raises(ElfsError, match="no column 'dual_mean'"):
-        select("dual", SelectionInputs(5, scores={"dual": good}), 2)
+        select_by("dual", SelectionInputs(5, scores={"dual": good}), 2)
     with pytest.raises(ElfsError, match=r"in \[0, 1\]"):
-        select("dual", SelectionInputs(5, scores={"dual": good, "dual_mean": good + 1}), 2)
+        select_by("dual", SelectionInputs(5, scores={"dual": good, "dual_mean": good + 1}), 2)
 
 
 # ---------------------------------------------------------------- broken embeddings

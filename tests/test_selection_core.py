@@ -22,7 +22,7 @@ from elfs_lib.selection import (
     double_end_prune,
     easiness,
     search_hard_prune_ratio,
-    select,
+    select_by,
     validate_options,
 )
 from elfs_lib.selection.ccs import equal_width_strata, pass_on_quotas
@@ -198,22 +198,22 @@ def test_each_elfs_line_uses_its_own_score_with_its_polarity(method):
     sign = 1 if SCORES[score].hard == "low" else -1
     expected = np.argsort(sign * scores[score].astype(float), kind="stable")[8:18]
     inputs = SelectionInputs(n, scores=scores)
-    got = select(method, inputs, 10, hard_prune_ratio=0.2)
+    got = select_by(method, inputs, 10, hard_prune_ratio=0.2)
     assert got.indices.tolist() == expected.tolist()
     np.testing.assert_array_equal(got.scores, scores[score][expected])
     # ... and reads no other column
     alone = SelectionInputs(n, scores={score: scores[score]})
-    assert select(method, alone, 10, hard_prune_ratio=0.2).indices.tolist() == expected.tolist()
+    assert select_by(method, alone, 10, hard_prune_ratio=0.2).indices.tolist() == expected.tolist()
 
 
 def test_the_score_option_overrides_the_line():
     inputs = SelectionInputs(40, scores=table(40))
-    by_option = select("elfs", inputs, 10, hard_prune_ratio=0.2, score="el2n")
-    by_name = select("elfs_el2n", inputs, 10, hard_prune_ratio=0.2)
+    by_option = select_by("elfs", inputs, 10, hard_prune_ratio=0.2, score="el2n")
+    by_name = select_by("elfs_el2n", inputs, 10, hard_prune_ratio=0.2)
     assert by_option.indices.tolist() == by_name.indices.tolist()
     assert (
         by_option.indices.tolist()
-        != select("elfs", inputs, 10, hard_prune_ratio=0.2).indices.tolist()
+        != select_by("elfs", inputs, 10, hard_prune_ratio=0.2).indices.tolist()
     )
 
 
@@ -222,7 +222,7 @@ def test_balanced_double_end_prunes_each_class_at_its_own_hard_end():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     aum = rng.random(100) + 10 * labels  # class 2 is easy throughout: globally it would vanish
     inputs = SelectionInputs(100, scores={"aum": aum}, pseudo_labels=labels, classes=3)
-    got = select("elfs_balanced", inputs, 40, hard_prune_ratio=0.2).indices
+    got = select_by("elfs_balanced", inputs, 40, hard_prune_ratio=0.2).indices
     assert np.bincount(labels[got]).tolist() == [24, 12, 4]
     for c, n_c in enumerate([60, 30, 10]):
         members = np.flatnonzero(labels == c)
@@ -234,9 +234,9 @@ def test_balanced_double_end_prunes_each_class_at_its_own_hard_end():
 def test_balanced_equal_quota_deals_evenly_and_passes_on_what_is_missing():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     inputs = SelectionInputs(100, scores=table(100), pseudo_labels=labels, classes=3)
-    got = select("elfs_balanced", inputs, 40, hard_prune_ratio=0.2, quota="equal").indices
+    got = select_by("elfs_balanced", inputs, 40, hard_prune_ratio=0.2, quota="equal").indices
     assert np.bincount(labels[got]).tolist() == [16, 16, 8]
-    first = select("elfs_balanced", inputs, 9, hard_prune_ratio=0.2, quota="equal").indices
+    first = select_by("elfs_balanced", inputs, 9, hard_prune_ratio=0.2, quota="equal").indices
     assert got[:9].tolist() == first.tolist() and np.bincount(labels[first]).tolist() == [3, 3, 3]
 
 
@@ -253,7 +253,9 @@ def test_balanced_is_exact_and_fair(labels, tenths, quota, data):
     if tenths * n / 10 + count > n:
         return
     inputs = SelectionInputs(n, scores=table(n), pseudo_labels=labels)
-    got = select("elfs_balanced", inputs, count, hard_prune_ratio=tenths / 10, quota=quota).indices
+    got = select_by(
+        "elfs_balanced", inputs, count, hard_prune_ratio=tenths / 10, quota=quota
+    ).indices
     assert len(set(got.tolist())) == count
     if quota == "proportional":
         share = np.bincount(labels) * count / n
@@ -398,9 +400,9 @@ def test_ccs_covers_the_strata_after_dropping_the_hardest(values, tenths, strata
     count = data.draw(st.integers(1, room))
     inputs = SelectionInputs(n, scores={"aum": np.array(values)})
     options = {"hard_prune_ratio": tenths / 10, "strata": strata}
-    got = select("ccs", inputs, count, seed=seed, **options)
+    got = select_by("ccs", inputs, count, seed=seed, **options)
     assert len(set(got.indices.tolist())) == count
-    again = select("ccs", inputs, count, seed=seed, **options)
+    again = select_by("ccs", inputs, count, seed=seed, **options)
     assert got.indices.tolist() == again.indices.tolist()
     pool = slow_double_end(values, Fraction(tenths, 10), room)
     assert set(got.indices.tolist()) <= set(pool)
@@ -417,14 +419,14 @@ def test_ccs_covers_the_strata_after_dropping_the_hardest(values, tenths, strata
 def test_ccs_drops_the_hard_end_for_both_polarities():
     values = np.arange(100.0)
     low_is_hard = SelectionInputs(100, scores={"aum": values, "el2n": values})
-    assert select("ccs", low_is_hard, 50, hard_prune_ratio=0.3).indices.min() >= 30
-    got = select("ccs", low_is_hard, 50, hard_prune_ratio=0.3, score="el2n").indices
+    assert select_by("ccs", low_is_hard, 50, hard_prune_ratio=0.3).indices.min() >= 30
+    got = select_by("ccs", low_is_hard, 50, hard_prune_ratio=0.3, score="el2n").indices
     assert got.max() < 70
 
 
 def test_a_prefix_of_ccs_still_covers_the_range():
     inputs = SelectionInputs(1000, scores={"aum": np.arange(1000.0)})
-    got = select("ccs", inputs, 500, seed=1).indices
+    got = select_by("ccs", inputs, 500, seed=1).indices
     assert sorted((got[:50] // 20).tolist()) == list(range(50))
 
 
@@ -432,14 +434,14 @@ def test_ccs_sample_changes_with_the_seed_and_is_uniform_within_a_stratum():
     inputs = SelectionInputs(20, scores={"aum": np.repeat([0.0, 1.0], 10)})
     times = np.zeros(20)
     for seed in range(400):
-        times[select("ccs", inputs, 4, seed=seed, strata=2).indices] += 1
+        times[select_by("ccs", inputs, 4, seed=seed, strata=2).indices] += 1
     # 2 of 10 in each stratum: 80 of 400 times, standard deviation 8
     assert (abs(times - 80) < 5 * 8).all()
 
 
 def test_the_control_is_ccs_itself():
     inputs = SelectionInputs(60, scores=table(60))
-    a, b = (select(m, inputs, 20, seed=3, hard_prune_ratio=0.1) for m in ("ccs", "ccs_pseudo"))
+    a, b = (select_by(m, inputs, 20, seed=3, hard_prune_ratio=0.1) for m in ("ccs", "ccs_pseudo"))
     assert a.indices.tolist() == b.indices.tolist()
     assert METHODS["ccs"].supervised and not METHODS["ccs_pseudo"].supervised
 
@@ -448,10 +450,10 @@ def test_the_control_of_the_easy_cut_must_be_told_its_hard_cut():
     inputs = SelectionInputs(60, scores=table(60))
     assert METHODS["ccs_pseudo_beta"].required == ("hard_prune_ratio",)
     with pytest.raises(ElfsError, match="hard_prune_ratio"):
-        select("ccs_pseudo_beta", inputs, 20)
-    cut = select("ccs_pseudo_beta", inputs, 20, seed=3, hard_prune_ratio=0.3)
+        select_by("ccs_pseudo_beta", inputs, 20)
+    cut = select_by("ccs_pseudo_beta", inputs, 20, seed=3, hard_prune_ratio=0.3)
     assert cut.info["dropped_hard"] == 18
-    assert select("ccs_pseudo", inputs, 20, seed=3).info["dropped_hard"] == 0
+    assert select_by("ccs_pseudo", inputs, 20, seed=3).info["dropped_hard"] == 0
 
 
 # ---------------------------------------------------------------- one column, or none
@@ -464,14 +466,14 @@ def test_the_control_of_the_easy_cut_must_be_told_its_hard_cut():
 def test_hardest_takes_the_hard_end_first(method, score, sign):
     scores = table(50)
     expected = sorted(range(50), key=lambda i: (sign * float(scores[score][i]), i))[:12]
-    assert select(method, SelectionInputs(50, scores=scores), 12).indices.tolist() == expected
+    assert select_by(method, SelectionInputs(50, scores=scores), 12).indices.tolist() == expected
     assert METHODS[method].supervised
 
 
 def test_random_is_uniform():
     times = np.zeros(10)
     for seed in range(1000):
-        times[select("random", SelectionInputs(10), 3, seed=seed).indices] += 1
+        times[select_by("random", SelectionInputs(10), 3, seed=seed).indices] += 1
     assert (abs(times - 300) < 5 * math.sqrt(1000 * 0.3 * 0.7)).all()
 
 
@@ -496,23 +498,25 @@ def test_every_citation_is_in_the_bibliography():
 def test_errors_come_before_any_work():
     inputs = SelectionInputs(10, scores={"aum": np.arange(10.0)})
     for message, call in {
-        "did you mean 'random'": lambda: select("randm", inputs, 2),
-        "no option 'beta'": lambda: select("elfs", inputs, 2, beta=0.1),
-        "needs the option hard_prune_ratio": lambda: select("elfs", inputs, 2),
+        "did you mean 'random'": lambda: select_by("randm", inputs, 2),
+        "no option 'beta'": lambda: select_by("elfs", inputs, 2, beta=0.1),
+        "needs the option hard_prune_ratio": lambda: select_by("elfs", inputs, 2),
         "Unknown score 'nope'": lambda: validate_options("ccs", {"score": "nope"}),
-        "count must be a whole number from 1 to 10, not 0": lambda: select("random", inputs, 0),
-        "from 1 to 10, not 11": lambda: select("random", inputs, 11),
-        "from 1 to 10, not 5.5": lambda: select("random", inputs, 5.5),
-        "from 1 to 10, not True": lambda: select("random", inputs, True),
-        "seed must be a whole number of at least 0, not -1": lambda: select(
+        "count must be a whole number from 1 to 10, not 0": lambda: select_by("random", inputs, 0),
+        "from 1 to 10, not 11": lambda: select_by("random", inputs, 11),
+        "from 1 to 10, not 5.5": lambda: select_by("random", inputs, 5.5),
+        "from 1 to 10, not True": lambda: select_by("random", inputs, True),
+        "seed must be a whole number of at least 0, not -1": lambda: select_by(
             "random", inputs, 2, seed=-1
         ),
-        "at least 0, not 'a'": lambda: select("random", inputs, 2, seed="a"),
-        "needs scores": lambda: select("el2n", SelectionInputs(10), 2),
-        "needs pseudo_labels": lambda: select("elfs_balanced", inputs, 2, hard_prune_ratio=0.1),
-        "has 9 rows": lambda: select("el2n", SelectionInputs(10, scores={"el2n": np.ones(9)}), 2),
-        "strata must be": lambda: select("ccs", inputs, 2, strata=0),
-        "Unknown quota": lambda: select(
+        "at least 0, not 'a'": lambda: select_by("random", inputs, 2, seed="a"),
+        "needs scores": lambda: select_by("el2n", SelectionInputs(10), 2),
+        "needs pseudo_labels": lambda: select_by("elfs_balanced", inputs, 2, hard_prune_ratio=0.1),
+        "has 9 rows": lambda: select_by(
+            "el2n", SelectionInputs(10, scores={"el2n": np.ones(9)}), 2
+        ),
+        "strata must be": lambda: select_by("ccs", inputs, 2, strata=0),
+        "Unknown quota": lambda: select_by(
             "elfs_balanced",
             SelectionInputs(10, scores=inputs.scores, pseudo_labels=np.zeros(10, int)),
             2,

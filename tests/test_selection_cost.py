@@ -11,7 +11,7 @@ import pytest
 
 from elfs_lib.cli.about import methods
 from elfs_lib.errors import ElfsError
-from elfs_lib.selection import METHODS, SCORES, SelectionInputs, expected_cost, select
+from elfs_lib.selection import METHODS, SCORES, SelectionInputs, expected_cost, select_by
 from elfs_lib.selection.cost import GROWTH, growth_note, is_measured, measured_as, stages_before
 
 ROWS = json.loads(GROWTH.read_text())["rows"]
@@ -103,10 +103,10 @@ def peak_memory(method: str, n: int) -> int:
     options = dict.fromkeys(METHODS[method].required, 0.1)
     if method == "zcore":
         options |= {"samples": 100, "neighbors": 10}
-    select(method, inputs, 50, **options)  # what is imported late must not count
+    select_by(method, inputs, 50, **options)  # what is imported late must not count
     tracemalloc.start()
     try:
-        select(method, inputs, 50, **options)
+        select_by(method, inputs, 50, **options)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -10,7 +10,7 @@ import pytest
 from elfs_lib.clustering.metrics import kmeans_labels
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
-from elfs_lib.selection import METHODS, SelectionInputs, coverage, select
+from elfs_lib.selection import METHODS, SelectionInputs, coverage, select_by
 from elfs_lib.selection.coverage import nearest_of_other_clusters
 
 LOW_BUDGET = (
@@ -44,7 +44,7 @@ def make_inputs(n: int = 120, dim: int = 6, classes: int = 4, seed: int = 0) -> 
 
 
 def run(method: str, inputs: SelectionInputs, count: int, seed: int = 0, **options):
-    return select(method, inputs, count, seed=seed, **options)
+    return select_by(method, inputs, count, seed=seed, **options)
 
 
 def unit(embeddings: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from elfs_lib.selection.double_end import (
     double_end_prune,
     search_hard_prune_ratio,
 )
-from elfs_lib.selection.registry import METHODS, NEEDS, Method, select, validate_options
+from elfs_lib.selection.registry import METHODS, NEEDS, Method, select_by, validate_options
 
 __all__ = [
     "METHODS",
@@ -33,6 +33,6 @@ __all__ = [
     "easiness",
     "expected_cost",
     "search_hard_prune_ratio",
-    "select",
+    "select_by",
     "validate_options",
 ]

@@ -258,7 +258,7 @@ def validate_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
     return {**known, **options}
 
 
-def select(
+def select_by(
     method: str, inputs: SelectionInputs, count: int, *, seed: int = 0, **options: Any
 ) -> Selection:
     """Pick ``count`` images by a method of the registry.

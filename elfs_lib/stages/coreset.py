@@ -16,7 +16,7 @@ from elfs_lib.selection import (
     budget_count,
     easiness,
     search_hard_prune_ratio,
-    select,
+    select_by,
 )
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.stages.dynamics import mean_of
@@ -198,7 +198,7 @@ def coreset(given: Given, draft: Draft) -> None:
     """Table ``coreset``: rank, index, path, score, in the order to label; json ``info``."""
     inputs = _selection_inputs(given)
     count, seed = budget_count(given.args.budget, given.n), getattr(given.args, "seed", 0)
-    chosen = select(given.args.method, inputs, count, seed=seed, **_options(given))
+    chosen = select_by(given.args.method, inputs, count, seed=seed, **_options(given))
     paths = given.inputs["images"].json("about")["paths"]
     draft.table("coreset", _coreset_table(chosen, paths))
     draft.json("info", chosen.info)
