@@ -21,8 +21,7 @@ from elfs_lib.photos.choice import pick
 from elfs_lib.photos.choosing import choose_images
 from elfs_lib.photos.image_sources import as_pixels, read_source
 from elfs_lib.photos.request import Request
-from elfs_lib.selection import SelectionInputs
-from elfs_lib.selection import select_by
+from elfs_lib.selection import SelectionInputs, select_by
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.stages import Run
 

@@ -56,8 +56,7 @@ from elfs_lib.photos.lists import (
 from elfs_lib.photos.request import BUDGETS, Request
 from elfs_lib.photos.run import OwnRun
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
-from elfs_lib.selection import METHODS, SelectionInputs
-from elfs_lib.selection import select_by
+from elfs_lib.selection import METHODS, SelectionInputs, select_by
 from elfs_lib.selection.double_end import double_end_prune
 from elfs_lib.stages import Run
 

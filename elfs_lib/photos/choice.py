@@ -20,8 +20,7 @@ from elfs_lib.photos.request import ELFS, NEXT, OTHER_SEEDS, Request
 from elfs_lib.photos.run import OwnRun
 from elfs_lib.photos.trust import BARELY, Overlap, Searched, coverage_table, overlap, searched
 from elfs_lib.results.evaluation import display_name
-from elfs_lib.selection import METHODS, Method, SelectionInputs, easiness
-from elfs_lib.selection import select_by
+from elfs_lib.selection import METHODS, Method, SelectionInputs, easiness, select_by
 from elfs_lib.selection.double_end import hard_prune_count
 
 LEAST_ALIKE = 0.05  # share of images that are said to be least like their neighbours
