@@ -155,7 +155,15 @@ def test_the_images_of_one_training_are_gone_before_those_of_the_next_come():
             images = torch.from_numpy(IMAGES.copy())
             sent.append(weakref.ref(images))
             job = _Job(
-                3, CASES["convnet_tiny"], Length(steps=1), Seeds.all(0), True, 1, "auto", False
+                3,
+                CASES["convnet_tiny"],
+                Length(steps=1),
+                Seeds.all(0),
+                True,
+                1,
+                "auto",
+                "off",
+                False,
             )
             return dataclasses.asdict(job), [images, torch.arange(80) % 3]
 
