@@ -352,3 +352,12 @@ def test_a_run_reduces_the_test_images_by_the_components_of_the_training_images(
     mean, axes = (run.embeddings.array(f"pca_{name}") for name in ("mean", "axes"))
     want = (embed(run.test_images, "pixels") - mean) @ axes
     np.testing.assert_allclose(run.test_embeddings.array("embeddings"), want, atol=1e-5)
+
+
+def test_an_encoder_is_written_the_same_byte_for_byte(trained, tmp_path: Path):
+    """Else the same training would give embeddings another key."""
+    found = set()
+    for number in range(8):  # the order of metadata differed in most
+        save_encoder(trained["emp_ssl"], tmp_path / f"{number}", trained["emp_ssl"].about)
+        found.add((tmp_path / f"{number}").read_bytes())
+    assert len(found) == 1

@@ -96,7 +96,9 @@ def save_encoder(encoder: PreparedNetwork, path: str | Path, about: Mapping[str,
         for part, module in parts.items()
         for name, value in module.state_dict().items()
     }
-    save_file(tensors, path, {key: json.dumps(value) for key, value in about.items()})
+    # one entry, for safetensors writes several in an order that changes from call to call, and the
+    # embeddings' key holds the file's contents
+    save_file(tensors, path, {"about": json.dumps(dict(about), sort_keys=True)})
 
 
 def read_encoder_tensors(path: str | Path) -> dict[str, dict[str, Tensor]]:

@@ -179,6 +179,8 @@ def about_encoder(path: str | Path) -> dict[str, object]:
     """What an encoder's file says of itself."""
     with safe_open(path, "np") as file:
         texts = file.metadata() or {}
+    if set(texts) == {"about"}:  # as save_encoder writes it
+        return json.loads(texts["about"])
     return {key: _value(text) for key, text in texts.items()}
 
 
