@@ -103,6 +103,8 @@ def main() -> None:
             rows += measure([runs[seed] for runs in by_seed], seed)
         except NotBuilt as missing:
             print(f"pipeline {seed}: {missing}")
+    if not rows:
+        raise SystemExit("No pipeline has all proxies yet: leave --stored out.")
     facts = {
         "command": f"python -m benchmarks.compare_proxies {' '.join(arguments.sweeps)}",
         "torch": torch.__version__,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -22,38 +21,28 @@ from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
 from elfs_lib.runs.spec import load_sweep
-from elfs_lib.selection import budget_count
-from elfs_lib.selection.double_end import feasible_ratios
 from elfs_lib.stages import Run
 
 
-def measure(run: Run, budget: float | int, seed: int) -> list[dict]:
+def measure(run: Run, budget: float | int) -> list[dict]:
     """A row a beta that fits: what the search scored, and the test accuracy; in percent.
 
     Raises:
-        NotBuilt: if the search is not there and the store only looks; betas without a training are
-            left out then.
+        NotBuilt: if the search or a training is not there and the store only looks.
     """
     search = run.search(budget)
     found = dict(zip(search.json("search")["ratios"], search.array("scores").mean(1), strict=True))
-    rows = []
-    for ratio in feasible_ratios(run.params.hard_prune_ratios, run.n, budget_count(budget, run.n)):
-        try:
-            result = run.evaluate("elfs", budget, seed, hard_prune_ratio=ratio).json("result")
-        except NotBuilt:
-            continue
-        rows.append(
-            {
-                "budget": budget,
-                "pipeline": run.params.seed,
-                "ratio": ratio,
-                "search": float(found[ratio]),
-                "accuracy": result["accuracy"],
-                "chosen": ratio == search.json("search")["best"],
-                "device": result["device"],
-            }
-        )
-    return rows
+    return [
+        {
+            "budget": budget,
+            "pipeline": run.params.seed,
+            "ratio": row.ratio,
+            "search": float(found[row.ratio]),
+            "accuracy": row.accuracy,
+            "chosen": row.ratio == search.json("search")["best"],
+        }
+        for row in run.hindsight(budget).itertuples()
+    ]
 
 
 def choice_table(facts: dict) -> pd.DataFrame:
@@ -61,7 +50,7 @@ def choice_table(facts: dict) -> pd.DataFrame:
     rows = pd.DataFrame(facts["rows"])
     lines = []
     for budget, own in rows.groupby("budget"):
-        grid = own.pivot(index="pipeline", columns="ratio", values="accuracy").dropna(axis=1)
+        grid = own.pivot(index="pipeline", columns="ratio", values="accuracy")
         chosen = own[own["chosen"]].set_index("pipeline")
         best = float(grid.mean().idxmax())
         lost = (grid[best] - chosen["accuracy"]).dropna()
@@ -94,11 +83,14 @@ def main() -> None:
     sweep, rows = load_sweep(arguments.sweep), []
     store = Store(default_store().root, look=True) if arguments.stored else default_store()
     for params in sweep.pipelines:
+        run = Run(params.model_copy(update={"hindsight_seeds": params.eval_seeds[:1]}), store)
         for budget in params.budgets:
             try:
-                rows += measure(Run(params, store), budget, params.eval_seeds[0])
-            except NotBuilt:
-                continue
+                rows += measure(run, budget)
+            except NotBuilt as missing:
+                print(f"pipeline {params.seed} at {budget:g}: {missing}")
+    if not rows:
+        raise SystemExit("Nothing is there yet: leave --stored out.")
     facts = {
         "command": f"python -m benchmarks.search_quality {arguments.sweep}",
         "recipe": sweep.pipelines[0].eval_recipe,
@@ -106,7 +98,6 @@ def main() -> None:
         "torch": torch.__version__,
         "rows": rows,
     }
-    assert all(np.isfinite(row["accuracy"]) for row in rows)
     write_text_atomic(DATA / "search_quality.json", json.dumps(facts, indent=1) + "\n")
     print(write_tables(TABLES, facts)["search_quality.csv"].to_string(index=False))
 

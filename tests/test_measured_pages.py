@@ -311,3 +311,17 @@ def test_a_whole_run_is_looked_up_and_never_made(load, tmp_path):
     with pytest.raises(NotBuilt, match="'images' has not been run"):
         load("whole_runs").stages(run)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_search_is_compared_with_the_best_beta_over_all_pipelines(load):
+    made = load("search_quality")
+    accuracy = {0: {0.1: 80.0, 0.2: 82.0, 0.3: 81.0}, 1: {0.1: 84.0, 0.2: 83.0, 0.3: 79.0}}
+    rows = [
+        {"budget": 0.3, "pipeline": p, "ratio": r, "accuracy": a, "chosen": r == 0.3}
+        for p, own in accuracy.items()
+        for r, a in own.items()
+    ]
+    (line,) = made.choice_table({"rows": rows}).to_dict("records")
+    assert line["Best in hindsight"] == "0.2" and line["At the best, %"] == "82.50"
+    assert line["Accuracy at the choice, %"] == "80.00" and line["Lost, points"] == "2.50 ± 2.12"
+    assert line["Chosen by the search"] == "0.3, 0.3" and line["Pipelines"] == 2
