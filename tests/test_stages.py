@@ -43,6 +43,7 @@ CHANGES = {  # of each parameter that a stage reads, to a value that gives somet
     "pseudo_labels": {"pseudo_labels": "lowest_loss"},
     "relabel_rounds": {"relabel_rounds": 2},
     "relabel_keep": {"relabel_keep": 0.4},
+    "relabel_start": {"relabel_start": "encoder"},
     "proxy_recipe": {"proxy_recipe": "resnet18"},
     "proxy_weights": {"proxy_weights": "confidence"},
     "score": {"score": "el2n"},
