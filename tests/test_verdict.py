@@ -74,7 +74,7 @@ def test_readme_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| CIFAR-10 | 10% | 81.0 |  | 83.3 | **+2.3 (+0.9 to +3.8)** | 3 |" in text
     assert "temi_start" not in text  # ablations stay on the pages
-    assert "ELFS against Random: above at 10%" in text
+    assert "ELFS against random sampling: better at 10%" in text
     assert "-1.0" not in text  # one coreset is no pipeline
     readme.write_text("no marks")
     with pytest.raises(ElfsError, match="put them in"):
@@ -93,8 +93,8 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     )
     every = {("cifar10", WHOLE_PIPELINES): pd.concat(parts)}
     text = verdict.as_markdown(verdict.verdict_rows(every))
-    claim = "ELFS against Random: above at 10%, below at 30%, no evidence of a difference at 50%"
-    assert claim in text
+    claim = "better at 10%, worse at 30%, no evidence of a difference at 50%"
+    assert f"ELFS against random sampling: {claim}" in text
     assert "| CIFAR-10 | 30% | 81.0 | 81.0 | 79.0 | **-2.0" in text
     assert "| CIFAR-10 | 50% | 81.0 | 85.0 | 81.2 | +0.2 (" in text
 
@@ -112,7 +112,7 @@ def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
     (axes,) = verdict.gain_figure(rows).axes
     assert axes.containers[0].lines[0].get_ydata() == pytest.approx([2.333], abs=1e-3)
     nbformat.write(nbformat.v4.new_notebook(cells=[other]), notebook)
-    with pytest.raises(ElfsError, match="no grid"):
+    with pytest.raises(ElfsError, match="no picture"):
         verdict.write_pictures(rows, tmp_path, notebook)
 
 

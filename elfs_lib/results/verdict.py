@@ -6,20 +6,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import nbformat
 import pandas as pd
 
 from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import project_root
-from elfs_lib.results import plots
-from elfs_lib.results.evaluation import display_name, paired_difference
+from elfs_lib.results import executed, plots
+from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         lines.append(
             {
                 "dataset": display_name(dataset),
-                "labelled": f"{100 * budget:.3g}%",
+                "labelled": percent(budget),
                 "random (%)": f"{row['against_accuracy']:.1f}",
                 "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
                 "ELFS (%)": f"{row['accuracy']:.1f}",
@@ -156,19 +155,31 @@ def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """What whole pipelines bear out, in sentences and as :func:`answer_table` with clear
-    differences in bold."""
+    """:func:`in_words` and :func:`markdown_table`, as README shows them."""
+    return "\n".join([*in_words(rows), "", markdown_table(rows)])
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """:func:`answer_table` with clear differences in bold."""
     table = answer_table(rows)
     clear = table.pop("clear")
-    lines = [
-        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
-        for dataset, of_one in _own_pipelines(rows).groupby("dataset", sort=False)
-    ]
-    lines += ["", f"| {' | '.join(table)} |", "| --- " + "| ---: " * (len(table.columns) - 1) + "|"]
+    lines = [f"| {' | '.join(table)} |", "| --- " + "| ---: " * (len(table.columns) - 1) + "|"]
     for cells, bold in zip(table.to_numpy().tolist(), clear, strict=True):
         cells[-2] = f"**{cells[-2]}**" if bold else cells[-2]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """Where whole pipelines by the datasets' own parameters put ELFS ahead of a rival, behind it,
+    or neither, as Markdown lines, one a dataset."""
+    return [
+        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
+        for dataset, of_one in _own_pipelines(rows).groupby("dataset", sort=False)
+    ]
+
+
+_RIVALS = {"random": "random sampling", "ccs_pseudo": "CCS on the same pseudo-labels"}
 
 
 def _claims(rows: pd.DataFrame) -> list[str]:
@@ -177,32 +188,29 @@ def _claims(rows: pd.DataFrame) -> list[str]:
     for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
         low, high = own["low"].astype(float), own["high"].astype(float)
         parts = {
-            "above": own[low > 0],
-            "below": own[high < 0],
-            "no evidence of a difference": own[~((low > 0) | (high < 0))],
+            "better at": own[low > 0],
+            "worse at": own[high < 0],
+            "no evidence of a difference at": own[~((low > 0) | (high < 0))],
         }
         said = [
-            f"{word} at {', '.join(f'{100 * b:.3g}%' for b in sorted(part['budget']))}"
-            for word, part in parts.items()
+            f"{words} {listed(map(percent, sorted(part['budget'])))}"
+            for words, part in parts.items()
             if len(part)
         ]
-        clauses.append(f"ELFS against {display_name(rival)}: {', '.join(said)}")
+        clauses.append(f"ELFS against {_RIVALS.get(rival, display_name(rival))}: {', '.join(said)}")
     return clauses
 
 
-def gain_figure(
-    rows: list[dict[str, Any]], dataset: str = "cifar10", *, title: str | None = None
-) -> Figure:
+def gain_figure(rows: list[dict[str, Any]], datasets: Sequence[str] = ("cifar10",)) -> Figure:
     """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of the whole
-    pipelines of a dataset.
+    pipelines of datasets.
 
     Raises:
         ElfsError: if there are none.
     """
     found = _own_pipelines(rows)
-    return plots.gain_by_budget(
-        found[(found["dataset"] == dataset) & (found["against"] == "random")], title=title
-    )
+    wanted = found["dataset"].isin(datasets) & (found["against"] == "random")
+    return plots.gain_by_budget(found[wanted & found["method"].isin(["elfs", "ccs_pseudo"])])
 
 
 def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> list[Path]:
@@ -213,17 +221,12 @@ def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> 
         ElfsError: if the notebook has no such grid of images.
     """
     gain, grid = folder / "gain.svg", folder / "coreset.png"
+    grid.write_bytes(executed.picture(notebook, "plots.image_grid"))
     with plt.rc_context({"svg.hashsalt": gain.name, "svg.fonttype": "none"}):
         figure = gain_figure(rows)
         figure.savefig(gain, format="svg", metadata={"Date": None})
     plt.close(figure)
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "plots.image_grid" in cell.source:
-            shown = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-            if shown:
-                grid.write_bytes(base64.b64decode(shown[-1]))
-                return [gain, grid]
-    raise ElfsError(f"{notebook} shows no grid of images: execute it with elfs run.")
+    return [gain, grid]
 
 
 def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
