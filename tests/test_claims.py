@@ -84,9 +84,9 @@ def test_cuts_are_counted_by_the_side_of_zero():
         ("digits", ""): whole,  # lacks one of the controls
     }
     steps = claims.cut_steps(every)
-    assert steps["kind"].tolist() == ["hard cut", "then the easy cut", "both cuts"]
-    assert steps["value"].round(1).tolist() == [-9.9, 5.0, -0.0]
-    hard, easy, both = claims.on_cuts(steps)
+    assert steps["kind"].tolist() == ["both cuts", "hard cut", "easy cut"]
+    assert steps["value"].round(1).tolist() == [-0.0, -9.9, 5.0]
+    both, hard, easy = claims.on_cuts(steps)
     assert "better in 0 of 1" in hard and "worse in 1," in hard
     assert "better in 1 of 1" in easy and "no evidence of a difference in 1" in both
     assert claims.cut_steps({("digits", ""): whole}).empty and claims.on_cuts(steps[:0]) == []

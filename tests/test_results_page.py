@@ -186,6 +186,6 @@ def test_the_curve_compares_settings_of_one_training_alone():
     assert found["pseudo_label_accuracy"].tolist() == [70, 80]
     assert found["difference"].tolist() == [2, 3] and found["runs"].tolist() == [3, 3]
     shown = results_page.as_gains(found)
-    assert shown["pipelines"].tolist() == ["clusters: random start", "as published"]
+    assert shown["pipelines"].tolist() == ["clusters: random start", "the params file's own"]
     assert results_page.gains({("a", ""): pipelines(60, 3)}).empty
     assert results_page.as_gains(found[:0]).empty

@@ -92,7 +92,7 @@ def cut_steps(every: Tables) -> pd.DataFrame:
     """What each cut does to CCS on the same scores, and both over whole pipelines, as rows of
     :func:`elfs_lib.results.plots.intervals`."""
     plain, cut = CONTROLS
-    of_one = {"hard cut": (cut, plain), "then the easy cut": ("elfs", cut)}
+    of_one = {"hard cut": (cut, plain), "easy cut": ("elfs", cut)}
     of_pipelines = {"both cuts": ("elfs", plain)}
     rows = []
     for (dataset, setting), table in every.items():
@@ -105,7 +105,7 @@ def cut_steps(every: Tables) -> pd.DataFrame:
             for row in paired_difference(table, *pair, strict=False).itertuples():
                 label = ", ".join([display_name(dataset), percent(row.budget), *words_of(setting)])
                 rows.append(_step(label, kind, row.difference, row.low, row.high))
-    order = [*of_one, *of_pipelines]
+    order = [*of_pipelines, *of_one]
     rows.sort(key=lambda row: order.index(row["kind"]))
     return pd.DataFrame(rows, columns=["label", "kind", "value", "low", "high"])
 

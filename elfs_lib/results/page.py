@@ -131,7 +131,7 @@ def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
     """:func:`gains` as texts."""
     return pd.DataFrame(
         {"dataset": display_name(row.dataset), "budget": percent(row.budget)}
-        | {"pipelines": setting_in_words(row.setting) or "as published"}
+        | {"pipelines": setting_in_words(row.setting) or "the params file's own"}
         | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
         | {"ELFS minus random": signed(row), "runs": row.n}
         for row in curve.rename(columns={"runs": "n"}).itertuples()

@@ -801,7 +801,7 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
         ElfsError: if there are no rows.
     """
     _filled("rows", rows)
-    figure, axes = _page(3.6)
+    figure, axes = _page(2.6)
     axes.axhline(0, color=NEUTRAL, lw=1)
     looks = zip(itertools.cycle((MIDDLE, HARD, EASY)), itertools.cycle("os^"))
     alike = rows.groupby(["budget", "recipe", "steps"])  # one training a line
@@ -887,9 +887,10 @@ def intervals(rows: pd.DataFrame, *, unit: str, title: str | None = None) -> Fig
     """
     _filled("rows", rows)
     labels, kinds = (list(dict.fromkeys(rows[name])) for name in ("label", "kind"))
-    names = [textwrap.fill(label, 30) for label in labels]
-    lines = sum(name.count("\n") + 1 for name in names)
-    figure = PageFigure(figsize=(WIDTH, 1.0 + 0.2 * lines), dpi=DPI, layout="constrained")
+    names = [textwrap.fill(label, 40) for label in labels]
+    lines = max(name.count("\n") + 1 for name in names)  # rows are as high as the highest name
+    height = 1.0 + (0.08 + 0.14 * lines) * len(labels)
+    figure = PageFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         axes.axvline(0, color="#222222", lw=1)

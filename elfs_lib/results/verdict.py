@@ -121,9 +121,9 @@ BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict 
 
 
 def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Whole pipelines by the datasets' own parameters as texts, and in column ``clear`` whether the
-    interval of ELFS minus random excludes zero. The digits, which every run makes anew, are left
-    out."""
+    """Whole pipelines by the datasets' own parameters as texts, ``n`` of them in a row, and in
+    ``clear`` whether the interval of ELFS minus random excludes zero. The digits, which every run
+    makes anew, are left out."""
     found = _own_pipelines(rows)
     lines = []
     for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
@@ -141,7 +141,7 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
                 "ELFS (%)": f"{row['accuracy']:.1f}",
                 "ELFS minus random (95% interval)": f"{row['difference']:+.1f} "
                 f"({row['low']:+.1f} to {row['high']:+.1f})",
-                "pipelines": str(row["runs"]),
+                "n": str(row["runs"]),
                 "clear": bool(row["low"] > 0 or row["high"] < 0),
             }
         )
