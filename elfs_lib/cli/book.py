@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,34 @@ def book(
     from elfs_lib.runs import pipeline
 
     print(f"The book is built: open {pipeline.build_book(strict=strict)}")
+
+
+@app.command()
+def publish(
+    out: Annotated[Path, typer.Option(help="The archive to write")] = Path("supplement.zip"),
+    anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--anonymous", help="For double-blind review: no names, no paths, no repository"
+        ),
+    ] = False,
+) -> None:
+    """Put the built book into a zip, as supplementary material.
+
+    With it go the executed notebooks, the tables, the coreset lists, the parameters, a manifest
+    with the checksum of every file, and a note on licences.
+
+    Examples:
+
+        elfs publish
+
+        elfs publish --anonymous --out supplement_anonymous.zip
+    """
+    from elfs_lib.runs import publishing
+
+    manifest = publishing.publish(out, anonymous=anonymous)
+    size = out.stat().st_size / 2**20
+    print(f"Written: {out} ({len(manifest['files']):,} files and a manifest, {size:.1f} MiB)")
 
 
 @app.command()
