@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import pandas as pd
 from elfs_lib.results import evaluation
 from elfs_lib.results.evaluation import display_name, paired_difference, percent, verdicts
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.verdict import COLUMNS, verdict_rows
+from elfs_lib.results.verdict import by_pseudo_labels, verdict_rows
 from elfs_lib.results.words import setting_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import is_current
@@ -107,24 +106,8 @@ def by_beta(every: Tables) -> pd.DataFrame:
 
 
 def gains(every: Tables) -> pd.DataFrame:
-    """ELFS minus random over whole pipelines of known pseudo-labels, for datasets that have several
-    settings of one training: rows of :func:`elfs_lib.results.verdict.verdict_rows`."""
-    frame = pd.DataFrame(verdict_rows(every), columns=[*COLUMNS])
-    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
-    frame = frame[kept & (frame["whole_pipelines"] == True)]  # noqa: E712 - an empty column is no bool
-    frame = frame[frame["setting"].map(_compares_pseudo_labels).astype(bool)]
-    frame = frame.dropna(subset=["pseudo_label_accuracy"])
-    alike = ["dataset", "budget", "recipe", "steps"]
-    several = frame.groupby(alike)["setting"].transform("nunique") > 1
-    return frame[several].sort_values(["dataset", "budget", "pseudo_label_accuracy"])
-
-
-def _compares_pseudo_labels(setting: str) -> bool:
-    """Whether nothing but the pseudo-labels, and the training of all alike, is changed on
-    purpose."""
-    names = [name for name in re.findall(r"(\w+)=", setting) if not name.startswith("eval_")]
-    makers = ("encoder", "neighbor", "clustering", "temi_", "pseudo_labels", "relabel_")
-    return not names or any(name.startswith(makers) for name in names)
+    """:func:`elfs_lib.results.verdict.by_pseudo_labels` of these tables."""
+    return by_pseudo_labels(verdict_rows(every))
 
 
 def as_gains(curve: pd.DataFrame) -> pd.DataFrame:

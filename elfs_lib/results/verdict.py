@@ -1,13 +1,14 @@
 """What the results tables bear out of ELFS against others, as rows that README and pages read.
 
 ``elfs verdict`` writes ``book/data/verdict.json`` from the tables of
-:mod:`elfs_lib.results.tables`, and the table of the README from that.
+:mod:`elfs_lib.results.tables`, and the README's sentences and pictures from that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.project import project_root
 from elfs_lib.results import executed, plots
 from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
+from elfs_lib.results.low_budget import ADVICE
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 if TYPE_CHECKING:
@@ -154,11 +156,6 @@ def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return found[own & (found["dataset"] != "digits")]
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """:func:`in_words` and :func:`markdown_table`, as README shows them."""
-    return "\n".join([*in_words(rows), "", markdown_table(rows)])
-
-
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """:func:`answer_table` with clear differences in bold."""
     table = answer_table(rows)
@@ -171,15 +168,56 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """Where whole pipelines by the datasets' own parameters put ELFS ahead of a rival, behind it,
-    or neither, as Markdown lines, one a dataset."""
-    return [
+    """What whole pipelines bear out, as Markdown lines: a dataset's by its own parameters, where
+    ELFS is ahead of a rival, behind it, or neither; then the gain by accuracy of the
+    pseudo-labels, and what to take below the labels a class that ELFS needs."""
+    lines = [
         f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
         for dataset, of_one in _own_pipelines(rows).groupby("dataset", sort=False)
     ]
+    for (dataset, budget, *_), of_one in by_pseudo_labels(rows).groupby(_TRAINING):
+        gained = (
+            f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) with "
+            f"{row.pseudo_label_accuracy:.0f}% right"
+            for row in of_one.itertuples()
+        )
+        lines.append(
+            f"- **By pseudo-labels**, {display_name(dataset)} at {percent(budget)}: ELFS minus "
+            f"random, in points, is {listed(gained)}."
+        )
+    below = (f"{display_name(method)} below {end}" for (_, method), (end, _) in pairwise(ADVICE))
+    lines.append(f"- **Few labels a class**: take {listed(below)}.")
+    return lines
 
 
-_RIVALS = {"random": "random sampling", "ccs_pseudo": "CCS on the same pseudo-labels"}
+_TRAINING = ["dataset", "budget", "recipe", "steps"]
+
+
+def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """ELFS minus random over whole pipelines of known pseudo-labels, where those of one training
+    have several ways to pseudo-labels: rows of :func:`verdict_rows`, the poorest pseudo-labels
+    first."""
+    frame = pd.DataFrame(rows, columns=[*COLUMNS])
+    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    frame = frame[kept & frame["whole_pipelines"].astype(bool)]
+    frame = frame[frame["setting"].map(_is_of_pseudo_labels).astype(bool)]
+    frame = frame.dropna(subset=["pseudo_label_accuracy"])
+    several = frame.groupby(_TRAINING)["setting"].transform("nunique") > 1
+    return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
+
+
+def _is_of_pseudo_labels(setting: str) -> bool:
+    """Whether nothing but the training of all alike, or the pseudo-labels on purpose, differs."""
+    names = [name for name in re.findall(r"(\w+)=", setting) if not name.startswith("eval_")]
+    makers = ("encoder", "neighbor", "clustering", "temi_", "pseudo_labels", "relabel_")
+    return not names or any(name.startswith(makers) for name in names)
+
+
+_RIVALS = {
+    "random": "random sampling",
+    "ccs_pseudo": "CCS on the same pseudo-labels",
+    "elfs_true": "the same with true labels",
+}
 
 
 def _claims(rows: pd.DataFrame) -> list[str]:
@@ -193,7 +231,7 @@ def _claims(rows: pd.DataFrame) -> list[str]:
             "no evidence of a difference at": own[~((low > 0) | (high < 0))],
         }
         said = [
-            f"{words} {listed(map(percent, sorted(part['budget'])))}"
+            f"{words} {listed(map(_with_size, part.sort_values('budget').itertuples()))}"
             for words, part in parts.items()
             if len(part)
         ]
@@ -201,16 +239,21 @@ def _claims(rows: pd.DataFrame) -> list[str]:
     return clauses
 
 
-def gain_figure(rows: list[dict[str, Any]], datasets: Sequence[str] = ("cifar10",)) -> Figure:
-    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of the whole
-    pipelines of datasets.
+def _with_size(row: Any) -> str:
+    """A budget and the difference there, in points."""
+    return f"{percent(row.budget)} ({row.difference:+.1f})"
+
+
+def gain_figure(rows: list[dict[str, Any]]) -> Figure:
+    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of whole
+    pipelines, a panel a dataset.
 
     Raises:
         ElfsError: if there are none.
     """
     found = _own_pipelines(rows)
-    wanted = found["dataset"].isin(datasets) & (found["against"] == "random")
-    return plots.gain_by_budget(found[wanted & found["method"].isin(["elfs", "ccs_pseudo"])])
+    gains = (found["against"] == "random") & found["method"].isin(["elfs", "ccs_pseudo"])
+    return plots.gain_by_budget(found[gains])
 
 
 def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> list[Path]:
@@ -230,7 +273,7 @@ def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> 
 
 
 def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
-    """Put :func:`as_markdown` between the two marks of a README.
+    """Put :func:`in_words` between the two marks of a README.
 
     Raises:
         ElfsError: if it has no marks.
@@ -240,4 +283,5 @@ def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ElfsError(f"{readme} has no {BEGIN} and {END} to write between: put them in.")
-    write_text_atomic(readme, f"{before}{BEGIN}\n{as_markdown(rows)}\n{END}{after}")
+    said = "\n".join(in_words(rows))
+    write_text_atomic(readme, f"{before}{BEGIN}\n{said}\n{END}{after}")
