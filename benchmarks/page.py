@@ -33,7 +33,7 @@ def ratio_table(facts: dict) -> pd.DataFrame:
         share, least = row["share_of_peak"], target(row["stage"])
         spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
         spread = spread if row["repeats"] > 1 else "one pair"
-        # a training held against itself has no ratio to gain
+        # a training compared with itself has no ratio to gain
         highest = "" if share is None or least < 1 else f"{row['ratio_median'] / share:.1f}"
         rows.append(
             {

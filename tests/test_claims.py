@@ -122,6 +122,16 @@ def test_pipelines_with_another_search_stand_apart():
     assert row["ELFS minus CCS pseudo"].startswith("-2.8 (")
 
 
+def test_limits_say_what_difference_would_not_be_seen():
+    own = table(random=[90, 92, 94], elfs=[92, 92.5, 97])
+    whole, at_ten = claims.limits_of(own, train=1437, test=400)
+    assert "400 test images" in whole and "0.25 points" in whole
+    # differences 2, 0.5, 3: t(0.975, 2) = 4.3027, sd 1.2583
+    assert "9 labels of 1,437" in at_ten and "deviation of 2.0 points" in at_ten
+    assert "+1.8 points" in at_ten and "below about 3.1 points" in at_ten
+    assert "no interval" in claims.limits_of(own[own["seed"] == 0], train=9, test=9)[1]
+
+
 def test_figures_draw_what_they_are_given():
     steps = claims.cut_steps(
         {("cifar10", WHOLE_PIPELINES): table(ccs_pseudo=RANDOM, elfs=[72, 73.5, 74])}

@@ -12,7 +12,7 @@ from elfs_lib.cli.shared import app
 
 @app.command()
 def book(
-    strict: Annotated[bool, typer.Option(help="Warnings are errors")] = True,
+    strict: Annotated[bool, typer.Option(help="Treat warnings as errors")] = True,
 ) -> None:
     """Render the book from the executed notebooks.
 
@@ -37,7 +37,7 @@ def publish(
 ) -> None:
     """Put the built book into a zip, as supplementary material.
 
-    With it go the executed notebooks, the tables, the coreset lists, the parameters, a manifest
+    It also has the executed notebooks, the tables, the coreset lists, the parameters, a manifest
     with the checksum of every file, and a note on licences.
 
     Examples:
@@ -55,7 +55,7 @@ def publish(
 
 @app.command()
 def verdict() -> None:
-    """Write what the results tables bear out of ELFS against others.
+    """Write what the results tables show of ELFS against other methods.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
     number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
@@ -79,7 +79,7 @@ def verdict() -> None:
 
 @app.command()
 def notebooks() -> None:
-    """Run each notebook with its defaults, the digits, and keep the outputs in it.
+    """Run each notebook on the digits, its default, and store the outputs in it.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The paper's claims one by one: what tables and executed pages bear out, as rows and sentences.
+"""The paper's claims one by one: what tables and executed pages show, as rows and sentences.
 
 ``every`` is what :func:`elfs_lib.results.tables.result_tables` returns. A difference counts as one
 where its 95% interval excludes zero.
@@ -193,6 +193,35 @@ def other_searches(every: Tables) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------- what a small run cannot show
+
+
+def limits_of(table: pd.DataFrame, *, train: int, test: int) -> list[str]:
+    """How small a difference between ELFS and random sampling a run could see, at each budget, as
+    Markdown lines.
+
+    Args:
+        table: A results table of one dataset and setting, with both methods.
+        train: Images to choose from.
+        test: Images that accuracy is measured on.
+    """
+    lines = [f"- Accuracy is of {test:,} test images: one of them is {100 / test:.2f} points."]
+    for row in paired_difference(table, "elfs", "random").itertuples():
+        drawn = table[(table["budget"] == row.budget) & (table["method"] == "random")]
+        accuracy, count = drawn["accuracy"], int(drawn["count"].iloc[0])
+        line = f"- With {count:,} labels of {train:,} images, "
+        if row.n < 2 or pd.isna(row.low):
+            lines.append(f"{line}{row.n} seed gives no interval.")
+            continue
+        lines.append(
+            f"{line}random lists differ among themselves by a standard deviation of "
+            f"{accuracy.std():.1f} points, and over {row.n} seeds ELFS minus random is "
+            f"{row.difference:+.1f} points, 95% interval {row.low:+.1f} to {row.high:+.1f}: a true "
+            f"difference below about {(row.high - row.low) / 2:.1f} points would not be seen."
+        )
+    return lines
 
 
 # ----------------------------------------------------------------------------------------- helpers

@@ -214,7 +214,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """What a comparison bears out: the best neighbours, and each encoder against the default."""
+    """What a comparison shows: the best neighbours, and each encoder against the default."""
     table = table.assign(recipe=table["recipe"].fillna(""))
     first = table.iloc[0]
     dataset = display_name(first["dataset"])

@@ -1,4 +1,4 @@
-"""From the accuracies of single trainings to statements that the numbers bear out.
+"""From the accuracies of single trainings to statements that the numbers support.
 
 A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
 since a seed fixes the initial weights (but for a whitening layer that is fitted on the coreset) and

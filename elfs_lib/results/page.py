@@ -122,7 +122,7 @@ def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(every: Tables) -> list[str]:
-    """What the tables bear out, as Markdown lines, dataset by dataset."""
+    """What the tables show, as Markdown lines, dataset by dataset."""
     lines = []
     for dataset, table in own_settings(every).items():
         lines.append(f"**{display_name(dataset)}.**")

@@ -1,4 +1,4 @@
-"""What the results tables bear out of ELFS against others, as rows that README and pages read.
+"""What the results tables show of ELFS against others, as rows that README and pages read.
 
 ``elfs verdict`` writes ``book/data/verdict.json`` from the tables of
 :mod:`elfs_lib.results.tables`, and the README's sentences and pictures from that.
@@ -168,7 +168,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """What whole pipelines bear out, as Markdown lines: a dataset's by its own parameters, where
+    """What whole pipelines show, as Markdown lines: a dataset's by its own parameters, where
     ELFS is ahead of a rival, behind it, or neither; then the gain by accuracy of the
     pseudo-labels, and what to take below the labels a class that ELFS needs."""
     lines = [
