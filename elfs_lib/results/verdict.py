@@ -168,12 +168,14 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """What whole pipelines show, as Markdown lines: a dataset's by its own parameters, where
-    ELFS is ahead of a rival, behind it, or neither; then the gain by accuracy of the
+    """What whole pipelines show, as Markdown lines: by the datasets' own parameters, how often and
+    where ELFS is ahead of a rival, behind it, or neither; then the gain by accuracy of the
     pseudo-labels, and what to take below the labels a class that ELFS needs."""
-    lines = [
+    own = _own_pipelines(rows)
+    lines = [f"- **In short**: {_in_short(own)}."]
+    lines += [
         f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
-        for dataset, of_one in _own_pipelines(rows).groupby("dataset", sort=False)
+        for dataset, of_one in own.groupby("dataset", sort=False)
     ]
     for (dataset, budget, *_), of_one in by_pseudo_labels(rows).groupby(_TRAINING):
         gained = (
@@ -218,6 +220,18 @@ _RIVALS = {
     "ccs_pseudo": "CCS on the same pseudo-labels",
     "elfs_true": "the same with true labels",
 }
+
+
+def _in_short(rows: pd.DataFrame) -> str:
+    """ELFS against each rival: in how many datasets and budgets it is ahead, and behind."""
+    clauses = []
+    for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
+        better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
+        clauses.append(
+            f"against {_RIVALS.get(rival, display_name(rival))}, ELFS is better in {better} of "
+            f"{len(own)} comparisons and worse in {worse or 'none'}"
+        )
+    return "; ".join(clauses)
 
 
 def _claims(rows: pd.DataFrame) -> list[str]:
