@@ -179,3 +179,5 @@ def test_pictures_and_texts_of_an_executed_page(tmp_path):
     assert executed.picture(page, "plots.a") == b"last" and executed.texts(page) == ["one"]
     with pytest.raises(ElfsError, match="plots.c"):
         executed.picture(page, "plots.c")
+    with pytest.raises(ElfsError, match=r"b\.ipynb"):
+        executed.texts(tmp_path / "b.ipynb")
