@@ -52,7 +52,7 @@ def around(base: dict, sizes: tuple[int, ...]) -> list[dict]:
 
 DESIGN = around(BASE, (10_000, 20_000, 80_000, 160_000, 320_000))
 # ZCore's default of up to a million samples takes minutes, and its time is linear in them: it is
-# measured at two small numbers and carried on along the line
+# measured at two small numbers and extrapolated along the line
 ZCORE_SAMPLES = (2_000, 8_000)
 # What the largest known users bring; 4 GB of embeddings, a budget that fits an evening
 IMAGENET = {"n": 1_281_167, "dim": 768, "classes": 1000, "share": 0.001}
