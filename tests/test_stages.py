@@ -61,6 +61,9 @@ BASE = {
     "clusters": {"clustering": "kmeans"},
     "pseudo": {"relabel_rounds": 1},
 }
+# What self-labelling reads where it starts from the encoder, in place of the proxy's.
+TUNED = {"relabel_rounds": 1, "relabel_start": "encoder", "encoder": "dino_vits16"}
+OF_ENCODER = {"encoder", "encoder_size", "encoder_checkpoint"}
 ARGUMENTS = {
     "proxy": {"seed": 0},
     "search": {"budget": 0.1, "score": "aum"},
@@ -108,14 +111,15 @@ def changed(params: Params, name: str) -> Params:
 def test_each_parameter_that_a_stage_declares_is_in_its_key(
     tiny_run: Run, name: str, parameter: str, tmp_path: Path
 ):
+    tuned = TUNED if name == "pseudo" and parameter in OF_ENCODER else {}
     if parameter == "encoder_checkpoint":
-        both = with_checkpoint(tiny_run.params, tmp_path)
+        both = with_checkpoint(tiny_run.params.model_copy(update=tuned), tmp_path)
     elif parameter == "embeddings_path":
         both = with_files(tiny_run.params, tmp_path)
     elif name == "images":
         both = folders(tiny_run.params, tmp_path, parameter)
     else:
-        base = tiny_run.params.model_copy(update=BASE.get(name, {}))
+        base = tiny_run.params.model_copy(update=tuned or BASE.get(name, {}))
         both = base, changed(base, parameter)
     calls = [Run(p, tiny_run.store).call(name, **ARGUMENTS.get(name, {})) for p in both]
     assert calls[0].key_params != calls[1].key_params
