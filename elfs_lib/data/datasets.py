@@ -1,4 +1,4 @@
-"""Datasets by name: uint8 images, resident in memory, with the labels kept apart.
+"""Datasets by name: uint8 images, in memory or mapped from disk, with the labels kept apart.
 
 ``load_images`` reads images and never labels; ``load_labels`` reads labels and is called by
 :class:`elfs_lib.label_lock.LabelOracle` alone. A new dataset is one entry in :data:`DATASETS`.
@@ -73,16 +73,18 @@ def load_images(
             64 for ``imagenet``; for people's own data see
             :func:`elfs_lib.data.decoding.default_size`. N images take 3 x N x image_size^2 bytes.
         path: For ``parquet`` and ``image_folder``: the file or folder.
-        scratch: Folder for images that take more than half of the free memory: they are decoded
-            into files there, and what is returned are memory maps. None: always in memory.
+        scratch: Folder that image files are decoded into, and made when they are: what is returned
+            are memory maps of files there. A decoding that was killed goes on where it was if it is
+            given the same folder, unless the source, its size or Pillow changed. None: decode in
+            memory.
 
     Raises:
         ElfsError: if a parameter is wrong, or the dataset is not there (says where to get it),
             or holds no usable image, or would not fit in memory.
     """
     spec, request = _resolve(name, data_dir, image_size, path)
-    _ensure(spec, request)
-    return spec.reader.images(replace(request, scratch=scratch))
+    identity = _digest([spec.name, _ensure(spec, request)])
+    return spec.reader.images(replace(request, scratch=scratch, identity=identity))
 
 
 def load_labels(
@@ -230,9 +232,10 @@ def _identity(spec: DatasetSpec, request: Request) -> list:
         ) from error
 
 
-def _ensure(spec: DatasetSpec, request: Request) -> None:
+def _ensure(spec: DatasetSpec, request: Request) -> list:
+    """The identity of a dataset, downloaded if it was missing."""
     try:
-        _identity(spec, request)
+        return _identity(spec, request)
     except MissingDataset as missing:
         if spec.download is None:
             raise
@@ -242,7 +245,7 @@ def _ensure(spec: DatasetSpec, request: Request) -> None:
                 spec.download(request.data_dir)  # does nothing if another process just did it
         except (OSError, RuntimeError) as error:
             raise MissingDataset(f"{str(missing)[:-1]} (downloading failed: {error}).") from error
-        _identity(spec, request)
+        return _identity(spec, request)
 
 
 def _digest(identity: list) -> str:

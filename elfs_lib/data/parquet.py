@@ -84,7 +84,7 @@ class Parquet(Files):
             image_size=size,
             read=_cell,
             where=root,
-            scratch=request.scratch,
+            request=request,
         )
         names = self._class_names(shards["train"])
         source = f"{self.folder or root.name} from Parquet files"
