@@ -21,7 +21,7 @@ from conftest import ROOT
 from PIL import Image
 
 from elfs_lib.artifacts import Draft, Store
-from elfs_lib.data import decoding
+from elfs_lib.data import decoding, growing
 from elfs_lib.data.base import Images
 from elfs_lib.data.datasets import load_images
 from elfs_lib.errors import ElfsError
@@ -190,7 +190,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, files: int) -> list[str]:
         return decode(name, *rest)
 
     monkeypatch.setattr(decoding, "_CHUNK", 1)
-    monkeypatch.setattr(decoding, "_BLOCK", 2)
+    monkeypatch.setattr(growing, "BLOCK", 2)
     monkeypatch.setattr(decoding, "_decode_one", counted)
     return done
 
@@ -258,7 +258,7 @@ def test_a_source_that_changed_is_decoded_anew(tmp_path, monkeypatch, change: st
     elif change == "the size":
         source["image_size"] = 10
     else:
-        monkeypatch.setattr(decoding, "PIL_VERSION", "0")
+        monkeypatch.setattr("PIL.__version__", "0")
     expected = load_images(**source)
     read = kill_after(monkeypatch, 99)
     same_images(load_images(**source, scratch=scratch), expected)

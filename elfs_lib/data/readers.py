@@ -26,6 +26,7 @@ from elfs_lib.data.base import (
     file_stat,
     first_line,
 )
+from elfs_lib.data.growing import first_channel
 from elfs_lib.errors import ElfsError
 
 FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -244,7 +245,7 @@ def gather_splits(
     arrays = {split: part.images for split, part in parts.items()}
     if channels == 1:
         for split, images in arrays.items():
-            arrays[split] = decoding.first_channel(images)
+            arrays[split] = first_channel(images)
     merged = {kind: list(names) for kind, names in report.items() if names}
     for part in parts.values():
         for kind, names in part.report.items():
