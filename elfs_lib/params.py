@@ -72,6 +72,9 @@ class Params(BaseModel):
     loader: Literal["auto", "resident", "streamed"] = Field(
         "auto", description="images in memory, or read from disk as they are needed"
     )
+    shuffle: Literal["full", "blocks"] = Field(
+        "full", description="order of the images; blocks: for a disk that is slow at random reads"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(

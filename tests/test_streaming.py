@@ -28,8 +28,9 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 from elfs_lib.training import loader as loader_module
+from elfs_lib.training.distributed import Ranks
 from elfs_lib.training.dynamics import DynamicsRecorder
-from elfs_lib.training.loader import ResidentLoader, StreamedLoader, streams
+from elfs_lib.training.loader import ResidentLoader, StreamedLoader, block_order, streams
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
@@ -74,6 +75,94 @@ def test_training_streamed_is_training_resident(tmp_path):
     assert isinstance(trained.loader, StreamedLoader)
     for resident, streamed in zip(*found, strict=True):
         np.testing.assert_array_equal(streamed, resident)
+
+
+def test_blocks_are_shuffled_and_so_is_what_is_inside_a_window():
+    layout = torch.arange(1000).flip(0)  # the images may lie on disk in any order
+    order = block_order(layout, 10, 5, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(1000))
+    windows = [part.tolist() for part in order.split(50)]
+    for part in windows:
+        blocks = {place // 10 for place in part}
+        assert len(blocks) == 5 and part != sorted(part) and part != sorted(part)[::-1]
+        assert max(blocks) - min(blocks) > 5  # they are not neighbours
+        first = [place // 10 for place in part[:10]]
+        assert len(set(first)) > 1  # blocks are mixed
+    again = block_order(layout, 10, 5, torch.Generator().manual_seed(0))
+    other = block_order(layout, 10, 5, torch.Generator().manual_seed(1))
+    assert torch.equal(order, again) and not torch.equal(order, other)
+
+
+def in_small_blocks(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> None:
+    """Blocks of 3 images, windows of 2 blocks."""
+    monkeypatch.setattr(loader_module, "BLOCK", 3 * images[0].nbytes)
+    monkeypatch.setattr(loader_module, "WINDOW", 2)
+
+
+@pytest.mark.parametrize("subset", [None, [50, 3, 7, 59, 0, 8, 31, 4, 5, 6]])
+@pytest.mark.parametrize("kind", ["map", "array"])
+def test_training_in_blocks_is_the_same_streamed_and_resident(
+    tmp_path, monkeypatch, kind: str, subset: list[int] | None
+):
+    images = stored(tmp_path)
+    images = images if kind == "map" else np.array(images)
+    in_small_blocks(monkeypatch, images)
+    subset = None if subset is None else np.array(subset)
+    targets = np.arange(len(images if subset is None else subset)) % 3
+    found = {}
+    for choice, shuffle in (("resident", "full"), ("resident", "blocks"), ("streamed", "blocks")):
+        trained = train(
+            images, targets, 3, find_recipe("speedrun_tiny", batch=4), Length(epochs=2),
+            seeds=Seeds.all(0), crop_pad=1, device="cpu", loader=choice, shuffle=shuffle,
+            subset=subset,
+        )  # fmt: skip
+        found[choice, shuffle] = trained.losses
+    np.testing.assert_array_equal(found["streamed", "blocks"], found["resident", "blocks"])
+    assert (found["resident", "blocks"] != found["resident", "full"]).any()
+    with pytest.raises(ElfsError, match="did you mean 'blocks'"):
+        train(
+            images, targets, 3, find_recipe("speedrun_tiny"), Length(steps=1), seeds=Seeds.all(0),
+            subset=subset, crop_pad=1, shuffle="block",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("subset", [None, [50, 3, 7, 59, 0, 8, 31, 4, 5, 6]])
+def test_windows_are_read_in_a_row_before_their_images(tmp_path, monkeypatch, subset):
+    images = stored(tmp_path)
+    in_small_blocks(monkeypatch, images)
+    monkeypatch.setattr(loader_module, "READERS", 1)  # so that batches are read in order
+    size, read, asked = images[0].nbytes, [], []
+
+    class Watched(StreamedLoader):
+        def _read(self, positions):
+            asked.append(set(self.subset[positions.numpy()].tolist()))
+            return super()._read(positions)
+
+    def pread(file: int, count: int, place: int) -> bytes:
+        first = (place - images.offset) // size
+        assert count % size == 0 and count <= 3 * size and (place - images.offset) % size == 0
+        read.append({*range(first, first + count // size)})
+        return b"0" * count
+
+    rows = np.arange(60) if subset is None else np.array(subset)
+    layout = torch.from_numpy(np.argsort(rows))
+    loader = Watched(images, rows, CPU, batch=2, layout=layout)
+    asked.clear()
+    monkeypatch.setattr(loader_module.os, "pread", pread)
+    assert len(list(loader.epoch(0))) == len(rows) // 2
+    assert set().union(*asked) == {*rows.tolist()}
+    assert set().union(*read) == {*rows.tolist()}  # nothing that is not asked for
+    assert len(read) < len(rows) / 1.4  # neighbours at once
+    assert set().union(*asked[:3]) <= set().union(*read[:6])  # the first window comes first
+
+
+def test_several_processes_do_not_shuffle_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ranks, "here", classmethod(lambda cls: cls(0, 2)))
+    with pytest.raises(ElfsError, match="shuffle: blocks is for one process"):
+        train(
+            stored(tmp_path), np.arange(60) % 3, 3, find_recipe("speedrun_tiny"), Length(steps=1),
+            seeds=Seeds.all(0), crop_pad=1, device="cpu", shuffle="blocks",
+        )  # fmt: skip
 
 
 def test_a_run_streams_from_its_store_and_gets_the_same_scores(tiny_params: Params, tmp_path):
