@@ -101,8 +101,8 @@ class Params(BaseModel):
         None, ge=2, description="principal components kept of each encoder's features; null: all"
     )
     neighbors: int = Field(50, ge=1, description="K, nearest neighbours of each image")
-    neighbor_search: Literal["exact", "ivf", "hnsw"] = Field(
-        "exact", description="ivf and hnsw are for millions of images and miss some neighbours"
+    neighbor_search: Literal["exact", "ivf", "hnsw", "ivf_pq"] = Field(
+        "exact", description="others are for millions of images and miss some; ivf_pq: on disk"
     )
     # clustering
     clustering: str = Field(

@@ -278,6 +278,7 @@ def neighbors(given: Given, draft: Draft) -> None:
         p.neighbors,
         method=p.neighbor_search,
         device=p.device,
+        folder=draft.folder,
     )
     draft.array("indices", found.indices)
     draft.array("similarities", found.similarities)
