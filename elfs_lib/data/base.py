@@ -63,13 +63,18 @@ def merge_reports(*reports: Mapping[str, list]) -> dict[str, list]:
 
 @dataclass(frozen=True)
 class Request:
-    """Where to look, how large to store, and a folder for what memory does not hold; already
-    validated."""
+    """Where to look and how large to store, already validated.
+
+    Attributes:
+        scratch: A folder to decode into; None: decode in memory.
+        identity: Of the images, so that decoding goes on with those alone that it began with.
+    """
 
     data_dir: Path
     path: Path | None = None
     image_size: int | None = None
     scratch: Path | None = None
+    identity: str = ""
 
 
 class Reader(Protocol):

@@ -1,4 +1,4 @@
-"""Datasets by name: uint8 images, resident in memory, with the labels kept apart.
+"""Datasets by name: uint8 images, in memory or mapped from disk, with the labels kept apart.
 
 ``load_images`` reads images and never labels; ``load_labels`` reads labels and is called by
 :class:`elfs_lib.label_lock.LabelOracle` alone. A new dataset is one entry in :data:`DATASETS`.
@@ -23,6 +23,7 @@ from elfs_lib.data.base import SIZE_RANGE, SPLITS, Images, MissingDataset, Reade
 from elfs_lib.data.folders import Folder, ImageNet
 from elfs_lib.data.parquet import Parquet
 from elfs_lib.data.readers import Digits, FashionMnist, FirstOf, Torchvision
+from elfs_lib.data.webdataset import WebDataset
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.label_lock import LabelOracle
 
@@ -72,17 +73,19 @@ def load_images(
         image_size: Side in pixels of the stored squares, 4 to 1024. Default: as published;
             64 for ``imagenet``; for people's own data see
             :func:`elfs_lib.data.decoding.default_size`. N images take 3 x N x image_size^2 bytes.
-        path: For ``parquet`` and ``image_folder``: the file or folder.
-        scratch: Folder for images that take more than half of the free memory: they are decoded
-            into files there, and what is returned are memory maps. None: always in memory.
+        path: For ``parquet``, ``webdataset`` and ``image_folder``: the file or folder.
+        scratch: Folder that image files are decoded into, and made when they are: what is returned
+            are memory maps of files there. A decoding that was killed goes on where it was if it is
+            given the same folder, unless the source, its size or Pillow changed. None: decode in
+            memory.
 
     Raises:
         ElfsError: if a parameter is wrong, or the dataset is not there (says where to get it),
             or holds no usable image, or would not fit in memory.
     """
     spec, request = _resolve(name, data_dir, image_size, path)
-    _ensure(spec, request)
-    return spec.reader.images(replace(request, scratch=scratch))
+    identity = _digest([spec.name, _ensure(spec, request)])
+    return spec.reader.images(replace(request, scratch=scratch, identity=identity))
 
 
 def load_labels(
@@ -208,9 +211,10 @@ def _resolve(
     if spec.needs_path and not path:
         raise ElfsError(f"Dataset {name!r} needs 'data_path': the {spec.get} to read.")
     if path and not spec.needs_path:
+        own = ", ".join(name for name, other in DATASETS.items() if other.needs_path)
         raise ElfsError(
-            f"'data_path' is for datasets parquet and image_folder, not for {name!r}: leave it "
-            "out, or name the data root with ELFS_DATA_DIR."
+            f"'data_path' is for datasets {own}, not for {name!r}: leave it out, or name the data "
+            "root with ELFS_DATA_DIR."
         )
     return spec, Request(
         Path(data_dir).expanduser() if data_dir else default_data_dir(),
@@ -230,9 +234,10 @@ def _identity(spec: DatasetSpec, request: Request) -> list:
         ) from error
 
 
-def _ensure(spec: DatasetSpec, request: Request) -> None:
+def _ensure(spec: DatasetSpec, request: Request) -> list:
+    """The identity of a dataset, downloaded if it was missing."""
     try:
-        _identity(spec, request)
+        return _identity(spec, request)
     except MissingDataset as missing:
         if spec.download is None:
             raise
@@ -242,7 +247,7 @@ def _ensure(spec: DatasetSpec, request: Request) -> None:
                 spec.download(request.data_dir)  # does nothing if another process just did it
         except (OSError, RuntimeError) as error:
             raise MissingDataset(f"{str(missing)[:-1]} (downloading failed: {error}).") from error
-        _identity(spec, request)
+        return _identity(spec, request)
 
 
 def _digest(identity: list) -> str:
@@ -385,6 +390,13 @@ DATASETS: dict[str, DatasetSpec] = {
             Parquet(),
             "anyone's images in Parquet files of the Hugging Face layout, labelled or not",
             ".parquet file or folder of .parquet files",
+            needs_path=True,
+        ),
+        DatasetSpec(
+            "webdataset",
+            WebDataset(),
+            "anyone's images in tar files of the WebDataset layout, labelled or not",
+            ".tar file or folder of .tar files",
             needs_path=True,
         ),
         DatasetSpec(

@@ -70,7 +70,7 @@ class Folder(Files):
             image_size=size,
             read=decoding.read_file,
             where=root,
-            scratch=request.scratch,
+            request=request,
         )
         names = self._class_names(request, splits)
         images = gather_splits(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from elfs_lib.artifacts import is_large
 from elfs_lib.data import decoding
 from elfs_lib.data.base import (
     SPLITS,
@@ -27,6 +26,7 @@ from elfs_lib.data.base import (
     file_stat,
     first_line,
 )
+from elfs_lib.data.growing import first_channel
 from elfs_lib.errors import ElfsError
 
 FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -200,14 +200,14 @@ def decode_splits(
     image_size: int,
     read: Callable[[Any], bytes],
     where: Path,
-    scratch: Path | None,
+    request: Request,
 ) -> dict[str, decoding.Decoded]:
-    size = sum(counts.values()) * 3 * image_size**2
-    if scratch is None or not is_large(size):
-        scratch = None
+    scratch = request.scratch
+    if scratch is None:
         decoding.check_memory(sum(counts.values()), image_size)
     else:
-        decoding.check_disk(size, scratch)
+        scratch.mkdir(parents=True, exist_ok=True)
+        decoding.check_disk(sum(counts.values()) * 3 * image_size**2, scratch)
     first_seen: dict[bytes, str] = {}
     parts = {}
     for split, source in items.items():
@@ -218,7 +218,8 @@ def decode_splits(
             read=read,
             desc=f"reading {split} images",
             first_seen=first_seen,
-            file=scratch and scratch / f"{split}.decoded",
+            file=scratch and scratch / f"{split}.npy",
+            identity=request.identity,
         )
         if not part.names:
             raise ElfsError(
@@ -244,9 +245,7 @@ def gather_splits(
     arrays = {split: part.images for split, part in parts.items()}
     if channels == 1:
         for split, images in arrays.items():
-            arrays[split] = np.ascontiguousarray(images[:, :1])
-            if isinstance(images, np.memmap):
-                Path(images.filename).unlink()
+            arrays[split] = first_channel(images)
     merged = {kind: list(names) for kind, names in report.items() if names}
     for part in parts.values():
         for kind, names in part.report.items():

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from elfs_lib.stages.run import Run
 
 #: What a network that learns pseudo-labels is trained by, besides its seed.
-PROXY = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "precision", "classes")
+PROXY = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "precision", "shuffle", "classes")
+PROXY_LATER = {"shuffle": "full"}
 _HEADS = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
 
 
@@ -187,7 +188,7 @@ def _relabel(given: Given, labels: np.ndarray, confidence: np.ndarray, seed: int
         *("pseudo_labels", "relabel_rounds", "relabel_keep", "seed", *PROXY),
         *("encoder", "encoder_size", "encoder_checkpoint"),
     ],
-    later={"relabel_start": "random"},
+    later={"relabel_start": "random", **PROXY_LATER},
     key=_pseudo_key,
 )
 def pseudo(given: Given, draft: Draft) -> None:
