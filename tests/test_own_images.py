@@ -29,6 +29,7 @@ from elfs_lib.artifacts import NotBuilt, Store
 from elfs_lib.cli import commands as cli
 from elfs_lib.clustering.class_count import ClassEstimate, estimate_classes
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.data.decoding import LEFT_OUT
 from elfs_lib.data.duplicates import find_copies
 from elfs_lib.data.label_files import LOCAL_FILES, read_labels, tasks
@@ -564,7 +565,7 @@ def test_the_list_does_not_depend_on_labels_or_class_folders(tmp_path: Path, mon
 
 def test_arrays_and_folders_give_the_same_list(tmp_path: Path):
     fill(tmp_path / "photos", 60)
-    order = datasets.load_images("image_folder", path=tmp_path / "photos").paths
+    order = datasets.load_images(Source("image_folder", path=tmp_path / "photos")).paths
     array = np.stack([np.asarray(picture(int(Path(name).stem))) for name in order])[:, None]
     here = select(array, classes=3, budget=9, **TINY)
     there = select(tmp_path / "photos", classes=3, budget=0.15, **TINY)

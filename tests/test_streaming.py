@@ -15,6 +15,7 @@ from PIL import Image
 
 from elfs_lib.artifacts import Store
 from elfs_lib.data import decoding, readers
+from elfs_lib.data.base import Source
 from elfs_lib.data.datasets import load_images
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
@@ -183,4 +184,6 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, m
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda folder: usage(9000, 8000, 2000))
     monkeypatch.setattr(decoding, "decode_images", None)
     with pytest.raises(ElfsError, match="ELFS_ARTIFACTS_DIR"):
-        load_images("image_folder", path=tmp_path / "photos", image_size=12, scratch=tmp_path)
+        load_images(
+            Source("image_folder", path=tmp_path / "photos", image_size=12), scratch=tmp_path
+        )

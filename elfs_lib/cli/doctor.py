@@ -176,8 +176,8 @@ def _notebooks() -> Finding:
 
 
 def _data() -> Finding:
-    from elfs_lib.data.base import MissingDataset
-    from elfs_lib.data.datasets import DATASETS, default_data_dir, source_fingerprint
+    from elfs_lib.data.base import MissingDataset, default_data_dir
+    from elfs_lib.data.datasets import DATASETS, source_fingerprint
 
     there, absent = [], []
     for name, spec in DATASETS.items():
@@ -231,10 +231,11 @@ def _run(params_file: Path, overrides: Mapping | None) -> Finding:
     from elfs_lib.embedding.encoders import ENCODERS, split_encoders
     from elfs_lib.embedding.networks import stored_weights
     from elfs_lib.params import Params
+    from elfs_lib.stages.embedding import source
 
     p = Params.load(params_file, overrides)
     resolve_device(p.device)
-    source_fingerprint(p.dataset, image_size=p.image_size, path=p.data_path)
+    source_fingerprint(source(p))
     parts = split_encoders(p.encoder, p.encoder_checkpoint)
     fetched = [
         name

@@ -20,7 +20,7 @@ from elfs_lib.data.base import (
     Files,
     Images,
     MissingDataset,
-    Request,
+    Source,
     below_folder,
     file_stat,
     first_line,
@@ -57,8 +57,8 @@ class Parquet(Files):
     image_columns = ("img", "image")
     label_columns = ("label", "labels", "fine_label")
 
-    def identity(self, request: Request) -> list:
-        root, shards, unused = self._shards(request)
+    def identity(self, source: Source) -> list:
+        root, shards, unused = self._shards(source)
         files = [file for files in shards.values() for file in files]
         for file in files:
             self._check_images(file)
@@ -68,13 +68,13 @@ class Parquet(Files):
         rows = [file_stat(below_folder(root, file), file) for file in (*files, *unused)]
         return [len(shards["train"]), *rows] if told_apart else rows
 
-    def images(self, request: Request) -> Images:
-        root, shards, unused = self._shards(request)
+    def images(self, source: Source, scratch: Path | None = None) -> Images:
+        root, shards, unused = self._shards(source)
         counts = {
             split: sum(pq.read_metadata(file).num_rows for file in files)
             for split, files in shards.items()
         }
-        size = request.image_size or self.image_size
+        size = source.image_size or self.image_size
         if size is None:
             first = islice(self._rows(root, shards["train"]), decoding.SAMPLE)
             size = decoding.default_size([io.BytesIO(data) for _, data in first if data])
@@ -84,12 +84,12 @@ class Parquet(Files):
             image_size=size,
             read=_cell,
             where=root,
-            scratch=request.scratch,
+            scratch=scratch,
         )
         names = self._class_names(shards["train"])
-        source = f"{self.folder or root.name} from Parquet files"
+        origin = f"{self.folder or root.name} from Parquet files"
         if self.folder and "JPEG" in parts["train"].formats:
-            source += (
+            origin += (
                 "; they hold JPEG copies, so pixels differ from those of the published images and "
                 "accuracies may be lower by some points"
             )
@@ -99,13 +99,13 @@ class Parquet(Files):
             names,
             self.num_classes or (len(names) if names else None),
             {"unused": [below_folder(root, file) for file in unused]},
-            f"{source}.",
+            f"{origin}.",
             splits="" if self.folder else _told_apart(root, shards),
             keep_paths=self.folder is None,
         )
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        _, shards, _ = self._shards(request)
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        _, shards, _ = self._shards(source)
         classes = self._class_names(shards["train"])
         if classes is None:
             train = [self._label_values(file) for file in shards["train"]]
@@ -135,17 +135,17 @@ class Parquet(Files):
             )
         return np.array([number.get(name, -1) for name in own])[values]
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
-        _, shards, _ = self._shards(request)
+    def labelled(self, source: Source) -> tuple[str, ...]:
+        _, shards, _ = self._shards(source)
         return tuple(
             split
             for split, files in shards.items()
             if all(self._label_column(file) is not None for file in files)
         )
 
-    def _shards(self, request: Request) -> tuple[Path, dict[str, list[Path]], list[Path]]:
+    def _shards(self, source: Source) -> tuple[Path, dict[str, list[Path]], list[Path]]:
         """The root, the files of each split, and those of no split that is used."""
-        root = request.path if self.folder is None else request.data_dir / self.folder
+        root = source.path if self.folder is None else source.data_dir / self.folder
         if root.is_file():
             return root.parent, {"train": [root]}, []
         found = sorted(root.rglob("*.parquet")) if root.is_dir() else []

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from safetensors import SafetensorError, safe_open
 
-from elfs_lib.data.datasets import default_data_dir
+from elfs_lib.data.base import default_data_dir
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError
 

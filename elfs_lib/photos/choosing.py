@@ -26,7 +26,7 @@ from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import Params
 from elfs_lib.photos.choice import COLUMNS, Choice, Chooser
-from elfs_lib.photos.image_sources import Source
+from elfs_lib.photos.image_sources import ImagesInMemory
 from elfs_lib.photos.reasons import file_table, notes_on, rest_of, without_lists
 from elfs_lib.photos.request import (
     AUTO,
@@ -161,7 +161,9 @@ def select(
         images = _stand_in(embeddings)
     if method == AUTO and scores is not None:
         method = ELFS
-    cluster = pseudo_labels is not None or not (isinstance(images, Source) and images.stand_in)
+    cluster = pseudo_labels is not None or not (
+        isinstance(images, ImagesInMemory) and images.stand_in
+    )
     request = Request(
         classes,
         budget,
@@ -191,11 +193,13 @@ def select(
     return frame
 
 
-def _stand_in(embeddings: np.ndarray) -> Source:
+def _stand_in(embeddings: np.ndarray) -> ImagesInMemory:
     """Something in the place of images that nobody has: equal where the embeddings are equal."""
     rows = unit_rows(embeddings)
     digests = b"".join(hashlib.sha256(row).digest() for row in rows)
-    return Source(np.frombuffer(digests, np.uint8).reshape(len(rows), 1, 4, 8), stand_in=True)
+    return ImagesInMemory(
+        np.frombuffer(digests, np.uint8).reshape(len(rows), 1, 4, 8), stand_in=True
+    )
 
 
 def choose_images(

@@ -18,6 +18,7 @@ import pandas as pd
 
 from elfs_lib.artifacts import Store, write_text_atomic
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.data.label_files import read_labels, split_csv, tasks
 from elfs_lib.errors import ElfsError
 from elfs_lib.photos.choice import COLUMNS, Choice
@@ -247,7 +248,7 @@ def opened_run(record: Record) -> OwnRun:
 
 def _fingerprint(folder: Path, request: Request) -> str:
     size = request.overrides.get("image_size")
-    return datasets.source_fingerprint("image_folder", image_size=size, path=folder)
+    return datasets.source_fingerprint(Source("image_folder", image_size=size, path=folder))
 
 
 def write_list_csv(file: Path, frame: pd.DataFrame) -> None:

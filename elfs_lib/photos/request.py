@@ -11,8 +11,9 @@ import numpy as np
 
 from elfs_lib.clustering.class_count import ClassEstimate
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.errors import ElfsError, choose, is_whole
-from elfs_lib.photos.image_sources import Source, read_source
+from elfs_lib.photos.image_sources import ImagesInMemory, read_source
 from elfs_lib.selection import METHODS, budget_count
 
 FEWEST = 10  # images below which there is nothing to choose
@@ -88,13 +89,13 @@ def check_request(request: Request) -> None:
         raise ElfsError(f"The cosine of near copies is {cosine}: give a number above 0, up to 1.")
 
 
-def pixels_or_path(source: Any, request: Request) -> tuple[Source | None, str | None]:
+def pixels_or_path(source: Any, request: Request) -> tuple[ImagesInMemory | None, str | None]:
     """Images in memory, or the directory that they are in."""
-    if isinstance(source, Source):
+    if isinstance(source, ImagesInMemory):
         return source, None
     if isinstance(source, (str, Path)):
         folder = Path(source).expanduser()
-        datasets.check_dataset("image_folder", path=folder)
+        datasets.check_dataset(Source("image_folder", path=folder))
         return None, str(folder)
     found = read_source(source, request.overrides.get("image_size"))
     return found, str(Path.cwd()) if found.files else None  # where files are read again from

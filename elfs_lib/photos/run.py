@@ -30,7 +30,7 @@ from elfs_lib.embedding import encoders
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.photos.image_sources import Source
+from elfs_lib.photos.image_sources import ImagesInMemory
 from elfs_lib.progress import track
 from elfs_lib.selection import easiness
 from elfs_lib.selection.by_class import class_quantile
@@ -88,7 +88,7 @@ class OwnRun(Run):
         balanced: Likewise.
     """
 
-    pixels: Source | None = field(default=None, repr=False, compare=False)
+    pixels: ImagesInMemory | None = field(default=None, repr=False, compare=False)
     cosine: float | None = None
     balanced: bool = True
 
@@ -189,7 +189,7 @@ def class_count(given: Given, draft: Draft) -> None:
     draft.json("estimate", {name: getattr(found, name) for name in names})
 
 
-def _images_in_memory(source: Source) -> Stage:
+def _images_in_memory(source: ImagesInMemory) -> Stage:
     pixels = source.pixels
     paths = source.paths or [str(row) for row in range(len(pixels))]
 

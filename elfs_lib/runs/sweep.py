@@ -29,7 +29,7 @@ import pandas as pd
 import papermill
 
 from elfs_lib.artifacts import Store, write_text_atomic
-from elfs_lib.data.datasets import default_data_dir
+from elfs_lib.data.base import default_data_dir
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import default_store
 from elfs_lib.runs.display import SweepProgress

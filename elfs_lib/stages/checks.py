@@ -26,7 +26,7 @@ def check_run(run: Run, *, labels: bool) -> None:
         ElfsError: one sentence on the first thing that would fail later.
     """
     p = run.params
-    datasets.check_dataset(**source(p))
+    datasets.check_dataset(source(p))
     if not run.given_name("embeddings"):
         check_encoder(p.encoder, p.encoder_checkpoint, input_size=p.encoder_size)
         if p.encoder == embedding_file.PRECOMPUTED:

@@ -314,7 +314,7 @@ class Run:
     @cached_property
     def labels(self) -> LabelOracle:
         """The locked ground-truth labels; see :mod:`elfs_lib.label_lock`."""
-        return datasets.label_oracle(**source(self.params), left_out=self.about["left_out"])
+        return datasets.label_oracle(source(self.params), left_out=self.about["left_out"])
 
     # ------------------------------------------------------------------ embeddings, clusters
 
