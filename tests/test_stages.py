@@ -310,6 +310,18 @@ def test_embeddings_of_somebodys_own_reuse_nothing_of_others(tiny_run: Run, tmp_
     )
 
 
+def test_scores_of_somebodys_own_take_the_place_of_the_proxys(tiny_run: Run):
+    scores = np.random.default_rng(0).normal(size=tiny_run.n)
+    own = tiny_run.with_scores(scores, "drawn")
+    np.testing.assert_array_equal(own.scores["aum"], scores)
+    chosen = own.coreset("elfs", 100, hard_prune_ratio=0.25).table("coreset")["index"]
+    cut = round(0.25 * tiny_run.n)
+    assert set(chosen) == set(np.argsort(scores)[cut : cut + 100])
+    for wrong in (scores[:5], np.where(np.arange(tiny_run.n) == 3, np.nan, scores)):
+        with pytest.raises(ElfsError, match="for each of the 1437 images"):
+            tiny_run.with_scores(wrong, "wrong")
+
+
 @pytest.mark.parametrize(
     "labels, words",
     [

@@ -36,14 +36,16 @@ from elfs_lib.photos.request import (
     check_left,
     check_request,
     comparable_budgets,
+    memory_or_path,
     of_these_images,
-    pixels_or_path,
     rows_of,
 )
-from elfs_lib.photos.run import PHOTOS_AT_ONCE, OwnRun, profile
+from elfs_lib.photos.run import PHOTOS_AT_ONCE, Photos, photo_stages, profile
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS
 from elfs_lib.selection.double_end import hard_prune_count
+from elfs_lib.stages.checks import CAPPED, check_device, check_enough_images
+from elfs_lib.stages.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,10 +221,11 @@ def choose_images(
     Raises:
         ElfsError: one sentence, before any long work where that can be known.
     """
-    run = open_run(source, request, store, brought=brought, say=say)
+    photos = open_run(source, request, store, brought=brought, say=say)
+    run = photos.run
     n, request = run.n, of_these_images(request, run.paths)
     say("[3/7] neighbours and copies")
-    different = run.copies.different
+    different = photos.copies.different
     if different == 1:
         raise ElfsError(
             f"The {n:,} images are all alike (near copies of one): there is nothing to choose "
@@ -236,15 +239,15 @@ def choose_images(
         classes = max(2, int(np.max(brought.pseudo_labels)) + 1)
     elif classes == "auto" and not needless:
         say("[4/7] counting classes")
-        estimate = run.class_estimate
+        estimate = photos.class_estimate
         classes = estimate.classes
     least = 2 if classes == "auto" else int(classes)
     count = check_counts(n, different, replace(request, classes=least), estimate)
     classes = None if classes == "auto" else least
-    request = _hold_out(run, request)
+    request = _hold_out(run.paths, photos.copies.group, request)
     done, held = (rows_of(paths, run.paths) for paths in (request.done, request.held))
     closed = np.concatenate([done, held])
-    left = different - len(np.unique(run.copies.group[closed]))
+    left = different - len(np.unique(photos.copies.group[closed]))
     check_left(count, left, different, "different images")
     total = count + len(done)
     if request.names and len(request.names) != classes:
@@ -256,15 +259,14 @@ def choose_images(
     request = replace(request, settled=method)
     budgets = comparable_budgets(request, classes or 1, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
-    run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
-    run.check()
+    photos = photos.with_params(Params.make({**run.params.model_dump(), **wanted}))
+    photos.check()
+    run = photos.run
     if brought.pseudo_labels is not None:
         run = run.with_pseudo_labels(np.asarray(brought.pseudo_labels), "given")
     if brought.scores is not None:
-        if len(brought.scores) != n:
-            raise ElfsError(f"There are {len(brought.scores):,} scores for {n:,} images.")
-        run = run.with_scores(brought.scores)
-    chooser = Chooser(run, method, done, held, total)
+        run = run.with_scores(brought.scores, "given")
+    chooser = Chooser(replace(photos, run=run), method, done, held, total)
     _check_trainable(chooser, brought)
     if request.cluster or chooser.trains:
         say(f"[4/7] clustering into {classes} pseudo-classes ({run.clustering})")
@@ -284,10 +286,10 @@ def choose_images(
 
 def _check_trainable(chooser: Chooser, brought: Brought) -> None:
     """Refuse to train where there are embeddings and no images."""
-    run, needs = chooser.run, chooser.entry.needs
+    needs, memory = chooser.entry.needs, chooser.photos.memory
     proxy = "probabilities" in needs or ("scores" in needs and brought.scores is None)
-    search = chooser.entry.takes_beta and run.params.hard_prune_ratio is None
-    if run.pixels and run.pixels.stand_in and (proxy or search):
+    search = chooser.entry.takes_beta and chooser.run.params.hard_prune_ratio is None
+    if memory and memory.stand_in and (proxy or search):
         what = "trains on the images" if proxy else "searches its beta by training on the images"
         instead = "scores=" if proxy else "hard_prune_ratio="
         raise ElfsError(
@@ -318,14 +320,13 @@ def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
     return method, why
 
 
-def _hold_out(run: OwnRun, request: Request) -> Request:
+def _hold_out(paths: list[str], group: np.ndarray, request: Request) -> Request:
     """Draw what is missing of the images that are kept for testing: uniformly among the different
     images of which none has a label."""
-    known = set(run.paths)
+    known = set(paths)
     held = tuple(path for path in request.held if path in known)
     done = tuple(path for path in request.done if path not in set(held))
-    group = run.copies.group
-    closed = np.isin(group, group[rows_of((*held, *done), run.paths)])
+    closed = np.isin(group, group[rows_of((*held, *done), paths)])
     missing = max(0, request.holdout - len(held))
     draw = np.random.default_rng([request.seed, 1]).permutation(len(group))
     free = [row for row in draw if not closed[row]]
@@ -336,7 +337,7 @@ def _hold_out(run: OwnRun, request: Request) -> Request:
             f"holdout is {request.holdout:,} and there are only {len(fresh) + len(held):,} "
             "different images without a label: ask for fewer."
         )
-    held += tuple(run.paths[row] for row in fresh)
+    held += tuple(paths[row] for row in fresh)
     return replace(request, done=done, held=held, holdout=len(held))
 
 
@@ -347,15 +348,15 @@ def open_run(
     *,
     brought: Brought = NOTHING,
     say: Callable[[str], None] = lambda text: None,
-) -> OwnRun:
+) -> Photos:
     """Read and embed the images, and set every parameter but the classes and the budget."""
-    run = read_images(source, request, store, brought=brought, say=say)
-    n = run.n
+    photos = read_images(source, request, store, brought=brought, say=say)
+    run, n = photos.run, photos.run.n
     say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
     dimensions = run.embeddings.array("embeddings").shape[1]
     crop = {"crop_pad": min(4, min(run.train_images.shape[-2:]) // 8)}
     given = run.params.model_dump(include=run.params.model_fields_set)
-    return replace(run, params=Params.make(profile(n, dimensions) | crop | given))
+    return photos.with_params(Params.make(profile(n, dimensions) | crop | given))
 
 
 def read_images(
@@ -365,11 +366,11 @@ def read_images(
     *,
     brought: Brought = NOTHING,
     say: Callable[[str], None] = lambda text: None,
-) -> OwnRun:
-    """The run whose images are read, and nothing else done."""
+) -> Photos:
+    """Images that are read, and nothing else done."""
     check_request(request)
-    pixels, path = pixels_or_path(source, request)
-    if brought.embeddings is not None and pixels is None:
+    memory, path = memory_or_path(source, request)
+    if brought.embeddings is not None and memory is None:
         raise ElfsError(
             "embeddings= cannot be matched with a directory, which has no order: give a list of "
             "files, or encoder='precomputed' and embeddings_path, a file with their paths."
@@ -379,22 +380,20 @@ def read_images(
     encoder = "efficientnet_lite0" if brought.embeddings is None else PRECOMPUTED
     given = {"encoder": encoder, "budgets": (1,), **request.overrides}
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
-    run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
+    run = Run(Params.make(given), store, substitutes=photo_stages(memory))
     if brought.embeddings is not None:
         run = run.with_embeddings(brought.embeddings, "given")
     elif run.params.encoder == PRECOMPUTED:
         embedding_file.check_file(run.params.embeddings_path)
-    run.check_device()
+    check_device(run.params)
     say("[1/7] reading images")
     n, request = run.n, of_these_images(request, run.paths)
     done, count = len(request.done), check_counts(n, n, request)
     check_left(count, n - done, n, "images")
-    if "neighbors" in request.overrides:
-        run.check_neighbors()
     if run.params.hard_prune_ratio is not None:
         hard_prune_count(n, run.params.hard_prune_ratio, count + done)
-    run.check_pca()
-    return run
+    check_enough_images(run.params, n, [name for name in CAPPED if name in request.overrides])
+    return Photos(run, memory, request.cosine, request.balanced)
 
 
 def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
@@ -410,12 +409,11 @@ def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
     held = every.iloc[chooser.held].assign(reason="drawn at random, to test on")
     held = held.set_index("path").loc[list(request.held)].reset_index()  # in the order of the draw
     rest = rest[~rest["index"].isin(chooser.held)]
-    unread = datasets.unread_files(run.params.data_path) if run.pixels is None else {}
+    unread = datasets.unread_files(run.params.data_path) if chooser.photos.memory is None else {}
     files = file_table(merge_reports(run.about["report"], without_lists(unread)))
     columns = ["rank", "index", *(name for name in COLUMNS[1:] if name in listed)]
     ranks = np.arange(1, len(listed) + 1), np.arange(1, len(held) + 1)
     return Choice(
-        run,
         request,
         chooser,
         why,
@@ -423,7 +421,7 @@ def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
         held.assign(rank=ranks[1])[columns],
         rest.reset_index(drop=True),
         files,
-        tuple(notes_on(run, request, chosen)),
+        tuple(notes_on(chooser.photos, request, chosen)),
     )
 
 
@@ -431,17 +429,17 @@ def _pruned(
     chooser: Chooser, every: pd.DataFrame, chosen: np.ndarray
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The list of double-end pruning, and what became of the others."""
-    run = chooser.run
+    run, order_by, balanced = chooser.run, chooser.photos.order, chooser.photos.balanced
     every = every.assign(score=run.scores[run.params.score])
-    order = np.argsort(run.order, kind="stable")
+    order = np.argsort(order_by, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     cut = hard_prune_count(len(order), chooser.beta, chooser.total)
     listed = every.iloc[chosen].copy()
-    easier = 1 - run.order if run.balanced else 1 - (place + 1) / len(order)
+    easier = 1 - order_by if balanced else 1 - (place + 1) / len(order)
     ranks = [
         f"harder than {easier[row]:.0%} of "
-        + (f"pseudo-class {run.pseudo_labels[row]}" if run.balanced else "the images")
+        + (f"pseudo-class {run.pseudo_labels[row]}" if balanced else "the images")
         for row in range(len(order))
     ]
     listed["reason"] = [

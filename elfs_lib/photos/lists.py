@@ -24,7 +24,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.photos.choice import COLUMNS, Choice
 from elfs_lib.photos.choosing import choose_images, open_run, read_images
 from elfs_lib.photos.request import Request
-from elfs_lib.photos.run import OwnRun
+from elfs_lib.photos.run import Photos
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def open_choice(file: str | Path) -> Choice:
     return choose_images(record.folder, record.request, record.store)
 
 
-def opened_run(record: Record) -> OwnRun:
+def opened_run(record: Record) -> Photos:
     """The run over the folder of a record, if the images in it are those of the record."""
     if not record.folder.is_dir():
         raise ElfsError(
@@ -238,7 +238,7 @@ def opened_run(record: Record) -> OwnRun:
     asked = record.folder, record.request, record.store
     # Files that were copied or touched look different but may hold the same.
     looks_alike = _fingerprint(record.folder, record.request) == record.source
-    if not looks_alike and read_images(*asked).images.content != record.images:
+    if not looks_alike and read_images(*asked).run.images.content != record.images:
         raise ElfsError(
             f"The images in {record.folder} have changed since the list was made: run elfs select "
             "again; labels already imported are kept."
@@ -318,7 +318,7 @@ def make_list(
     if before and labels and before.folder.resolve() != folder.resolve():
         # The folder may have been renamed: then the images are the same.
         gone = not before.folder.exists()
-        if not gone or read_images(folder, request, store).images.content != before.images:
+        if not gone or read_images(folder, request, store).run.images.content != before.images:
             which = ", which is gone," if gone else ""
             raise ElfsError(
                 f"{files.labels} holds labels of images in {before.folder.resolve()}{which} and "

@@ -89,7 +89,7 @@ def check_request(request: Request) -> None:
         raise ElfsError(f"The cosine of near copies is {cosine}: give a number above 0, up to 1.")
 
 
-def pixels_or_path(source: Any, request: Request) -> tuple[ImagesInMemory | None, str | None]:
+def memory_or_path(source: Any, request: Request) -> tuple[ImagesInMemory | None, str | None]:
     """Images in memory, or the directory that they are in."""
     if isinstance(source, ImagesInMemory):
         return source, None

@@ -55,6 +55,7 @@ class Stage:
             keys of stages that may open labels hold the labels' digest.
         version: To be raised when ``build`` gives something else than before.
         quick: It takes no time worth a line: whoever needs it makes it.
+        given: Of a stage that takes what somebody brings: what that is called.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     labels: str | Callable[..., str] = "never"
     version: int = 1
     quick: bool = False
+    given: str | None = None
 
     @property
     def doc(self) -> str | None:
@@ -302,18 +304,25 @@ class Call:
 
 
 def given_stage(
-    name: str, build: Callable[[Draft], None], title: str, keyed: Mapping[str, Any]
+    name: str,
+    build: Callable[[Draft], None],
+    title: str,
+    keyed: Mapping[str, Any],
+    *,
+    given: str | None = None,
 ) -> Stage:
-    """A stage that takes what somebody brings in place of computing it.
+    """A stage that takes what somebody brings in place of computing it, whatever its arguments.
 
     Args:
         keyed: What tells it from other such content, a hash of it among it.
+        given: See :class:`Stage`.
     """
     return Stage(
         name,
         lambda given, draft: build(draft),
         title,
         reads=frozenset(),
-        inputs=lambda run: {},
+        inputs=lambda run, **arguments: {},
         key=lambda given: keyed,
+        given=given,
     )
