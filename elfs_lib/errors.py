@@ -81,6 +81,16 @@ class Fault(NamedTuple):
     words: str
 
 
+def fault_sentence(name: str, value: object, fault: Fault) -> str:
+    """What is wrong with a value, in a sentence.
+
+    Args:
+        name: What the value is called.
+    """
+    but = " but" if fault.words.startswith("should") else ":"
+    return f"{name} is {value!r}{but} {fault.words}."
+
+
 def own_error(error: pydantic.ValidationError) -> ElfsError | None:
     """The error that a check of our own raised inside a validation, which wraps it; None if it was
     pydantic's check that failed."""

@@ -25,7 +25,7 @@ ORDER = (
     "photos",
     "cli",
 )
-BASE = {"errors", "progress", "compute", "artifacts", "label_lock", "project"}
+BASE = {"errors", "bounds", "progress", "compute", "artifacts", "label_lock", "project"}
 LONGEST = 550  # lines, but for a reason that the module's docstring gives: "One file: ..."
 
 

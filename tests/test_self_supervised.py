@@ -135,8 +135,8 @@ def test_errors_are_one_sentence():
     with pytest.raises(ElfsError, match="too few"):
         train_encoder(noise(3), TINY)
     with pytest.raises(ElfsError, match="temperature is 0"):
-        train_encoder(noise(20), replace(TINY, temperature=0))
-    with pytest.raises(ElfsError, match="min_crop is 2: it must be 0.01 to 1"):
-        train_encoder(noise(20), replace(TINY, min_crop=2))
+        replace(TINY, temperature=0)
+    with pytest.raises(ElfsError, match="min_crop is 2"):
+        replace(TINY, min_crop=2)
     with pytest.raises(ElfsError, match="did you mean 'convnet'"):
         train_encoder(noise(20), replace(TINY, network="convnett"))

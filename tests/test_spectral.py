@@ -110,5 +110,5 @@ def test_spectral_starts_reach_a_lower_loss():
 
 
 def test_the_start_is_a_choice():
-    with pytest.raises(temi.ElfsError, match="TEMI start"):
+    with pytest.raises(temi.ElfsError, match="start is 'spectre'"):
         TemiConfig(classes=3, start="spectre")

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from elfs_lib.clustering.metrics import collapse_notes
 from elfs_lib.clustering.spectral import spectral_labels
+from elfs_lib.clustering.temi_config import TemiConfig
 from elfs_lib.compute import (
     Replayed,
     own_stream,
@@ -41,11 +42,9 @@ from elfs_lib.compute import (
 )
 from elfs_lib.embedding.pca import principal_axes
 from elfs_lib.embedding.rows import unit_rows
-from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 
-WEIGHTINGS = ("teacher", "student_teacher")
-STARTS = ("random", "spectral")
 # How heads learn the clustering that they start from: passes, and AdamW's learning rate.
 START_EPOCHS, START_RATE = 3, 2e-3
 # Smallest probability whose logarithm is taken.
@@ -59,100 +58,6 @@ ROUNDS = 20
 GROUP_FLOATS = 1 << 20
 # Floats of one layer when all heads label a block of images.
 BLOCK_FLOATS = 1 << 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemiConfig:
-    """What TEMI is told; the defaults are the paper's values.
-
-    Attributes:
-        classes: Number of clusters C per head, at least 2.
-        heads: Number of heads H.
-        epochs: Passes over the images.
-        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
-        batch: Images per step, each with one neighbour; at most N are used.
-        learning_rate: Per 256 images; the optimiser gets ``learning_rate * batch / 256``.
-        weight_decay: AdamW's.
-        hidden: Width of the first layer.
-        bottleneck: Width of the layer before the clusters.
-        student_temperature: Divides the student's logits.
-        teacher_temperature: Divides the teacher's logits.
-        teacher_momentum: Share of the old teacher kept at each step, in [0, 1).
-        marginal_momentum: Share of the old cluster marginal kept at each step, in [0, 1).
-        beta: Exponent in the PMI, in (0, 1]; below 1 spreads the clusters evenly.
-        weighting: "teacher" weighs a pair by sum_c q_t(c|x) q_t(c|x'), as the released code
-            does; "student_teacher" by sum_c q_s(c|x) q_t(c|x'). The teacher is the default: the
-            published results come from it, and the average of a slow teacher over heads is the
-            steadier judge of whether two images belong together.
-        start: "random" weights, or "spectral": each head first learns a spectral clustering of the
-            neighbour graph by cross-entropy, and TEMI goes on from there. From random weights the
-            heads end in poorer optima of TEMI's own loss.
-        pca: Project the embeddings on this many principal components first; None keeps all.
-        standardize: Scale each input feature to variance 1 first; constant features become 0.
-            In any case the inputs are centred, and scaled by one number to mean square 1.
-        loss_epochs: A head's loss is its mean over this many last epochs.
-        keep_heads: Share of the heads, those of lowest loss, that enter the aligned mean; heads
-            with more empty clusters than others never do.
-    """
-
-    classes: int
-    heads: int = 50
-    epochs: int = 200
-    warmup_epochs: int = 20
-    batch: int = 1024
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    hidden: int = 512
-    bottleneck: int = 256
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.1
-    teacher_momentum: float = 0.996
-    marginal_momentum: float = 0.9
-    beta: float = 0.6
-    weighting: str = "teacher"
-    start: str = "random"
-    pca: int | None = None
-    standardize: bool = False
-    loss_epochs: int = 1
-    keep_heads: float = 1.0
-
-    def __post_init__(self) -> None:
-        choose("TEMI weighting", self.weighting, WEIGHTINGS)
-        choose("TEMI start", self.start, STARTS)
-        for name, low in (
-            ("classes", 2),
-            ("heads", 1),
-            ("epochs", 1),
-            ("warmup_epochs", 0),
-            ("batch", 2),
-            ("hidden", 1),
-            ("bottleneck", 1),
-            ("loss_epochs", 1),
-        ):
-            value = getattr(self, name)
-            if not is_whole(value, low):
-                raise ElfsError(
-                    f"{name} is {value!r}: it must be a whole number of at least {low}."
-                )
-        if self.classes > np.iinfo(np.int16).max:
-            raise ElfsError(
-                f"classes is {self.classes}: at most {np.iinfo(np.int16).max} are supported."
-            )
-        if self.pca is not None and not is_whole(self.pca, 1):
-            raise ElfsError(
-                f"pca is {self.pca!r}: give a number of components of at least 1, or null."
-            )
-        for name in ("learning_rate", "student_temperature", "teacher_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be a number above 0.")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ElfsError(f"weight_decay is {self.weight_decay!r}: it must be at least 0.")
-        for name in ("teacher_momentum", "marginal_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be in [0, 1).")
-        for name in ("beta", "keep_heads"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be in (0, 1].")
 
 
 @dataclass(frozen=True)
