@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import cpu_model
+from elfs_lib.compute import configure_runtime
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select_by
 from elfs_lib.selection.cost import GROWTH, measured_as
 from elfs_lib.selection.zcore import zcore_samples
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--ratios", action="store_true", help="only compare with textbook loops")
     parser.add_argument("--methods", nargs="+", help="measure only these")
     arguments = parser.parse_args()
+    configure_runtime()
     os.environ["ELFS_PROGRESS"] = "0"
     print(machine())
     if arguments.ratios:

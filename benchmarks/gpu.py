@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 
 from benchmarks.book_data import DATA, Tables, write_tables
-from elfs_lib.compute import matmul_peak, resolve_device, resolve_precision
+from elfs_lib.compute import configure_runtime, matmul_peak, resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError
 
 FACTS = DATA / "gpu.json"
@@ -510,6 +510,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, no compiler")
     parser.add_argument("--out", type=Path, default=FACTS)
     arguments = parser.parse_args()
+    configure_runtime()
     setting = Setting(resolve_device(arguments.device), arguments.tiny)
     name = (
         torch.cuda.get_device_name(setting.device)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks.book_data import DATA
 from elfs_lib.artifacts import write_text_atomic
+from elfs_lib.compute import configure_runtime
 from elfs_lib.data.datasets import label_oracle, load_images
 from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.neighbors import nearest_neighbors
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     given = parser.parse_args()
+    configure_runtime()
     images = load_images("cifar10")
     labels = label_oracle("cifar10", left_out=images.left_out).open("test", purpose="analysis")
     rows = [row for seed in given.seeds for row in repetition(images.test, labels, seed)]

@@ -34,24 +34,33 @@ KEPT_IDLE = 2**29
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
+def configure_runtime() -> None:
+    """Set what holds for the whole process: the arithmetic of torch, and malloc.
+
+    Called wherever work starts: before a stage computes, by the first call of a notebook, by
+    ``select``, in each process of torchrun. Whoever calls only the parts (:mod:`elfs_lib.training`,
+    ...) calls it first, or has torch's own settings.
+
+    - float32 is float32: no TF32 on CUDA. Exact neighbours rely on its rounding.
+    - With ``ELFS_DETERMINISTIC=1`` in the environment, torch is restricted to algorithms that give
+      the same bits every time; an operation that has none raises torch's own error, which names
+      it. This must be set before the process first uses cuBLAS.
+    - The process keeps the memory of large arrays that are freed (Linux).
+    """
+    if os.environ.get("ELFS_DETERMINISTIC", "0") != "0":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at first use
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _keep_freed_memory()
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that exists here.
-
-    With ``ELFS_DETERMINISTIC=1`` in the environment, torch is held to algorithms that give the same
-    bits every time; an operation that has none raises torch's own error, which names it. From the
-    first call on, the process keeps the memory of large arrays that are freed (Linux).
 
     Raises:
         ElfsError: if the device is unknown or this machine does not have it.
     """
-    if os.environ.get("ELFS_DETERMINISTIC", "0") != "0":
-        # cuBLAS reads this when it is first used, and every stage asks for its device before that
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
-    _keep_freed_memory()
-    # float32 means float32, whatever the environment says: exact neighbours count on its rounding
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from elfs_lib.artifacts import Artifact, Draft, Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
+from elfs_lib.photos.choosing import read_images
+from elfs_lib.photos.request import Request
 from elfs_lib.selection import METHODS
 from elfs_lib.stages import STAGES, Run
 from elfs_lib.stages.graph import Given, UndeclaredParameter, stage
@@ -354,3 +357,21 @@ def test_no_stage_is_made_by_a_run_that_only_looks(tiny_params: Params, tmp_path
     for method in METHODS:
         assert run.call("coreset", method=method, budget=0.1).inputs
     assert not list(tmp_path.iterdir())
+
+
+def test_the_runtime_is_configured_wherever_work_starts(tiny_params: Params, tmp_path, monkeypatch):
+    def tf32() -> bool:
+        return torch.backends.cuda.matmul.allow_tf32
+
+    starts = {
+        "stage": lambda: Run(tiny_params, Store(tmp_path)).images,
+        "notebook": lambda: Run.from_notebook(tiny_params.model_dump()),
+        "own images": lambda: read_images(digits, Request(10, 20), Store(tmp_path)),
+    }
+    digits = np.zeros((40, 1, 8, 8), np.uint8)
+    read_images(digits, Request(10, 20), Store(tmp_path))  # which is found, and not made, below
+    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path))
+    for name, start in starts.items():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        start()
+        assert not tf32(), name

@@ -129,9 +129,15 @@ def _training() -> Finding:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from elfs_lib.compute import matmul_peak, resolve_device, resolve_precision
+    from elfs_lib.compute import (
+        configure_runtime,
+        matmul_peak,
+        resolve_device,
+        resolve_precision,
+    )
     from elfs_lib.training.models import build_network
 
+    configure_runtime()
     device = resolve_device("auto")
     rate = matmul_peak(resolve_precision("auto", device), device)
     image = torch.zeros(1, 3, 32, 32)

@@ -368,6 +368,9 @@ def read_images(
     say: Callable[[str], None] = lambda text: None,
 ) -> Photos:
     """Images that are read, and nothing else done."""
+    from elfs_lib.compute import configure_runtime
+
+    configure_runtime()
     check_request(request)
     memory, path = memory_or_path(source, request)
     if brought.embeddings is not None and memory is None:

@@ -292,9 +292,16 @@ class Call:
     def _make(self) -> Artifact:
         stage, given = self.stage, Given(self)
         keyed = self._key(given)
+
+        def build(draft: Draft) -> None:
+            from elfs_lib.compute import configure_runtime  # which imports torch
+
+            configure_runtime()
+            stage.build(given, draft)
+
         return self.run.store.run(
             stage.name,
-            lambda draft: stage.build(given, draft),
+            build,
             version=stage.version,
             params=keyed,
             inputs={name: given.inputs[name] for name in self.inputs},
