@@ -214,7 +214,7 @@ def training(setting: Setting, way: str, batch: int) -> tuple:
 def temi_step(setting: Setting, way: str, heads: int) -> tuple:
     """Milliseconds of one step on 512 features, batch 1,024, 10 clusters."""
     from benchmarks.bench_temi import PlainTemi, step_flops
-    from elfs_lib.clustering.temi import TemiConfig, _Trainer
+    from elfs_lib.clustering.temi import TemiConfig, Trainer
 
     batch = setting.of(1024, 32)
     config = TemiConfig(classes=10, heads=setting.of(heads, 2), batch=batch)
@@ -225,7 +225,7 @@ def temi_step(setting: Setting, way: str, heads: int) -> tuple:
         return 1000 * spent, None, {}
     generator = torch.Generator().manual_seed(0)
     graphs = way == "graphs" and setting.device.type == "cuda"
-    trainer = _Trainer(512, config, generator, setting.device, setting.dtype, graphs=graphs)
+    trainer = Trainer(512, config, generator, setting.device, setting.dtype, graphs=graphs)
     pairs = pairs.to(setting.dtype)
     steps = setting.of(20, 2)
 

@@ -268,7 +268,7 @@ MUTATIONS = [
         ("ProbCover: nearest of all clusters", "first=end)", "first=0)"),
         ("MaxHerding: sigma not squared", "2 / sigma**2", "2 / sigma"),
         ("coverage: forgets earlier picks", "np.maximum(covered[part], kernel", "np.maximum(0 * covered[part], kernel"),
-        ("coverage: stale gains", "np.minimum(bound[which], _gains", "np.maximum(bound[which], _gains"),
+        ("coverage: stale gains", "np.minimum(bound[which], coverage_gains", "np.maximum(bound[which], coverage_gains"),
         ("facility location: not shifted", "        cosine += 1\n", "        cosine += 0.5\n"),
     ),
     *_mutations(

@@ -252,7 +252,7 @@ def test_missing_dataset_is_downloaded(tmp_path, monkeypatch):
         readers.Torchvision(build, ("part",), 3, "targets"),
         "",
         "nowhere",
-        download=datasets._download(build, "http://localhost/"),
+        download=datasets.downloader(build, "http://localhost/"),
     )
     monkeypatch.setitem(DATASETS, "made_up", spec)
     check_dataset(Source("made_up", tmp_path / "new"))

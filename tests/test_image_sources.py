@@ -196,13 +196,13 @@ def test_scores_and_pseudo_labels_that_are_given_are_not_computed(monkeypatch):
 def test_embeddings_beside_images_take_the_place_of_the_encoder(monkeypatch):
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     changes = {name: value for name, value in TINY.items() if name != "encoder"}
-    seen, made = [], own_images._choice
+    seen, made = [], own_images.choice_of
 
     def look(chooser, *others):
         seen.append(np.array(chooser.run.embeddings.array("embeddings")))
         return made(chooser, *others)
 
-    monkeypatch.setattr(own_images, "_choice", look)
+    monkeypatch.setattr(own_images, "choice_of", look)
     found = elfs_lib.select(DIGITS, embeddings=rows, classes=3, budget=12, method="elfs", **changes)
     assert len(found) == 12 and {"pseudo_class", "confidence"} <= {*found.columns}
     np.testing.assert_array_equal(seen[0], rows)

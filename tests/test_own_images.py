@@ -41,8 +41,8 @@ from elfs_lib.photos import choosing as own_images
 from elfs_lib.photos import gallery
 from elfs_lib.photos import labels as own_labels
 from elfs_lib.photos import run as photos_run
-from elfs_lib.photos.assessment import LINEAR, NETWORK, _learning_curve, _linear
-from elfs_lib.photos.choice import COLUMNS, pick
+from elfs_lib.photos.assessment import LINEAR, NETWORK, learning_curve, linear_model
+from elfs_lib.photos.choice import LISTED_COLUMNS, pick
 from elfs_lib.photos.choosing import choose_images, read_images, select
 from elfs_lib.photos.labels import evaluate, import_labels
 from elfs_lib.photos.lists import (
@@ -174,16 +174,16 @@ def test_the_method_goes_by_labels_a_class(number: int, advice: tuple[int, str])
     start, method = advice
     assert not METHODS[method].supervised
     auto = Request(10, 20, method="auto")
-    assert own_images._method(auto, 10 * start, 10)[0] == method
+    assert own_images.method_for(auto, 10 * start, 10)[0] == method
     if number:
-        assert own_images._method(auto, 10 * start - 1, 10)[0] == ADVICE[number - 1][1] != method
-    assert f"{start:.3g} labels a class" in own_images._method(auto, 10 * start, 10)[1]
+        assert own_images.method_for(auto, 10 * start - 1, 10)[0] == ADVICE[number - 1][1] != method
+    assert f"{start:.3g} labels a class" in own_images.method_for(auto, 10 * start, 10)[1]
 
 
 def test_a_random_list_is_named_where_none_is_told_from_it():
     auto = Request(10, 20, method="auto")
     for each, said in ((AS_RANDOM - 1, False), (AS_RANDOM, True), (ADVICE[-1][0], False)):
-        assert ("one would serve as well" in own_images._method(auto, 10 * each, 10)[1]) is said
+        assert ("one would serve as well" in own_images.method_for(auto, 10 * each, 10)[1]) is said
 
 
 def test_the_advice_counts_the_labels_that_there_are(folder: Path, made: ListFiles):
@@ -274,7 +274,7 @@ def test_the_draw_is_uniform():
     drawn = np.zeros(30)
     for seed in range(600):
         request = Request(2, 5, seed=seed, holdout=6, done=("7",))
-        held = own_images._hold_out(paths, group, request).held
+        held = own_images.hold_out(paths, group, request).held
         assert len(held) == 6 and not {"3", "29"} <= {*held}
         drawn[[int(path) for path in held]] += 1
     assert drawn[7] == 0
@@ -328,14 +328,14 @@ def test_the_learning_curve_rises_where_labels_help_and_its_band_holds_the_truth
     rows, tests = np.arange(80), np.arange(80, 200)
     folds = np.arange(80) % 5
     for held in ((tests, targets[tests]), None):
-        table = _learning_curve(points, rows, targets[rows], folds, 0, held)
+        table = learning_curve(points, rows, targets[rows], folds, 0, held)
         assert table["labels"].tolist() == ([20, 40, 80] if held else [16, 32, 64])
         assert table["accuracy"].is_monotonic_increasing
         assert (table["low"] < table["accuracy"]).all() and (
             table["accuracy"] < table["high"]
         ).all()
-    table = _learning_curve(points, rows, targets[rows], folds, 0, (tests, targets[tests]))
-    model = _linear(points[rows], targets[rows])
+    table = learning_curve(points, rows, targets[rows], folds, 0, (tests, targets[tests]))
+    model = linear_model(points[rows], targets[rows])
     true = 100 * (model.predict(points[200:]) == targets[200:]).mean()
     assert table["low"].iloc[-1] < true < table["high"].iloc[-1]
     direct = 100 * (model.predict(points[tests]) == targets[tests]).mean()
@@ -454,7 +454,7 @@ def test_classes_are_counted_where_there_are_some():
 def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: ListFiles):
     listed = pd.read_csv(made.csv)
     rest = pd.read_csv(made.rest)
-    assert list(listed.columns) == COLUMNS
+    assert list(listed.columns) == LISTED_COLUMNS
     assert listed["rank"].tolist() == list(range(1, 21))
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert sorted([*listed["path"], *rest["path"]]) == sorted(files)

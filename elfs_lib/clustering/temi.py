@@ -47,8 +47,8 @@ from elfs_lib.progress import track
 
 # How heads learn the clustering that they start from: passes, and AdamW's learning rate.
 START_EPOCHS, START_RATE = 3, 2e-3
-# Smallest probability whose logarithm is taken.
-TINY = 1e-12
+# Smallest probability whose logarithm is taken, and smallest length that divides.
+SMALLEST = 1e-12
 # Heads count in the consensus by this power of their agreement with it: enough that poor heads
 # count little, and too little for a single head to be followed.
 AGREEMENT_POWER = 3
@@ -165,15 +165,15 @@ def fit_heads(
         )
     place = resolve_device(device)
     dtype = resolve_precision(precision, place)
-    preparation = _fit_preparation(torch.from_numpy(rows), config)
-    inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
+    preparation = fit_preparation(torch.from_numpy(rows), config)
+    inputs = prepare(torch.from_numpy(rows), preparation).to(place)
     starts = None
     if config.start == "spectral":
         labels = spectral_labels(neighbors, config.classes, count=config.heads, seed=seed)
         starts = torch.from_numpy(labels).to(place)
     near = torch.from_numpy(neighbors).to(place)
     graphs = replays(compile, place)
-    teacher, curves = _train(inputs, near, config, seed, dtype, starts, graphs=graphs)
+    teacher, curves = train_heads(inputs, near, config, seed, dtype, starts, graphs=graphs)
     head_losses = curves[-config.loss_epochs :].mean(axis=0)
     state = {f"head.{k}": v.cpu() for k, v in teacher._asdict().items()}
     state["temperature"] = torch.tensor(config.teacher_temperature)
@@ -218,7 +218,7 @@ def consensus(
     best = int(order[0])
     sound = order[missing[order] == missing[best]]
     kept = sound[: max(1, round(keep_heads * count))]
-    mapping, weights = _settle(assignments, best, kept, classes)
+    mapping, weights = agree(assignments, best, kept, classes)
     # inverse[h, c] is the cluster of head h that is called c.
     inverse = torch.from_numpy(mapping.argsort(axis=1))
     share = torch.from_numpy(weights).float()
@@ -256,7 +256,7 @@ def consensus(
     )
 
 
-def _settle(
+def agree(
     assignments: np.ndarray, reference: int, kept: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Names [H, C] and weights [H] of the heads once their vote is at rest."""
@@ -265,13 +265,13 @@ def _settle(
     # The first vote gives every head the same weight: the reference agrees with itself entirely
     # and would outvote the others.
     names = align_heads(assignments, reference, classes=classes)
-    labels = _vote(_renamed(names, assignments), equal, classes)
+    labels = vote(_renamed(names, assignments), equal, classes)
     for _ in range(ROUNDS):
         every = np.concatenate([labels[None], assignments])
         names = align_heads(every, 0, classes=classes)[1:]
         renamed = _renamed(names, assignments)
         weights = equal * (renamed == labels).mean(axis=1) ** AGREEMENT_POWER
-        voted = _vote(renamed, weights, classes)
+        voted = vote(renamed, weights, classes)
         if (voted == labels).all():
             break
         labels = voted
@@ -283,7 +283,7 @@ def _renamed(names: np.ndarray, assignments: np.ndarray) -> np.ndarray:
     return np.take_along_axis(names.astype(assignments.dtype), assignments, axis=1)
 
 
-def _vote(renamed: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+def vote(renamed: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
     """Label of the heaviest vote for each image, of equal ones the lowest: int16 [N]."""
     count = renamed.shape[1]
     labels = np.empty(count, dtype=np.int16)
@@ -398,8 +398,8 @@ def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
     return neighbors.astype(np.int32)
 
 
-def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
-    """What :func:`_prepare` does to unit rows: mean [D], features [D] or [D, P]."""
+def fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
+    """What :func:`prepare` does to unit rows: mean [D], features [D] or [D, P]."""
     mean = rows.mean(dim=0)
     centred = rows - mean
     features = torch.ones_like(mean)
@@ -421,13 +421,13 @@ def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
     return {"mean": mean, "features": (features / size).contiguous()}
 
 
-def _prepare(rows: Tensor, preparation: dict[str, Tensor]) -> Tensor:
+def prepare(rows: Tensor, preparation: dict[str, Tensor]) -> Tensor:
     """Inputs of the heads, float32 [N, P], of mean 0 and mean square 1 where they were fitted."""
     mean, features = preparation["mean"], preparation["features"]
     return (rows - mean) @ features if features.ndim == 2 else (rows - mean) * features
 
 
-def _new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> Heads:
+def new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> Heads:
     def uniform(*shape: int, fan_in: int) -> Tensor:
         bound = fan_in**-0.5
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
@@ -452,21 +452,21 @@ class Activations(NamedTuple):
     logits: Tensor  # float32 [G, C, M], cosine / temperature
 
 
-def _forward(inputs: Tensor, heads: Heads, temperature: float) -> Activations:
+def forward(inputs: Tensor, heads: Heads, temperature: float) -> Activations:
     """Run G heads on inputs [M, P]; all of one dtype."""
     count = len(heads.weight1)
     before = torch.baddbmm(heads.bias1, inputs.expand(count, *inputs.shape), heads.weight1)
     after = F.gelu(before)
     feature = torch.baddbmm(heads.bias2, after, heads.weight2)
     wide = torch.promote_types(feature.dtype, torch.float32)
-    length = torch.linalg.vector_norm(feature, dim=2, dtype=wide).clamp_(min=TINY)
+    length = torch.linalg.vector_norm(feature, dim=2, dtype=wide).clamp_(min=SMALLEST)
     scale = length.mul_(temperature).reciprocal_()[:, None]
     # Cluster before sample: a softmax over the middle dimension runs along whole vectors.
     logits = torch.bmm(F.normalize(heads.weight3, dim=2), feature.transpose(1, 2)) * scale
     return Activations(before, after, feature, scale, logits)
 
 
-def _backward(
+def backward(
     inputs: Tensor, heads: Heads, seen: Activations, gradient: Tensor, temperature: float
 ) -> Heads:
     """Gradients of the weights from the gradient by the logits, float32 [G, C, M]."""
@@ -483,7 +483,8 @@ def _backward(
     )
     by_unit, unit, weight3 = (w.to(gradient.dtype) for w in (by_unit, unit, heads.weight3))
     by_weight3 = by_unit - unit * (by_unit * unit).sum(dim=2, keepdim=True)
-    by_weight3 /= torch.linalg.vector_norm(weight3, dim=2, keepdim=True).clamp_(min=TINY)
+    length = torch.linalg.vector_norm(weight3, dim=2, keepdim=True)
+    by_weight3 /= length.clamp_(min=SMALLEST)
     return Heads(
         weight1=torch.bmm(inputs.T.expand(len(unit), *inputs.T.shape), by_before),
         bias1=by_before.sum(dim=1, keepdim=True),
@@ -493,7 +494,7 @@ def _backward(
     )
 
 
-class _Trainer:
+class Trainer:
     """Student, teacher, optimiser and marginals of H heads, on one device.
 
     The matrix products run in ``dtype``; weights, teacher, marginals and losses are float32.
@@ -512,7 +513,7 @@ class _Trainer:
         graphs: bool = False,
     ) -> None:
         self.config, self.dtype = config, dtype
-        fresh = _new_heads(width, config, generator)
+        fresh = new_heads(width, config, generator)
         self.student = Heads(*(w.to(device).requires_grad_() for w in fresh))
         self.teacher = Heads(*(w.detach().clone() for w in self.student))
         shape = (config.heads, config.classes)
@@ -530,18 +531,18 @@ class _Trainer:
         self.groups = _groups(config.heads, 2 * config.batch * config.hidden, device)
 
     @torch.no_grad()
-    def step(self, inputs: Tensor, warmth: float) -> Tensor:
+    def step(self, inputs: Tensor, lr_share: float) -> Tensor:
         """Learn from the pairs ``inputs`` [2B, P]; returns the loss of each head, float32 [H].
 
         Args:
             inputs: B images, then the neighbour of each, of the trainer's dtype.
-            warmth: Share of the learning rate to use, in (0, 1].
+            lr_share: Share of the learning rate to use, in (0, 1].
         """
         for group in self.optimizer.param_groups:
             if torch.is_tensor(group["lr"]):
-                group["lr"].fill_(self.rate * warmth)
+                group["lr"].fill_(self.rate * lr_share)
             else:
-                group["lr"] = self.rate * warmth
+                group["lr"] = self.rate * lr_share
         return self._learn(inputs)[0]
 
     def _update(self, inputs: Tensor) -> tuple[Tensor]:
@@ -551,16 +552,16 @@ class _Trainer:
         taught, seen = [], []
         for group in self.groups:
             part = Heads(*(w[group] for w in teacher))
-            taught.append(_forward(inputs, part, config.teacher_temperature).logits)
+            taught.append(forward(inputs, part, config.teacher_temperature).logits)
             part = Heads(*(w[group] for w in student))
-            seen.append(_forward(inputs, part, config.student_temperature))
+            seen.append(forward(inputs, part, config.student_temperature))
         taught = _joined(taught)
         share = F.softmax(taught, dim=1).mean(dim=2)
         self.marginal.lerp_(share, 1 - config.marginal_momentum)
         losses, gradient = temi_losses(
             _joined([s.logits for s in seen]),
             taught,
-            self.marginal.clamp(min=TINY),
+            self.marginal.clamp(min=SMALLEST),
             beta=config.beta,
             weighting=config.weighting,
         )
@@ -569,7 +570,7 @@ class _Trainer:
         for group, activations in zip(self.groups, seen, strict=True):
             part = Heads(*(w[group] for w in student))
             grads.append(
-                _backward(inputs, part, activations, gradient[group], config.student_temperature)
+                backward(inputs, part, activations, gradient[group], config.student_temperature)
             )
         for i, weight in enumerate(self.student):
             weight.grad = _joined([g[i] for g in grads]).float()
@@ -584,11 +585,11 @@ class _Trainer:
         grads = []
         for group in self.groups:
             part = Heads(*(w[group] for w in student))
-            seen = _forward(inputs, part, self.config.student_temperature)
+            seen = forward(inputs, part, self.config.student_temperature)
             wanted = F.one_hot(targets[group], self.config.classes).transpose(1, 2)
             gradient = F.softmax(seen.logits, dim=1) - wanted
             gradient /= len(inputs)
-            grads.append(_backward(inputs, part, seen, gradient, self.config.student_temperature))
+            grads.append(backward(inputs, part, seen, gradient, self.config.student_temperature))
         for i, weight in enumerate(self.student):
             weight.grad = _joined([g[i] for g in grads]).float()
         optimizer.step()
@@ -609,7 +610,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _train(
+def train_heads(
     inputs: Tensor,
     neighbors: Tensor,
     config: TemiConfig,
@@ -629,7 +630,7 @@ def _train(
     warm = max(1, config.warmup_epochs * steps)
     # Random numbers are drawn on CPU, so that every device trains on the same batches.
     generator = torch.Generator().manual_seed(seed)
-    trainer = _Trainer(inputs.shape[1], config, generator, device, dtype, graphs=graphs)
+    trainer = Trainer(inputs.shape[1], config, generator, device, dtype, graphs=graphs)
     inputs = inputs.to(dtype)
     if starts is not None:
         trainer.start_from(inputs, starts, generator)
@@ -674,7 +675,7 @@ def _labeller(
         )
     place = resolve_device(device)
     dtype = resolve_precision(precision, place)
-    inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
+    inputs = prepare(torch.from_numpy(rows), preparation).to(place)
     heads = Heads(*(state[f"head.{name}"].to(place, dtype) for name in Heads._fields))
     return _Labeller(inputs, heads, float(state["temperature"]))
 
@@ -687,7 +688,7 @@ def _label(labeller: _Labeller) -> Iterator[tuple[slice, Tensor]]:
     block = max(1, BLOCK_FLOATS // (count * (heads.weight2.shape[1] + bottleneck + classes)))
     for start in range(0, len(inputs), block):
         part = slice(start, start + block)
-        logits = _forward(inputs[part].to(heads.weight1.dtype), heads, temperature).logits
+        logits = forward(inputs[part].to(heads.weight1.dtype), heads, temperature).logits
         yield part, F.softmax(logits, dim=1)
 
 

@@ -204,7 +204,7 @@ def _torchvision(kind: str) -> Callable[..., Any]:
     return build
 
 
-def _download(build: Callable[..., Any], url: str) -> Callable[[Path], None]:
+def downloader(build: Callable[..., Any], url: str) -> Callable[[Path], None]:
     def fetch(data_dir: Path) -> None:
         # torchvision waits without limit: find out first whether anyone answers.
         try:
@@ -271,7 +271,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"FashionMNIST/raw files there ({_FASHION_URL})",
             num_classes=10,
             image_size=28,
-            download=_download(_torchvision("FashionMNIST"), _FASHION_URL),
+            download=downloader(_torchvision("FashionMNIST"), _FASHION_URL),
         ),
         DatasetSpec(
             "cifar10",
@@ -281,7 +281,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"cifar10/train-*.parquet and cifar10/test-*.parquet ({_CIFAR_URL})",
             num_classes=10,
             image_size=32,
-            download=_download(_torchvision("CIFAR10"), _CIFAR_URL),
+            download=downloader(_torchvision("CIFAR10"), _CIFAR_URL),
         ),
         DatasetSpec(
             "cifar100",
@@ -291,7 +291,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"cifar100/train-*.parquet and cifar100/test-*.parquet ({_CIFAR_URL})",
             num_classes=100,
             image_size=32,
-            download=_download(_torchvision("CIFAR100"), _CIFAR_URL),
+            download=downloader(_torchvision("CIFAR100"), _CIFAR_URL),
         ),
         DatasetSpec(
             "stl10",
@@ -300,7 +300,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"put torchvision's stl10_binary there ({_STL10_URL})",
             num_classes=10,
             image_size=96,
-            download=_download(_torchvision("STL10"), _STL10_URL),
+            download=downloader(_torchvision("STL10"), _STL10_URL),
         ),
         DatasetSpec(
             "svhn",
@@ -309,7 +309,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"put train_32x32.mat and test_32x32.mat there ({_SVHN_URL})",
             num_classes=10,
             image_size=32,
-            download=_download(_torchvision("SVHN"), _SVHN_URL),
+            download=downloader(_torchvision("SVHN"), _SVHN_URL),
         ),
         DatasetSpec(
             "imagenet",

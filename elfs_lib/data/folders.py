@@ -117,7 +117,7 @@ class Folder(Files):
     def _listing(self, source: Source) -> tuple[dict[str, list[str]], dict[str, list]]:
         root = self.root(source)
         files, report = decoding.list_files(root)
-        files.sort(key=lambda path: (_lot(path.rpartition("/")[2]), _lot(path)))
+        files.sort(key=lambda path: (_hash_of(path.rpartition("/")[2]), _hash_of(path)))
         of_folder, _ = _split_folders(root, files)
         if not of_folder:
             return {"train": files}, report
@@ -216,7 +216,7 @@ def _split_folders(root: Path, files: list[str]) -> tuple[dict[str, str], str]:
     return {folder: split for folder, (_, split) in used.items()}, f"Folders taken for {listed}."
 
 
-def _lot(name: str) -> bytes:
+def _hash_of(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 

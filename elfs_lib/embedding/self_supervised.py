@@ -130,7 +130,7 @@ def train_encoder(
     check_training(images, config)
     where = resolve_device(device)
     seeds = Seeds.of(seed, where)
-    name = None if start else config.network or _default_network(images.shape)
+    name = None if start else config.network or default_network(images.shape)
     start_lr = config.start_lr if start else config.lr
     start = start or fresh_network(images, name, seeds, where)
     network, prepare = start.network, start.prepare
@@ -280,7 +280,7 @@ def fresh_network(
     return PreparedNetwork(network, Normalise(mean, std, tuple(sample.shape[2:])).to(device))
 
 
-def _default_network(shape: Sequence[int]) -> str:
+def default_network(shape: Sequence[int]) -> str:
     return "convnet_small" if max(shape[2:]) <= SMALL_SIDE else "resnet18"
 
 

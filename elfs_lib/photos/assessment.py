@@ -172,7 +172,7 @@ def assess(
     def build(draft: Draft) -> None:
         targets = oracle.open("train", purpose="evaluation")
         points = _points(run)
-        fold_of = _deal(targets[first], folds, seed)[group]
+        fold_of = _stratified_folds(targets[first], folds, seed)[group]
         table = []
         for fold in track(range(folds), "Cross-validation"):
             seen, held = fold_of != fold, fold_of == fold
@@ -188,7 +188,7 @@ def assess(
                 **run.training,
             )
             network = trained.accuracy(run.train_images[rows[held]], targets[held])
-            linear = _linear(points[rows[seen]], targets[seen]).predict(points[rows[held]])
+            linear = linear_model(points[rows[seen]], targets[seen]).predict(points[rows[held]])
             table.append(
                 {
                     "fold": fold,
@@ -201,7 +201,7 @@ def assess(
         test = oracle.open("test", purpose="evaluation") if len(tests) else None
         draft.table(
             "learning",
-            _learning_curve(
+            learning_curve(
                 points, rows, targets, fold_of, seed, None if test is None else (tests, test)
             ),
         )
@@ -312,7 +312,7 @@ def _as_frame(
     )
 
 
-def _learning_curve(
+def learning_curve(
     points: np.ndarray,
     rows: np.ndarray,
     targets: np.ndarray,
@@ -340,7 +340,9 @@ def _learning_curve(
             if share == 1 and tests is not None and draw:
                 continue  # there is one set of all labels
             own = order[: max(1, round(share * len(order)))]
-            right = _linear(points[rows[own]], targets[own]).predict(points[held[0]]) == held[1]
+            right = (
+                linear_model(points[rows[own]], targets[own]).predict(points[held[0]]) == held[1]
+            )
             accuracies.setdefault(share, []).append(right.mean())
             sizes.setdefault(share, []).append(len(own))
     n, table = len(rows) if tests is None else len(tests[0]), []
@@ -357,7 +359,7 @@ def _learning_curve(
     return pd.DataFrame(table, columns=["labels", "accuracy", "low", "high"])
 
 
-def _deal(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def _stratified_folds(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Fold of each label, int64 [L]: each class is shuffled and dealt round robin, one class
     going on where the last one stopped, so that folds differ by one image at most."""
     order = np.random.default_rng(seed).random(len(targets))
@@ -377,12 +379,12 @@ def _predict(
     points: np.ndarray, rows: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class of every point, int64 [N], and its probability, float32 [N], after training on rows."""
-    model = _linear(points[rows], targets)
+    model = linear_model(points[rows], targets)
     probabilities = model.predict_proba(points)
     return model.classes_[probabilities.argmax(1)], probabilities.max(1).astype(np.float32)
 
 
-def _linear(points: np.ndarray, targets: np.ndarray) -> LogisticRegression | DummyClassifier:
+def linear_model(points: np.ndarray, targets: np.ndarray) -> LogisticRegression | DummyClassifier:
     if len(np.unique(targets)) == 1:  # what is left of two classes when the rarer is held out
         return DummyClassifier().fit(points, targets)
     return LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(points, targets)

@@ -33,7 +33,7 @@ KINDS = {
     "copy": "left out as a copy",
     "labelled": "labelled already",
 }
-COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
+LISTED_COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Choice:
         request: What was asked for.
         chooser: What made the list.
         why: Why by this method, in a sentence.
-        listed: One row an image to label: ``COLUMNS`` and ``index``, in rank order.
+        listed: One row an image to label: ``LISTED_COLUMNS`` and ``index``, in rank order.
         held: The same for the images that are kept for testing, in random order.
         rest: One row an image that is on neither: index, path, kind (a key of ``KINDS``), reason,
             pseudo_class, score, confidence; of ELFS the hardest first, else the least like those

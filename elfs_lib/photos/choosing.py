@@ -25,7 +25,7 @@ from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import Params
-from elfs_lib.photos.choice import COLUMNS, Choice, Chooser
+from elfs_lib.photos.choice import LISTED_COLUMNS, Choice, Chooser
 from elfs_lib.photos.image_sources import ImagesInMemory
 from elfs_lib.photos.reasons import file_table, notes_on, rest_of, without_lists
 from elfs_lib.photos.request import (
@@ -244,7 +244,7 @@ def choose_images(
     least = 2 if classes == "auto" else int(classes)
     count = check_counts(n, different, replace(request, classes=least), estimate)
     classes = None if classes == "auto" else least
-    request = _hold_out(run.paths, photos.copies.group, request)
+    request = hold_out(run.paths, photos.copies.group, request)
     done, held = (rows_of(paths, run.paths) for paths in (request.done, request.held))
     closed = np.concatenate([done, held])
     left = different - len(np.unique(photos.copies.group[closed]))
@@ -255,7 +255,7 @@ def choose_images(
             f"There are {len(request.names)} names for {classes} pseudo-classes: give one for "
             "each, in the order of their numbers, or none."
         )
-    method, why = _method(request, total, classes)
+    method, why = method_for(request, total, classes)
     request = replace(request, settled=method)
     budgets = comparable_budgets(request, classes or 1, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
@@ -278,7 +278,7 @@ def choose_images(
         say("[6/7] searching how many of the hardest to leave out")
         chooser.beta  # noqa: B018
     say("[7/7] comparing lists" if request.compare else "[7/7] choosing")
-    choice = _choice(chooser, request, why, count)
+    choice = choice_of(chooser, request, why, count)
     if request.compare:
         choice.budgets, choice.trust  # noqa: B018
     return choice
@@ -298,7 +298,7 @@ def _check_trainable(chooser: Chooser, brought: Brought) -> None:
         )
 
 
-def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
+def method_for(request: Request, total: int, classes: int) -> tuple[str, str]:
     """The method that is asked for, or advised, and why in a sentence."""
     if request.method != AUTO:
         return request.method, f"Method {request.method}, as asked for."
@@ -320,7 +320,7 @@ def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
     return method, why
 
 
-def _hold_out(paths: list[str], group: np.ndarray, request: Request) -> Request:
+def hold_out(paths: list[str], group: np.ndarray, request: Request) -> Request:
     """Draw what is missing of the images that are kept for testing: uniformly among the different
     images of which none has a label."""
     known = set(paths)
@@ -399,7 +399,7 @@ def read_images(
     return Photos(run, memory, request.cosine, request.balanced)
 
 
-def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
+def choice_of(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
     run, chosen = chooser.run, chooser.rows(count)
     every = pd.DataFrame({"index": np.arange(run.n), "path": run.paths})
     if request.cluster or chooser.trains:
@@ -414,7 +414,7 @@ def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
     rest = rest[~rest["index"].isin(chooser.held)]
     unread = datasets.unread_files(run.params.data_path) if chooser.photos.memory is None else {}
     files = file_table(merge_reports(run.about["report"], without_lists(unread)))
-    columns = ["rank", "index", *(name for name in COLUMNS[1:] if name in listed)]
+    columns = ["rank", "index", *(name for name in LISTED_COLUMNS[1:] if name in listed)]
     ranks = np.arange(1, len(listed) + 1), np.arange(1, len(held) + 1)
     return Choice(
         request,

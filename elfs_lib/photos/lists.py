@@ -21,7 +21,7 @@ from elfs_lib.data import datasets
 from elfs_lib.data.base import Source
 from elfs_lib.data.label_files import read_labels, split_csv, tasks
 from elfs_lib.errors import ElfsError
-from elfs_lib.photos.choice import COLUMNS, Choice
+from elfs_lib.photos.choice import LISTED_COLUMNS, Choice
 from elfs_lib.photos.choosing import choose_images, open_run, read_images
 from elfs_lib.photos.request import Request
 from elfs_lib.photos.run import Photos
@@ -131,7 +131,7 @@ def write_choice(
 
     An older list under this name is kept under another, unless it was all labelled.
     """
-    listed = choice.listed[COLUMNS]
+    listed = choice.listed[LISTED_COLUMNS]
     _keep(files, choice.request.done, say, instead=_as_csv(listed))
     files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
     _write_record(files, choice, folder)
@@ -331,9 +331,9 @@ def make_list(
     choice = choose_images(folder, request, store, say=say)
     write_choice(files, choice, folder, say=say)
     if len(choice.held):
-        write_list_csv(files.holdout, choice.held[COLUMNS])
+        write_list_csv(files.holdout, choice.held[LISTED_COLUMNS])
         # without suggestions, which would lean on whoever labels what the model is tested on
-        _write_tasks(files.holdout_tasks, choice.held[COLUMNS], folder)
+        _write_tasks(files.holdout_tasks, choice.held[LISTED_COLUMNS], folder)
     drop_batch(files, labels, say)
     return choice
 
@@ -398,10 +398,11 @@ def _as_written(file: Path) -> bool:
     rows = csv.reader(io.StringIO(table, newline=""), delimiter=delimiter)
     try:
         first = [name.strip() for name in next(rows, [])]
-        beside = any(cell.strip() for row in rows for cell in row[len(COLUMNS) :])
+        beside = any(cell.strip() for row in rows for cell in row[len(LISTED_COLUMNS) :])
     except csv.Error:
         return False
-    return first[: len(COLUMNS)] == COLUMNS and not any(first[len(COLUMNS) :]) and not beside
+    width = len(LISTED_COLUMNS)
+    return first[:width] == LISTED_COLUMNS and not any(first[width:]) and not beside
 
 
 def count(labels: Mapping[str, str]) -> dict[str, int]:

@@ -42,7 +42,7 @@ MOST_STEPS, TOLERANCE = 5000, 1e-5
 AS_RANDOM = 100
 
 #: The columns of the track's table, one row a method, number of labels a class, and seed.
-COLUMNS: dict[str, str] = {
+LOW_BUDGET_COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "method": "name of the selection method",
     "labels_per_class": "images to label, divided by the number of classes",
@@ -137,7 +137,7 @@ def probe_lists(
         dataset: Name of the dataset.
 
     Returns:
-        One row a list with the columns of :data:`COLUMNS`.
+        One row a list with the columns of :data:`LOW_BUDGET_COLUMNS`.
 
     Raises:
         ElfsError: if shapes and labels do not fit, or a probe does not converge.
@@ -175,7 +175,7 @@ def probe_lists(
                     "classes_covered": covered,
                 }
             )
-    return pd.DataFrame(table)[list(COLUMNS)]
+    return pd.DataFrame(table)[list(LOW_BUDGET_COLUMNS)]
 
 
 def linear_probe(

@@ -15,7 +15,7 @@ from elfs_lib.project import project_root
 from elfs_lib.stages.run import Run
 
 # What a grid varies: it makes other rows of one table, not another table.
-_GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
+_VARIED_BY_GRIDS = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
 
 #: How the setting of results begins whose every seed is a pipeline of its own.
 WHOLE_PIPELINES = "whole pipelines"
@@ -36,7 +36,7 @@ def setting(params: Params, *, whole_pipelines: bool = False) -> str:
     Args:
         whole_pipelines: Whether the run is one of several that differ in their seed.
     """
-    grid = (*_GRID, "seed") if whole_pipelines else _GRID
+    grid = (*_VARIED_BY_GRIDS, "seed") if whole_pipelines else _VARIED_BY_GRIDS
     changes = _changes(params).items()
     parts = as_setting({name: value for name, value in changes if name not in grid})
     return ", ".join(filter(None, [WHOLE_PIPELINES * whole_pipelines, parts]))

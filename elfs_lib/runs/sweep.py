@@ -196,7 +196,7 @@ def run_sweep(
     store = store or default_store()
     _check(sweep, store)
     folder = notebooks_folder(sweep, store)
-    with _alone(sweep, folder):
+    with _locked(sweep, folder):
         todo = plan(sweep, store, retry_failed=retry_failed)
         progress = SweepProgress(sweep, todo, say)
         record = _Record(sweep, store, todo)
@@ -245,7 +245,7 @@ def _check(sweep: Sweep, store: Store) -> None:
 
 
 @contextmanager
-def _alone(sweep: Sweep, folder: Path) -> Iterator[None]:
+def _locked(sweep: Sweep, folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ def _greedy_coverage(rows: np.ndarray, count: int, kernel: Kernel, name: str) ->
     """
     n = len(rows)
     covered = np.zeros(n, dtype=np.float32)
-    full = _gains(rows, np.arange(n), covered, kernel)
+    full = coverage_gains(rows, np.arange(n), covered, kernel)
     bound = full.copy()
     indices, scores, rounds = np.empty(count, dtype=np.int64), np.empty(count), 1
     for position in track(range(count), name):
@@ -209,7 +209,7 @@ def _best(rows: np.ndarray, bound: np.ndarray, covered: np.ndarray, kernel: Kern
             return winner
         best_first = np.argsort(-bound[open_ones], kind="stable")[:size]
         which = np.sort(open_ones[best_first])
-        bound[which] = np.minimum(bound[which], _gains(rows, which, covered, kernel))
+        bound[which] = np.minimum(bound[which], coverage_gains(rows, which, covered, kernel))
         stale[which] = False
         best = bound[~stale].max()
         least, most = best - ALIKE * (1 + best), best + ALIKE * (1 + best)
@@ -217,7 +217,7 @@ def _best(rows: np.ndarray, bound: np.ndarray, covered: np.ndarray, kernel: Kern
         size *= 2
 
 
-def _gains(
+def coverage_gains(
     rows: np.ndarray, candidates: np.ndarray, covered: np.ndarray, kernel: Kernel
 ) -> np.ndarray:
     """Sum over all images of what each candidate adds to their coverage: float64 [B]."""
