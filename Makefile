@@ -5,13 +5,14 @@
 # make lab    JupyterLab on the notebooks
 # make sweep  a grid of runs: make sweep SWEEP=params/sweeps/digits.yaml
 # make bench  speed of each stage against a plain baseline, for the page on performance
+# make publish  the book as a zip of supplementary material; ANONYMOUS=1 for double-blind review
 # Each target first installs what it needs into .venv, from requirements.lock.
 
 PYTHON ?= python3
 SWEEP ?= params/sweeps/digits.yaml
 BIN := .venv/bin
 
-.PHONY: book test test-fast mutation format lab sweep bench clean
+.PHONY: book test test-fast mutation format lab sweep bench publish clean
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -50,6 +51,9 @@ sweep: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks --out book/data/bench.json
 	$(BIN)/python -m benchmarks.page
+
+publish: book
+	$(BIN)/elfs publish $(if $(ANONYMOUS),--anonymous)
 
 clean:
 	rm -rf _build _artifacts book/runs/digits .ruff_cache

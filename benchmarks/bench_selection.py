@@ -39,7 +39,7 @@ from elfs_lib.selection.cost import GROWTH, measured_as
 from elfs_lib.selection.zcore import zcore_samples
 
 # ZCore's default of up to a million samples takes minutes, and its time is linear in them: it is
-# measured at two small numbers and carried on along the line
+# measured at two small numbers and extrapolated along the line
 ZCORE_SAMPLES = (2_000, 8_000)
 NEIGHBORS = 50
 # Made for some hundred images. At a fixed share of N their time grows with N^2: they are measured

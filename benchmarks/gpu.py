@@ -75,7 +75,7 @@ class Entry:
     Attributes:
         row: What ``--only`` names.
         what: What is measured.
-        way: How it is done: "plain" or what it is held against.
+        way: How it is done: "plain" or what it is compared with.
         unit: Of the figure.
         seconds: About how long it takes on one H100: it is not begun with less time left.
         measure: Gives the figure, the share of the peak or None, and what else there is to know.

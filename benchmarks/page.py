@@ -33,7 +33,7 @@ def ratio_table(facts: dict) -> pd.DataFrame:
         share, least = row["share_of_peak"], target(row["stage"])
         spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
         spread = spread if row["repeats"] > 1 else "one pair"
-        # a training held against itself has no ratio to gain
+        # a training compared with itself has no ratio to gain
         highest = "" if share is None or least < 1 else f"{row['ratio_median'] / share:.1f}"
         rows.append(
             {
@@ -109,27 +109,29 @@ TABLES: Tables = {
 
 def draw(facts: dict, name: str) -> None:
     """Ratios with their targets, and memory of the dynamics against that of every logit."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(7, 6.4), height_ratios=(5, 3), layout="constrained"
+    )
     rows = facts["rows"][::-1]
     place = np.arange(len(rows))
     middle = np.array([r["ratio_median"] for r in rows])
     spread = [middle - [r["ratio_min"] for r in rows], [r["ratio_max"] for r in rows] - middle]
-    left.errorbar(middle, place, xerr=spread, fmt="o", color="C0", label="median, least, largest")
-    left.plot([target(r["stage"]) for r in rows], place, "|", color="C1", ms=14, label="target")
-    left.axvline(1, color="0.7", lw=0.8)
-    left.set_yticks(place, [textwrap.fill(r["stage"], 36) for r in rows], fontsize=8)
-    left.set_xlabel("times as fast as the baseline")
-    left.legend(fontsize=8)
+    above.errorbar(middle, place, xerr=spread, fmt="o", color="C0", label="median, least, largest")
+    above.plot([target(r["stage"]) for r in rows], place, "|", color="C1", ms=14, label="target")
+    above.axvline(1, color="0.7", lw=0.8)
+    above.set_yticks(place, [textwrap.fill(r["stage"], 36) for r in rows], fontsize=9)
+    above.set_xlabel("times as fast as the baseline")
+    above.legend(fontsize=9)
     streamed = np.array([r["bytes"] / r["n"] for r in facts["dynamics"]])
     stored = np.array([r["every_logit_bytes"] / r["n"] for r in facts["dynamics"]])
     names = [f"N {r['n']:,}\nT {r['epochs']}\nC {r['classes']}" for r in facts["dynamics"]]
     place = np.arange(len(names))
-    right.bar(place - 0.2, streamed, 0.4, color="C0", label="streamed")
-    right.bar(place + 0.2, stored, 0.4, color="0.7", label="every logit, float16")
-    right.set_yscale("log")
-    right.set_xticks(place, names, fontsize=8)
-    right.set_ylabel("bytes an image")
-    right.legend(fontsize=8)
+    below.bar(place - 0.2, streamed, 0.4, color="C0", label="streamed")
+    below.bar(place + 0.2, stored, 0.4, color="0.7", label="every logit, float16")
+    below.set_yscale("log")
+    below.set_xticks(place, names, fontsize=9)
+    below.set_ylabel("bytes an image")
+    below.legend(fontsize=9, loc="upper left")
     write_figure(figure, name)
 
 

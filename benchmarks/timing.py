@@ -23,7 +23,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        stage, baseline: What is measured, and what it is held against.
+        stage, baseline: What is measured, and what it is compared with.
         baseline_s, ours_s: Median seconds.
         ratio_median, ratio_min, ratio_max: Of baseline / ours, over the pairs of runs.
         repeats: Pairs of runs.

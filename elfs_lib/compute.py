@@ -121,7 +121,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def matmul_peak(
     dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """FLOP/s of a square matrix product, the best of five: what training is held against.
+    """FLOP/s of a square matrix product, the best of five: what training is compared with.
 
     Measured once for each process, in about a second.
 

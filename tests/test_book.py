@@ -115,7 +115,8 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     committed = json.loads(verdict.verdict_file().read_text())
     assert [row for row in committed if row["dataset"] != "digits"] == rows
     shown = (ROOT / "README.md").read_text().partition(verdict.BEGIN)[2].partition(verdict.END)[0]
-    assert shown.strip() == verdict.as_markdown(rows).strip()
+    assert shown.strip() == "\n".join(verdict.in_words(rows))
+    assert len((ROOT / "README.md").read_text().split()) <= 900
     whole = [row for row in rows if row["whole_pipelines"] and row["against"] == "random"]
     assert {row["dataset"] for row in whole} == {"cifar10", "fashion_mnist"}
 

@@ -74,16 +74,6 @@ def test_pipelines_are_grouped_by_the_beta_that_each_chose(every):
     assert results_page.by_beta({("digits", ""): own}).empty
 
 
-def test_pipelines_with_a_longer_search_stand_apart(every):
-    assert results_page.longer_search(every).empty
-    every["digits", "whole pipelines, search_steps=900"] = table(
-        random=RANDOM, elfs=ELFS, ccs_pseudo=RIVAL
-    )
-    row = one(results_page.longer_search(every))
-    assert row["changed"] == "search_steps=900" and row["betas chosen"] == "0, 0.1, 0.2"
-    assert row["minus Random"].startswith("+2.2 (") and row["minus CCS pseudo"].startswith("-2.8")
-
-
 def test_one_seed_has_no_interval():
     once = {("digits", ""): table(random=RANDOM[:1], elfs=ELFS[:1])}
     assert one(results_page.glance(once))["95% interval"] == "one seed"
@@ -115,7 +105,7 @@ def test_each_cut_is_held_against_what_was_before_it(every):
         "75.2",
     )
     assert (
-        one(results_page.cuts({("digits", "flip=false"): steps}))["dataset"] == "Digits, flip=false"
+        one(results_page.cuts({("digits", "flip=false"): steps}))["dataset"] == "Digits, flip: no"
     )
     assert row["hard cut"].startswith("-9.0 (") and row["then the easy cut"].startswith("+4.2 (")
     without = table(elfs=RANDOM, ccs_pseudo=BALANCED, ccs_pseudo_beta=BALANCED)
@@ -140,11 +130,12 @@ def test_the_cost_of_pseudo_labels_is_that_of_the_true_ones_minus_elfs(every):
 
 
 def test_another_training_is_not_compared_with_the_default_elfs(every):
-    rows = results_page.ablations(every).set_index("changed")
-    assert list(rows.index) == ["eval_steps=800", "relabel_rounds=1"]
-    assert rows.loc["eval_steps=800", "minus unchanged ELFS"] == ""
-    assert rows.loc["eval_steps=800", "minus random"].startswith("+19.0 (")
-    assert rows.loc["relabel_rounds=1", "minus unchanged ELFS"].startswith("+6.8 (")
+    rows = results_page.ablations(every).set_index("what differs")
+    others = ["final models: 800 steps", "self-labelling: 1 rounds"]
+    assert list(rows.index) == others
+    assert rows.loc[others[0], "minus unchanged ELFS"] == ""
+    assert rows.loc[others[0], "minus random"].startswith("+19.0 (")
+    assert rows.loc[others[1], "minus unchanged ELFS"].startswith("+6.8 (")
 
 
 def test_the_last_section_says_what_made_each_table(every):
@@ -152,7 +143,8 @@ def test_the_last_section_says_what_made_each_table(every):
     assert len(lines) == len(every)
     assert lines[0].startswith("- Digits: `elfs run a.yaml`, seeds 0, 1, 2; recipe `small`")
     assert "200 steps each; 18 TFLOP in 18 min of training on cpu; elfs 0.1.0." in lines[0]
-    assert lines[1].startswith("- Digits, eval_steps=800: ")
+    assert lines[1].startswith("- Digits, final models: 800 steps: ")
+    assert lines[3].startswith("- Digits, whole pipelines: ")
 
 
 def test_norms_do_not_split_the_cells_of_the_methods():
@@ -186,6 +178,7 @@ def test_the_curve_compares_settings_of_one_training_alone():
         ("a", whole): pipelines(80, 2),
         ("a", f"{whole}, temi_start=random"): pipelines(70, 1),
         ("a", f"{whole}, eval_steps=800"): pipelines(80, 5, steps=800),  # another training
+        ("a", f"{whole}, search_steps=9"): pipelines(80, 4),  # the same pseudo-labels
         ("b", whole): pipelines(90, 1).assign(dataset="b"),  # nothing to compare with
         ("a", ""): pipelines(60, 3),
     }
@@ -193,6 +186,6 @@ def test_the_curve_compares_settings_of_one_training_alone():
     assert found["pseudo_label_accuracy"].tolist() == [70, 80]
     assert found["difference"].tolist() == [2, 3] and found["runs"].tolist() == [3, 3]
     shown = results_page.as_gains(found)
-    assert shown["changed"].tolist() == ["temi_start=random", "nothing"]
+    assert shown["pipelines"].tolist() == ["clusters: random start", "the params file's own"]
     assert results_page.gains({("a", ""): pipelines(60, 3)}).empty
     assert results_page.as_gains(found[:0]).empty

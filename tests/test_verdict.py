@@ -72,10 +72,11 @@ def test_readme_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
         verdict.update_readme(rows, readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| CIFAR-10 | 10% | 81.0 |  | 83.3 | **+2.3 (+0.9 to +3.8)** | 3 |" in text
-    assert "temi_start" not in text  # ablations stay on the pages
-    assert "ELFS against Random: above at 10%" in text
+    assert "ELFS against random sampling: better at 10% (+2.3)" in text
     assert "-1.0" not in text  # one coreset is no pipeline
+    cells = verdict.markdown_table(rows)
+    assert "| CIFAR-10 | 10% | 81.0 |  | 83.3 | **+2.3 (+0.9 to +3.8)** | 3 |" in cells
+    assert "temi_start" not in text + cells  # ablations stay on the pages
     readme.write_text("no marks")
     with pytest.raises(ElfsError, match="put them in"):
         verdict.update_readme(rows, readme)
@@ -92,11 +93,14 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
         at(0.5, random=random, elfs=[80.5, 80, 83], ccs_pseudo=[84, 85.1, 86]),
     )
     every = {("cifar10", WHOLE_PIPELINES): pd.concat(parts)}
-    text = verdict.as_markdown(verdict.verdict_rows(every))
-    claim = "ELFS against Random: above at 10%, below at 30%, no evidence of a difference at 50%"
-    assert claim in text
-    assert "| CIFAR-10 | 30% | 81.0 | 81.0 | 79.0 | **-2.0" in text
-    assert "| CIFAR-10 | 50% | 81.0 | 85.0 | 81.2 | +0.2 (" in text
+    rows = verdict.verdict_rows(every)
+    claim = "better at 10% (+2.3), worse at 30% (-2.0), no evidence of a difference at 50% (+0.2)"
+    short, of_cifar10, *_ = verdict.in_words(rows)
+    assert f"ELFS against random sampling: {claim}" in of_cifar10
+    assert "against random sampling, ELFS is better in 1 of 3 comparisons and worse in 1" in short
+    cells = verdict.markdown_table(rows)
+    assert "| CIFAR-10 | 30% | 81.0 | 81.0 | 79.0 | **-2.0" in cells
+    assert "| CIFAR-10 | 50% | 81.0 | 85.0 | 81.2 | +0.2 (" in cells
 
 
 def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
@@ -112,7 +116,7 @@ def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
     (axes,) = verdict.gain_figure(rows).axes
     assert axes.containers[0].lines[0].get_ydata() == pytest.approx([2.333], abs=1e-3)
     nbformat.write(nbformat.v4.new_notebook(cells=[other]), notebook)
-    with pytest.raises(ElfsError, match="no grid"):
+    with pytest.raises(ElfsError, match="no picture"):
         verdict.write_pictures(rows, tmp_path, notebook)
 
 
@@ -125,3 +129,20 @@ def test_the_curve_has_a_line_a_budget_in_the_order_of_the_labels():
     assert list(line) == sorted(line) and line[-1] == 100
     with pytest.raises(ElfsError):
         plots.gain_curve(rows[:0])
+
+
+def test_words_follow_the_accuracy_of_the_pseudo_labels():
+    poor = table(random=[80, 81, 82], elfs=[80.5, 81.4, 82.9])
+    poor.loc[poor["method"] == "elfs", "pseudo_label_accuracy"] = 60.0
+    every = {
+        ("cifar10", WHOLE_PIPELINES): EVERY["cifar10", WHOLE_PIPELINES],
+        ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random"): poor,
+        ("cifar10", f"{WHOLE_PIPELINES}, search_steps=9"): poor,  # the same pseudo-labels
+    }
+    rows = verdict.verdict_rows(every)
+    assert verdict.by_pseudo_labels(rows)["pseudo_label_accuracy"].tolist() == [60, 81]
+    (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
+    assert "CIFAR-10 at 10%" in line and line.count("right") == 2
+    assert line.index("+0.6 (") < line.index("60% right") < line.index("+2.3 (")
+    own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
+    assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))

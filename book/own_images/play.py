@@ -3,8 +3,9 @@
     python book/own_images/play.py FOLDER
 
 FOLDER is a new folder to work in; ELFS_DATA_DIR holds CIFAR-10. Everything that the page shows is
-written beside this script: what each command printed, the comparison with random lists, and, where
-Chromium is installed, a picture of the report. It takes a few minutes on two cores.
+written beside this script: what each command printed, the comparison with random lists, pictures of
+the images at each step, and, where Chromium is installed, one of the report. It takes a few minutes
+on two cores.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 PHOTOS, SEED, BUDGET, HOLDOUT = 1500, 0, 100, 50
+SHOWN, COLUMNS = 16, 8  # images in a picture, and in a row of it
 LISTS, DRAWS = 3, 5  # seeds of the method, where it draws, and random lists, that are compared
 
 
@@ -115,6 +118,29 @@ def compare(truth: dict[str, str]) -> None:
     )
 
 
+def show(name: str, paths: Iterable[str], titles: Iterable[str] | None = None) -> None:
+    """Write images of the folder as ``<name>.png``, each under its title."""
+    from elfs_lib.results import plots
+
+    pixels = [np.asarray(Image.open(Path("photos") / path).convert("RGB")) for path in paths]
+    grid = np.stack(pixels).transpose(0, 3, 1, 2)
+    figure = plots.image_grid(grid, None if titles is None else list(titles), columns=COLUMNS)
+    (HERE / f"{name}.png").write_bytes(figure._repr_png_())
+
+
+def show_steps(truth: dict[str, str]) -> None:
+    """Pictures of the folder, the list, its labels and what the model then says."""
+    show("folder", list(truth)[:SHOWN])
+    listed = pd.read_csv("to_label.csv").head(SHOWN)
+    show("list", listed["path"], [f"rank {rank}" for rank in listed["rank"]])
+    show("labels", listed["path"], [truth[path] for path in listed["path"]])
+    said = pd.read_csv("to_label.predictions.csv", keep_default_na=False)
+    said = said[said["given"] == ""].head(SHOWN)
+    right = said["label"] == said["path"].map(truth)
+    titles = [name if ok else f"({name})" for name, ok in zip(said["label"], right, strict=True)]
+    show("predictions", said["path"], titles)
+
+
 def picture(page: str, file: Path) -> None:
     """The top of the report, as a browser shows it."""
     browser = shutil.which("chromium")
@@ -144,6 +170,7 @@ def main(folder: str) -> None:
     label("to_label.next.csv", "more.csv", truth)
     elfs("5_import", "labels", "import", "more.csv")
     elfs("6_evaluate", "evaluate", "--next", "0")
+    show_steps(truth)
     compare(truth)
     made()
 

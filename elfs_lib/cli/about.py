@@ -89,11 +89,11 @@ def params() -> None:
 @app.command()
 def doctor(
     params_file: Annotated[
-        Path | None, typer.Argument(help="YAML of parameters of a run to check as well")
+        Path | None, typer.Argument(help="YAML of parameters of a run, to check it as well")
     ] = None,
     p: Overrides = None,
 ) -> None:
-    """Look at this machine: what is there, what is missing, and what will be slow.
+    """Check this machine: what is there, what is missing, and what will be slow.
 
     Nothing is downloaded. The exit code is 1 if something is missing.
 

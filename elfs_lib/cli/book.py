@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from elfs_lib.cli.shared import app
 
 @app.command()
 def book(
-    strict: Annotated[bool, typer.Option(help="Warnings are errors")] = True,
+    strict: Annotated[bool, typer.Option(help="Treat warnings as errors")] = True,
 ) -> None:
     """Render the book from the executed notebooks.
 
@@ -25,8 +26,36 @@ def book(
 
 
 @app.command()
+def publish(
+    out: Annotated[Path, typer.Option(help="The archive to write")] = Path("supplement.zip"),
+    anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--anonymous", help="For double-blind review: no names, no paths, no repository"
+        ),
+    ] = False,
+) -> None:
+    """Put the built book into a zip, as supplementary material.
+
+    It also has the executed notebooks, the tables, the coreset lists, the parameters, a manifest
+    with the checksum of every file, and a note on licences.
+
+    Examples:
+
+        elfs publish
+
+        elfs publish --anonymous --out supplement_anonymous.zip
+    """
+    from elfs_lib.runs import publishing
+
+    manifest = publishing.publish(out, anonymous=anonymous)
+    size = out.stat().st_size / 2**20
+    print(f"Written: {out} ({len(manifest['files']):,} files and a manifest, {size:.1f} MiB)")
+
+
+@app.command()
 def verdict() -> None:
-    """Write what the results tables bear out of ELFS against others.
+    """Write what the results tables show of ELFS against other methods.
 
     To book/data/verdict.json: rows of dataset, budget, rival, difference with its 95% interval,
     number of runs, recipe and accuracy of the pseudo-labels. The results in README.md and its
@@ -50,7 +79,7 @@ def verdict() -> None:
 
 @app.command()
 def notebooks() -> None:
-    """Run each notebook with its defaults, the digits, and keep the outputs in it.
+    """Run each notebook on the digits, its default, and store the outputs in it.
 
     Example:
 

@@ -37,7 +37,7 @@ def _command() -> None:
     except OSError as error:
         file = os.fsdecode(error.filename) if error.filename else "a file"
         reason = error.strerror or str(error)
-        message = f"Cannot read or write {file}: {reason}; mind its permissions and the space left."
+        message = f"Cannot read or write {file}: {reason}; check permissions and free space."
         raise SystemExit(_say(message)) from None
     except ModuleNotFoundError as error:
         # a package's name is not always that of what it installs

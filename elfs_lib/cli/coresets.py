@@ -11,7 +11,7 @@ from elfs_lib.cli.shared import Overrides, ParamsFile, app, parse_number, parse_
 
 coreset_app = typer.Typer(
     no_args_is_help=True,
-    help="""Coreset lists as files.
+    help="""Export a coreset list as a file, and compare two.
 
     Example:
 
@@ -32,7 +32,7 @@ def coreset_export(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Of methods that draw", show_default="the parameter seed"),
+        typer.Option(min=0, help="For methods that draw", show_default="the parameter seed"),
     ] = None,
     p: Overrides = None,
 ) -> None:
@@ -63,7 +63,7 @@ def coreset_export(
 @coreset_app.command("compare")
 def coreset_compare(
     first: Annotated[Path, typer.Argument(help="A list, .parquet or .csv")],
-    second: Annotated[Path, typer.Argument(help="Another")],
+    second: Annotated[Path, typer.Argument(help="Another list")],
     params_file: Annotated[
         Path | None,
         typer.Option("--params", help="YAML of the run: for class balance and easy share"),

@@ -39,21 +39,21 @@ def select(
         typer.Option(help="Cosine similarity from which two images are near copies"),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="A label-free method of elfs methods, or auto: by labels a class")
+        str, typer.Option(help="As elfs methods lists (label-free), or auto: by labels a class")
     ] = "auto",
     holdout: Annotated[
-        int, typer.Option(min=0, help="Images to draw at random beside the list, to test on")
+        int, typer.Option(min=0, help="Images to draw at random, apart from the list, to test on")
     ] = 0,
     names: Annotated[
         str | None,
-        typer.Option(help="A name of each pseudo-class, to suggest as label: cat,dog,cat"),
+        typer.Option(help="A name for each pseudo-class, to suggest as its label: cat,dog,cat"),
     ] = None,
     embeddings: Annotated[
         Path | None,
         typer.Option(help="Your own embeddings: .npz or .parquet with a path for each row"),
     ] = None,
     balanced: Annotated[
-        bool, typer.Option(help="Of method elfs: prune within each pseudo-class")
+        bool, typer.Option(help="For method elfs: prune within each pseudo-class")
     ] = True,
     report: Report = True,
     p: Annotated[
@@ -85,7 +85,7 @@ def select(
     overrides = parse_overrides(p)
     if embeddings is not None:
         if "encoder" in overrides:
-            raise ElfsError("--embeddings takes the place of an encoder: leave one of them out.")
+            raise ElfsError("--embeddings replaces the encoder: leave one of them out.")
         path = embeddings.expanduser().absolute()
         overrides |= {"encoder": PRECOMPUTED, "embeddings_path": str(path)}
     files = own_labels.ListFiles(out)
@@ -139,7 +139,7 @@ def _finish_list(files: ListFiles, choice: Choice, report: bool, kernel: str | N
 
 labels_app = typer.Typer(
     no_args_is_help=True,
-    help="""Labels that people gave.
+    help="""Bring people's labels back to a list.
 
     Example:
 
@@ -155,7 +155,7 @@ def labels_import(
     list_file: ListFile = None,
     names: Annotated[
         str | None,
-        typer.Option(help='All classes there are, as in a line of CSV: cat,dog,"salt, pepper"'),
+        typer.Option(help='All classes, as in a line of CSV: cat,dog,"salt, pepper"'),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="New labels win over those imported before")
@@ -190,7 +190,7 @@ def evaluate(
     list_file: ListFile = None,
     folds: Annotated[int, typer.Option(help="Number of cross-validation folds")] = 5,
     batch: Annotated[
-        int | None, typer.Option("--next", min=0, help="Images of the next batch; 0: none")
+        int | None, typer.Option("--next", min=0, help="Images in the next batch; 0: none")
     ] = None,
     report: Report = True,
     kernel: ReportKernel = None,

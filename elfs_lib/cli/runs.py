@@ -19,7 +19,7 @@ def run(
     kernel: Annotated[
         str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the notebooks")
     ] = None,
-    render: Annotated[bool, typer.Option("--render", help="Render the book in the end")] = False,
+    render: Annotated[bool, typer.Option("--render", help="Render the book afterwards")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
 ) -> None:
     """Run the whole pipeline: stages with progress, then the notebooks into `book/runs/`.
@@ -98,7 +98,8 @@ def sweep(
         Path, typer.Argument(help="YAML of a sweep, e.g. params/sweeps/digits.yaml")
     ],
     workers: Annotated[
-        int | None, typer.Option("--workers", "-w", min=1, help="Notebooks at a time, here")
+        int | None,
+        typer.Option("--workers", "-w", min=1, help="Notebooks at a time, on this machine"),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a running Dask scheduler")

@@ -5,7 +5,7 @@ Pretrained Models" (BMVC 2023), as used by ELFS (Zheng et al., ICLR 2025, Sectio
 
 H heads, each a student and an EMA teacher, learn side by side as one batched module. Heads
 number their clusters independently, so they are aligned before they are averaged: first to the
-head of lowest loss, then to what the heads agree on, until that is at rest. No label is read
+head of lowest loss, then to what the heads agree on, until that no longer changes. No label is read
 anywhere: heads are compared by their own loss and by their agreement.
 
 Choices as made here: the learning rate stays constant after the warm-up, as in ELFS's released
@@ -259,7 +259,7 @@ def consensus(
 def agree(
     assignments: np.ndarray, reference: int, kept: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Names [H, C] and weights [H] of the heads once their vote is at rest."""
+    """Names [H, C] and weights [H] of the heads once their vote no longer changes."""
     equal = np.zeros(len(assignments))
     equal[kept] = 1
     # The first vote gives every head the same weight: the reference agrees with itself entirely

@@ -321,7 +321,7 @@ def _sweep(rows: np.ndarray, own: np.ndarray, k: int, block: int, dtype: torch.d
             listed.add(part, part.start, keys)
         pairs = list(itertools.combinations(blocks, 2))
         for part, columns in track(pairs, "neighbours"):
-            # Once no negative score is good enough, their order is of no account.
+            # Once no negative score is good enough, their order is irrelevant.
             scores = product(rounded[part], rounded[columns])
             keys = _keys(scores, ordered=listed.floor.min() < 0)
             listed.add(part, columns.start, keys)

@@ -19,7 +19,7 @@ from elfs_lib.embedding.neighbors import Neighbors, knn_accuracy, neighbor_infor
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params, read_yaml
 from elfs_lib.project import project_root
-from elfs_lib.results.evaluation import display_name, paired_difference, summarise
+from elfs_lib.results.evaluation import display_name, paired_difference, percent, summarise
 from elfs_lib.results.provenance import as_options, as_setting, differences
 from elfs_lib.stages.graph import Given, stage
 from elfs_lib.stages.run import Run
@@ -214,7 +214,7 @@ def as_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """What a comparison bears out: the best neighbours, and each encoder against the default."""
+    """What a comparison shows: the best neighbours, and each encoder against the default."""
     table = table.assign(recipe=table["recipe"].fillna(""))
     first = table.iloc[0]
     dataset = display_name(first["dataset"])
@@ -276,7 +276,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         found = paired_difference(trainings, name, default).iloc[0]
         size = f"{found['difference']:+.1f} points"
         interval = f"95% interval {found['low']:+.1f} to {found['high']:+.1f}, n={found['n']}"
-        where = f"with the ELFS coreset of {100 * found['budget']:.3g}% of the images"
+        where = f"with the ELFS coreset of {percent(found['budget'])} of the images"
         against = f"{name} against the default, {default}: {size} {where}"
         if np.isnan(found["low"]):
             lines.append(f"{against} (n={found['n']}, no interval).")
@@ -342,8 +342,8 @@ def encoder_quality(given: Given, draft: Draft) -> None:
         "temi_information": neighbor_information(near, pseudo_labels),
         "class_information": neighbor_information(near, labels),
     }
-    percent = {name: 100 * share for name, share in shares.items()}
-    draft.json("quality", percent | information)
+    points = {name: 100 * share for name, share in shares.items()}
+    draft.json("quality", points | information)
 
 
 def _read(table: Path) -> pd.DataFrame:

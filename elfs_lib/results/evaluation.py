@@ -1,4 +1,4 @@
-"""From the accuracies of single trainings to statements that the numbers bear out.
+"""From the accuracies of single trainings to statements that the numbers support.
 
 A results table has one row per training: see :data:`RESULT_COLUMNS`. Comparisons are paired
 over seeds, since a seed fixes the initial weights (but for a whitening layer that is fitted on the
@@ -68,6 +68,17 @@ def display_name(name: str) -> str:
     words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
     words = words.replace("k center", "k-center")
     return words if any(c.isupper() for c in words.split(" ")[0]) else words[:1].upper() + words[1:]
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as people write it: 0.1 becomes "10%"."""
+    return f"{100 * share:.3g}%"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Words in a row, the last after "and"; at least one."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def results_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -237,10 +248,10 @@ def verdict(row: Mapping[str, Any] | pd.Series) -> str:
 
     Returns:
         One sentence, for example "ELFS is above Random by 2.1 points at 10% (95% interval 1.0 to
-        3.2, n=3)." An interval that holds zero is called no evidence of a difference.
+        3.2, n=3)." An interval that includes zero is called no evidence of a difference.
     """
     method, rival = display_name(row["method"]), display_name(row["rival"])
-    where = f"at {100 * row['budget']:.3g}%"
+    where = f"at {percent(row['budget'])}"
     difference, low, high, n = row["difference"], row["low"], row["high"], int(row["n"])
     size = f"{abs(difference):.1f} points"
     if n < 2:
@@ -294,7 +305,7 @@ _PAIRED = "dataset budget method rival n method_mean rival_mean difference sd lo
 
 
 def _paired(table: pd.DataFrame, method: str, rival: str, *, strict: bool = True) -> pd.DataFrame:
-    key = ["dataset", "budget", "seed", "recipe"]  # one revision is not held against another
+    key = ["dataset", "budget", "seed", "recipe"]  # one revision is not compared with another
     table = table.assign(recipe=table["recipe"].fillna(""))
     left = table.loc[table["method"] == method, [*key, "accuracy"]]
     right = table.loc[table["method"] == rival, [*key, "accuracy"]]

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from elfs_lib.results import evaluation
-from elfs_lib.results.evaluation import display_name, paired_difference, verdicts
+from elfs_lib.results.evaluation import display_name, paired_difference, percent, verdicts
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.verdict import COLUMNS, verdict_rows
+from elfs_lib.results.verdict import by_pseudo_labels, verdict_rows
+from elfs_lib.results.words import setting_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import is_current
 
@@ -26,6 +27,17 @@ SUPERVISED = [name for name, method in METHODS.items() if method.supervised]
 CONTROLS = ("ccs_pseudo", "ccs_pseudo_beta")
 
 
+def words_of(setting: str) -> list[str]:
+    """What a setting does otherwise than its params file, in words; empty if nothing."""
+    changed = setting_in_words(setting.removeprefix(WHOLE_PIPELINES).removeprefix(", "))
+    return [changed] if changed else []
+
+
+def name_of(dataset: str, setting: str) -> str:
+    """A dataset for people, with what its pipelines or runs do otherwise than its params file."""
+    return ", ".join([display_name(dataset), *words_of(setting)])
+
+
 def own_settings(every: Tables) -> dict[str, pd.DataFrame]:
     """The tables of the params files' own settings, by dataset."""
     return {dataset: table for (dataset, setting), table in every.items() if not setting}
@@ -34,7 +46,7 @@ def own_settings(every: Tables) -> dict[str, pd.DataFrame]:
 def glance(every: Tables) -> pd.DataFrame:
     """ELFS against random, a row a dataset and budget."""
     return pd.DataFrame(
-        {"dataset": display_name(dataset), "budget": _share(row.budget)}
+        {"dataset": display_name(dataset), "budget": percent(row.budget)}
         | {"random (%)": f"{row.rival_mean:.1f}", "ELFS (%)": f"{row.method_mean:.1f}"}
         | _difference(row)
         | {"seeds": row.n}
@@ -50,8 +62,7 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
         rivals = [method for method in METHODS if method in {*table["method"]} - {"elfs"}]
         if not setting.startswith(WHOLE_PIPELINES) or "elfs" not in {*table["method"]}:
             continue
-        changed = setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")
-        name = display_name(dataset) + (f", {changed}" if changed else "")
+        name = name_of(dataset, setting)
         pairs = [paired_difference(table, "elfs", rival, strict=False) for rival in rivals]
         lines += [f"**{name}.**", *(f"- {line}" for p in pairs for line in verdicts(p)), ""]
         for row in (row for pair in pairs for row in pair.itertuples()):
@@ -61,7 +72,7 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
                 (at["method"] == "elfs") & at["seed"].isin(shared), "hard_prune_ratio"
             ].value_counts()
             rows.append(
-                {"dataset": name, "budget": _share(row.budget)}
+                {"dataset": name, "budget": percent(row.budget)}
                 | _baseline(row)
                 | _difference(row)
                 | {"runs": row.n}
@@ -84,7 +95,7 @@ def by_beta(every: Tables) -> pd.DataFrame:
                 rows.append(
                     {
                         "dataset": display_name(dataset),
-                        "budget": _share(budget),
+                        "budget": percent(budget),
                         "beta chosen": f"{beta:g}",
                         "pipelines": len(own),
                         "ELFS (%)": f"{own['accuracy'].mean():.1f}",
@@ -94,62 +105,24 @@ def by_beta(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def longer_search(every: Tables) -> pd.DataFrame:
-    """ELFS against random and CCS over the whole pipelines whose search has another length; empty
-    where there are none."""
-    rows = []
-    for (dataset, setting), table in every.items():
-        if not setting.startswith(WHOLE_PIPELINES) or "search_steps=" not in setting:
-            continue
-        changed = setting.removeprefix(WHOLE_PIPELINES).removeprefix(", ")
-        against = {
-            rival: paired_difference(table, "elfs", rival, strict=False).set_index("budget")
-            for rival in ("random", "ccs_pseudo")
-            if {"elfs", rival} <= {*table["method"]}
-        }
-        for budget, own in table[table["method"] == "elfs"].groupby("budget"):
-            rows.append(
-                {
-                    "dataset": display_name(dataset),
-                    "changed": changed,
-                    "budget": _share(budget),
-                    "betas chosen": ", ".join(f"{beta:g}" for beta in own["hard_prune_ratio"]),
-                    "ELFS (%)": f"{own['accuracy'].mean():.1f}",
-                }
-                | {
-                    f"minus {display_name(rival)}": _signed(pairs.loc[budget])
-                    for rival, pairs in against.items()
-                    if budget in pairs.index
-                }
-            )
-    return pd.DataFrame(rows)
-
-
 def gains(every: Tables) -> pd.DataFrame:
-    """ELFS minus random over whole pipelines of known pseudo-labels, for datasets that have several
-    settings of one training: rows of :func:`elfs_lib.results.verdict.verdict_rows`."""
-    frame = pd.DataFrame(verdict_rows(every), columns=[*COLUMNS])
-    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
-    frame = frame[kept & (frame["whole_pipelines"] == True)]  # noqa: E712 - an empty column is no bool
-    frame = frame.dropna(subset=["pseudo_label_accuracy"])
-    alike = ["dataset", "budget", "recipe", "steps"]
-    several = frame.groupby(alike)["setting"].transform("nunique") > 1
-    return frame[several].sort_values(["dataset", "budget", "pseudo_label_accuracy"])
+    """:func:`elfs_lib.results.verdict.by_pseudo_labels` of these tables."""
+    return by_pseudo_labels(verdict_rows(every))
 
 
 def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
     """:func:`gains` as texts."""
     return pd.DataFrame(
-        {"dataset": display_name(row.dataset), "budget": _share(row.budget)}
-        | {"changed": row.setting or "nothing"}
+        {"dataset": display_name(row.dataset), "budget": percent(row.budget)}
+        | {"pipelines": setting_in_words(row.setting) or "the params file's own"}
         | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
-        | {"ELFS minus random": _signed(row), "pipelines": row.n}
+        | {"ELFS minus random": signed(row), "runs": row.n}
         for row in curve.rename(columns={"runs": "n"}).itertuples()
     )
 
 
 def in_words(every: Tables) -> list[str]:
-    """What the tables bear out, as Markdown lines, dataset by dataset."""
+    """What the tables show, as Markdown lines, dataset by dataset."""
     lines = []
     for dataset, table in own_settings(every).items():
         lines.append(f"**{display_name(dataset)}.**")
@@ -159,7 +132,7 @@ def in_words(every: Tables) -> list[str]:
         for row in evaluation.best_label_free(table, SUPERVISED).itertuples():
             backed = "supports it" if row.supported else "does not support it"
             lines.append(
-                f"- At {_share(row.budget)}, {display_name(row.method)} has the highest mean of "
+                f"- At {percent(row.budget)}, {display_name(row.method)} has the highest mean of "
                 f"{_methods_at(table, row.budget, supervised=False)} label-free methods, followed "
                 f"by {display_name(row.rival)}; the interval of their difference {backed}."
             )
@@ -167,7 +140,7 @@ def in_words(every: Tables) -> list[str]:
             at = table[table["budget"] == row.budget]
             drawn = at.loc[at["method"] == "random", "accuracy"].mean()
             lines.append(
-                f"- The best mean at {_share(row.budget)} of "
+                f"- The best mean at {percent(row.budget)} of "
                 f"{_methods_at(table, row.budget, supervised=True)} methods that select with "
                 f"labels is that of {display_name(row.method)}, {row.mean:.1f}% (random: "
                 f"{drawn:.1f}%)."
@@ -189,7 +162,7 @@ def against_best_baseline(every: Tables) -> pd.DataFrame:
                 continue
             row = paired_difference(at, "elfs", best.method).iloc[0]
             rows.append(
-                {"dataset": display_name(dataset), "budget": _share(row.budget)}
+                {"dataset": display_name(dataset), "budget": percent(row.budget)}
                 | _baseline(row)
                 | _difference(row)
                 | {
@@ -211,7 +184,7 @@ def all_means(dataset: str, table: pd.DataFrame) -> str:
         text = f"**{text}**" if (row.method, row.budget) in bold else text
         cells.setdefault(row.method, {})[row.budget] = text
     budgets = sorted(summary["budget"].unique())
-    lines = [[display_name(dataset), *map(_share, budgets)], ["---"] + ["---:"] * len(budgets)]
+    lines = [[display_name(dataset), *map(percent, budgets)], ["---"] + ["---:"] * len(budgets)]
     for method in (method for method in METHODS if method in cells):
         seen = " (all labels)" if method in SUPERVISED else ""
         lines.append([display_name(method) + seen, *(cells[method].get(b, "") for b in budgets)])
@@ -233,13 +206,13 @@ def cuts(every: Tables) -> pd.DataFrame:
             elfs = table[(table["method"] == "elfs") & (table["budget"] == budget)]
             rows.append(
                 {
-                    "dataset": display_name(dataset) + (f", {setting}" if setting else ""),
-                    "budget": _share(budget),
+                    "dataset": name_of(dataset, setting),
+                    "budget": percent(budget),
                     "CCS (%)": f"{one.rival_mean:.1f}",
                     "after the hard cut (%)": f"{one.method_mean:.1f}",
                     "ELFS (%)": f"{two.method_mean:.1f}",
-                    "hard cut": _signed(one),
-                    "then the easy cut": _signed(two),
+                    "hard cut": signed(one),
+                    "then the easy cut": signed(two),
                     "seeds": min(one.n, two.n),
                     "beta": f"{elfs['hard_prune_ratio'].iloc[0]:g}",
                 }
@@ -256,7 +229,7 @@ def cost_of_pseudo_labels(every: Tables) -> pd.DataFrame:
         for row in paired_difference(table, "elfs_true", "elfs").itertuples():
             at = table[table["budget"] == row.budget].groupby("method")["hard_prune_ratio"].first()
             rows.append(
-                {"dataset": display_name(dataset), "budget": _share(row.budget)}
+                {"dataset": display_name(dataset), "budget": percent(row.budget)}
                 | {"true labels (%)": f"{row.method_mean:.1f}", "ELFS (%)": f"{row.rival_mean:.1f}"}
                 | _difference(row, "cost")
                 | {"beta, true": f"{at['elfs_true']:g}", "beta, ELFS": f"{at['elfs']:g}"}
@@ -269,7 +242,7 @@ def ablations(every: Tables) -> pd.DataFrame:
     """ELFS under other settings, against its own and against random under the same one.
 
     Where the training of the coreset is another, or of another revision of the recipe, it is not
-    held against the unchanged ELFS: that would measure the training.
+    compared with the unchanged ELFS: that would measure the training.
     """
     rows = []
     usual = own_settings(every)
@@ -288,12 +261,12 @@ def ablations(every: Tables) -> pd.DataFrame:
             rows.append(
                 {
                     "dataset": display_name(dataset),
-                    "changed": setting,
-                    "budget": _share(row.budget),
+                    "what differs": setting_in_words(setting),
+                    "budget": percent(row.budget),
                     "steps": f"{steps:,}",
                     "ELFS (%)": f"{row.method_mean:.1f}",
-                    "minus unchanged ELFS": _signed(effects.loc[row.budget]) if alike else "",
-                    "minus random": _signed(row),
+                    "minus unchanged ELFS": signed(effects.loc[row.budget]) if alike else "",
+                    "minus random": signed(row),
                     "seeds": row.n,
                 }
             )
@@ -317,7 +290,8 @@ def methods() -> str:
 def reproduce(every: Tables) -> list[str]:
     """What made each table, as Markdown lines: command, seeds, recipe, cost, device, versions."""
     return [
-        f"- {display_name(dataset)}{', ' + setting if setting else ''}: "
+        f"- {name_of(dataset, setting)}"
+        f"{f', {WHOLE_PIPELINES}' * setting.startswith(WHOLE_PIPELINES)}: "
         f"{_listed(f'`{command}`' for command in table['command'].unique())}, seeds "
         f"{', '.join(map(str, sorted(table['seed'].unique())))}; recipe "
         f"{_listed(map(_recipe, table['recipe'].unique()))}, {_range(table['steps'])} steps each; "
@@ -326,10 +300,6 @@ def reproduce(every: Tables) -> list[str]:
         f"{table['versions'].iloc[0]}."
         for (dataset, setting), table in every.items()
     ]
-
-
-def _share(budget: float) -> str:
-    return f"{100 * budget:.3g}%"
 
 
 def _baseline(row: Any) -> dict[str, str]:
@@ -351,7 +321,8 @@ def _interval(row: Any) -> str:
     return f"in each of {row.n}" if pd.isna(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
 
 
-def _signed(row: Any) -> str:
+def signed(row: Any) -> str:
+    """A difference in points with its interval."""
     return f"{row.difference:+.1f} ({_interval(row)})"
 
 

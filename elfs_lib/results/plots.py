@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import textwrap
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ParamSpec
@@ -22,11 +23,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator
 from PIL import Image
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.results.evaluation import display_name
+from elfs_lib.results.evaluation import display_name, percent
 from elfs_lib.results.published import SOURCE
 from elfs_lib.selection.registry import METHODS
 
@@ -145,7 +146,7 @@ def image_grid(
     rows = -(-len(pixels) // columns)
     cell = WIDTH / columns
     lines = max((text.count("\n") + 1 for text in titles), default=0) if titles else 0
-    size = min(8.0, 72 * cell / 6)
+    size = min(9.0, 72 * cell / 5.6)
     height = rows * (cell * pixels.shape[2] / pixels.shape[3] + lines * size / 60 + 0.04)
     figure = PageFigure(
         figsize=(WIDTH, height + (0.3 if title else 0)), dpi=DPI, layout="constrained"
@@ -275,7 +276,7 @@ def cluster_sizes(
     else:
         axes.fill_between(places, counts[order], step="mid", color=MIDDLE, linewidth=0)
     for place in np.flatnonzero(counts[order] == 0):
-        axes.text(place, 0, "empty", rotation=90, ha="center", va="bottom", color=HARD, fontsize=8)
+        axes.text(place, 0, "empty", rotation=90, ha="center", va="bottom", color=HARD, fontsize=9)
     axes.axhline(level, color=HARD, ls="--", lw=1.2, label=f"all equal: {level:,.0f}")
     if len(counts) <= 30:
         axes.set_xticks(places, [str(number) for number in order])
@@ -492,7 +493,7 @@ def easy_counts(
     if expected is not None:
         name = f"random: {100 * expected:.0f}%"
         axes.axhline(100 * expected, color="#222222", ls="--", lw=1.2, label=name)
-    axes.set_xticks(places, [f"{100 * budget:.3g}%" for budget in frame.index])
+    axes.set_xticks(places, [percent(budget) for budget in frame.index])
     _label(axes, "Budget (share of the training set)", "Easy images in the coreset (%)", title)
     axes.grid(False, axis="x")
     _legend_right(figure, axes)
@@ -541,7 +542,7 @@ def beta_curve(
         ms=15,
         mec="white",
         zorder=5,
-        label=f"chosen: {100 * best:.3g}%",
+        label=f"chosen: {percent(best)}",
     )
     _label(axes, "Dropped at the hard end (% of the training set)", label, title)
     _legend_right(figure, axes)
@@ -764,7 +765,7 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
             axes.hlines(place, row.low, row.high, color=style["color"], lw=1.8)
             face = style["color"] if sure else "white"
             axes.plot(row.difference, place, style["marker"], color=style["color"], mfc=face)
-        axes.set_title(f"{100 * budget:.3g}%")
+        axes.set_title(percent(budget))
         axes.grid(False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(3))
     unit = "points"
@@ -791,7 +792,7 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Gain over random against the accuracy of the pseudo-labels, a line a budget.
 
     Args:
-        rows: Of :func:`elfs_lib.results.page.gains`: ``budget``,
+        rows: Of :func:`elfs_lib.results.page.gains`: ``budget``, ``recipe``, ``steps``,
             ``pseudo_label_accuracy`` in percent (100 where selection saw the true labels),
             ``difference``, ``low``, ``high`` in points, ``low`` and ``high`` empty for one run.
         title: Printed above, if given.
@@ -800,16 +801,17 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
         ElfsError: if there are no rows.
     """
     _filled("rows", rows)
-    figure, axes = _page(3.6)
+    figure, axes = _page(2.6)
     axes.axhline(0, color=NEUTRAL, lw=1)
     looks = zip(itertools.cycle((MIDDLE, HARD, EASY)), itertools.cycle("os^"))
-    for (budget, own), (colour, marker) in zip(rows.groupby("budget"), looks):
+    alike = rows.groupby(["budget", "recipe", "steps"])  # one training a line
+    for ((budget, *_), own), (colour, marker) in zip(alike, looks):
         own = own.sort_values("pseudo_label_accuracy")
         x, y = (own[name].to_numpy(float) for name in ("pseudo_label_accuracy", "difference"))
         bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
         axes.errorbar(x, y, np.nan_to_num(bars), color=colour, marker=marker, capsize=3, lw=1.5)
         axes.annotate(
-            f"{100 * budget:.3g}% labelled",
+            f"{percent(budget)} labelled",
             (x[-1], y[-1]),
             xytext=(8, 0),
             textcoords="offset points",
@@ -823,33 +825,120 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @_styled
 def gain_by_budget(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Gain over random against the share that is labelled, a line a method, with 95% intervals.
+    """Gain over random against the share that is labelled: a panel a dataset, all on one axis, and
+    a line a method with 95% intervals, its name beside it.
 
     Args:
-        rows: Of :func:`elfs_lib.results.verdict.verdict_rows`, all against random and of one
-            dataset and setting: ``method``, ``budget``, ``difference``, ``low``, ``high`` in
-            points.
+        rows: Of :func:`elfs_lib.results.verdict.verdict_rows`, all against random and each dataset
+            in one setting: ``dataset``, ``method``, ``budget``, ``difference``, ``low``, ``high``
+            in points.
         title: Printed above, if given.
 
     Raises:
         ElfsError: if there are no rows.
     """
     _filled("rows", rows)
-    figure, axes = _page(3.4)
-    axes.axhline(0, color=NEUTRAL, lw=1)
-    methods = _ordered(rows["method"].unique())
-    for number, method in enumerate(methods):
-        own = rows[rows["method"] == method].sort_values("budget")
-        x, y = 100 * own["budget"].to_numpy(float), own["difference"].to_numpy(float)
-        bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
-        look = {key: v for key, v in method_styles(methods)[method].items() if key != "label"}
-        aside = number - (len(methods) - 1) / 2  # intervals of one budget beside each other
-        axes.errorbar(
-            x + aside, y, np.nan_to_num(bars), capsize=3, **look, label=display_name(method)
-        )
-    axes.set_xticks(100 * np.sort(rows["budget"].unique()))
-    _label(axes, "images labelled (%)", "accuracy minus random's (points)", title)
-    _legend_right(figure, axes)
+    datasets, methods = list(dict.fromkeys(rows["dataset"])), _ordered(rows["method"].unique())
+    figure = PageFigure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+    # room for the names of methods beside each panel, whatever the number of budgets in it
+    widths = [1 + rows.loc[rows["dataset"] == name, "budget"].nunique() for name in datasets]
+    panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False, width_ratios=widths)[0]
+    styles, ends = method_styles(methods), {}
+    for axes, dataset in zip(panels, datasets, strict=True):
+        shown = rows[rows["dataset"] == dataset]
+        budgets = np.sort(shown["budget"].unique())
+        axes.axhline(0, color=NEUTRAL, lw=1)
+        ends[dataset] = {}
+        for number, method in enumerate(methods):
+            own = shown[shown["method"] == method].sort_values("budget")
+            if own.empty:
+                continue
+            x, y = 100 * own["budget"].to_numpy(float), own["difference"].to_numpy(float)
+            bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
+            aside = number - (len(methods) - 1) / 2  # intervals of one budget beside each other
+            look = {"capsize": 3, **styles[method], "label": display_name(method)}
+            axes.errorbar(x + aside, y, np.nan_to_num(bars), **look)
+            ends[dataset][method] = x[-1] + aside, y[-1]
+        axes.set_xticks(100 * budgets, map(percent, budgets))
+        axes.margins(x=0.12)
+        axes.set_title(display_name(dataset))
+    panels[0].set_ylabel("accuracy minus random's (points)")
+    figure.supxlabel("images labelled", fontsize=_RC["axes.labelsize"])
+    colours = {name: look["color"] for name, look in styles.items()}
+    for axes, dataset in zip(panels, datasets, strict=True):
+        _names_beside(axes, ends[dataset], colours, left=False)
+    if title:
+        figure.suptitle(title, fontsize=10.5, weight="bold", x=0.01, ha="left")
+    return figure
+
+
+@_styled
+def intervals(rows: pd.DataFrame, *, unit: str, title: str | None = None) -> Figure:
+    """Differences with their 95% intervals: a panel a kind, all on one axis, and a row a label.
+
+    Args:
+        rows: ``label``, ``kind``, ``value``, ``low``, ``high``; where ``low`` and ``high`` are
+            empty the mark is open.
+        unit: What the values are, below the panels.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if there are no rows.
+    """
+    _filled("rows", rows)
+    labels, kinds = (list(dict.fromkeys(rows[name])) for name in ("label", "kind"))
+    names = [textwrap.fill(label, 40) for label in labels]
+    lines = max(name.count("\n") + 1 for name in names)  # rows are as high as the highest name
+    height = 1.0 + (0.08 + 0.14 * lines) * len(labels)
+    figure = PageFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.axvline(0, color="#222222", lw=1)
+        for row in rows[rows["kind"] == kind].itertuples():
+            place, sure = labels.index(row.label), np.isfinite(row.low)
+            colour = NEUTRAL if not sure or row.low <= 0 <= row.high else MIDDLE
+            axes.hlines(place, row.low, row.high, color=colour, lw=1.8)
+            axes.plot(row.value, place, "o", color=colour, mfc=colour if sure else "white")
+        axes.set_title(kind)
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    panels[0].set_yticks(range(len(labels)), names)
+    panels[0].set_ylim(len(labels) - 0.4, -0.6)
+    figure.supxlabel(unit, fontsize=_RC["axes.labelsize"])
+    if title:
+        figure.suptitle(title, fontsize=10.5, weight="bold", x=0.01, ha="left")
+    return figure
+
+
+@_styled
+def gain_by_beta(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """What each whole pipeline gained over random with the beta that its search chose: a panel a
+    budget, all on one axis, and a mark a pipeline.
+
+    Args:
+        rows: Of :func:`elfs_lib.results.claims.chosen_betas`, of one dataset: ``budget``, ``beta``,
+            ``gain`` in points.
+        title: A line above the plot.
+
+    Raises:
+        ElfsError: if there are no rows.
+    """
+    _filled("rows", rows)
+    budgets = sorted(rows["budget"].unique())
+    figure = PageFigure(figsize=(WIDTH, 2.6), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(budgets), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, budget in zip(panels, budgets, strict=True):
+        own = rows[rows["budget"] == budget]
+        axes.axhline(0, color=NEUTRAL, lw=1)
+        axes.plot(own["beta"], own["gain"], "o", color=MIDDLE, alpha=0.75, clip_on=False)
+        axes.set_title(f"{percent(budget)} labelled", fontsize=_RC["axes.labelsize"])
+        axes.xaxis.set_major_locator(MultipleLocator(0.2))
+        axes.xaxis.set_major_formatter("{x:g}")
+    panels[0].margins(x=0.15)
+    panels[0].set_ylabel("accuracy minus\nrandom's (points)")
+    figure.supxlabel("beta that the search chose", fontsize=_RC["axes.labelsize"])
+    if title:
+        figure.suptitle(title, fontsize=10.5, weight="bold", x=0.01, ha="left")
     return figure
 
 
@@ -1040,7 +1129,7 @@ def _heatmap(
         cmap=colours,
         annot=annotate,
         fmt=f".{digits}f",
-        annot_kws={"fontsize": 8},
+        annot_kws={"fontsize": 9},
         linewidths=0.4 if annotate else 0,
         xticklabels=list(columns) if columns is not None else False,
         yticklabels=list(rows) if rows is not None else False,

@@ -84,7 +84,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     brought = "".join(
-        f", with {what} of somebody's own, {name!r}, which no command makes"
+        f", with somebody's own {what}, {name!r}, which no command makes"
         for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))
         if (name := run.given_name(stage))
     )

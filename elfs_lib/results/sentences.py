@@ -6,6 +6,7 @@ as one is decided in :mod:`elfs_lib.results.evaluation`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from scipy import stats
 
 from elfs_lib.artifacts import Artifact, Store
 from elfs_lib.results import evaluation
-from elfs_lib.results.evaluation import CONFIDENCE, display_name
+from elfs_lib.results.evaluation import CONFIDENCE, display_name, percent
 
 if TYPE_CHECKING:
     from elfs_lib.embedding.neighbors import Neighbors
@@ -192,6 +193,32 @@ def shift(deciles: pd.DataFrame, spearman: float, gaps: np.ndarray, kept: float)
     return text
 
 
+_SHIFT = re.compile(
+    r"In the hardest tenth (?P<hardest>\d+)% of the pseudo-labels are wrong, in the easiest "
+    r"(?P<easiest>\d+)%\..* Spearman correlation of (?P<spearman>[-.\dna]+)\. .* changes by "
+    r"(?P<change>[-+.\d]+) points from .*pseudo-scores, and (?P<pruned>[-+.\d]+) points from there"
+    r"(?:.*\(95% interval (?P<low>[-+.\d]+) to (?P<high>[-+.\d]+)\))?",
+    re.DOTALL,
+)
+#: What :func:`read_shift` finds.
+SHIFT_NUMBERS = tuple(_SHIFT.groupindex)
+
+
+def read_shift(text: str) -> dict[str, float] | None:
+    """The numbers in what :func:`shift` wrote, which is all that an executed page keeps of them.
+
+    Returns:
+        ``hardest`` and ``easiest``, wrong pseudo-labels in these tenths in percent; ``spearman``;
+        ``change``, of the share of easy images, from CCS on true scores to CCS on pseudo-scores, in
+        points, with ``low`` and ``high`` (NaN for one draw); ``pruned``, the same from there to
+        double-end pruning. None if the text is another.
+    """
+    found = _SHIFT.search(text)
+    if found is None:
+        return None
+    return {name: float(number or "nan") for name, number in found.groupdict().items()}
+
+
 def double_end(
     coreset: Artifact, pseudo_labels: np.ndarray, classes: int, *, score: str, beta: float
 ) -> str:
@@ -231,12 +258,12 @@ def evaluation_lines(
         lines = evaluation.verdicts(paired)
     else:
         lines = [
-            f"{display_name(row.method)} reaches {row.mean:.1f}% at {100 * row.budget:.3g}%."
+            f"{display_name(row.method)} reaches {row.mean:.1f}% at {percent(row.budget)}."
             for row in evaluation.summarise(results).itertuples()
         ]
     best = evaluation.best_supervised(results, supervised) if supervised else pd.DataFrame()
     lines += [
-        f"The best at {100 * row.budget:.3g}% of {len(supervised)} that select with labels is "
+        f"The best at {percent(row.budget)} of {len(supervised)} that select with labels is "
         f"{display_name(row.method)} with {row.mean:.1f}%."
         for row in best.itertuples()
     ]

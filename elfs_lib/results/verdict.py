@@ -1,25 +1,26 @@
-"""What the results tables bear out of ELFS against others, as rows that README and pages read.
+"""What the results tables show of ELFS against others, as rows that README and pages read.
 
 ``elfs verdict`` writes ``book/data/verdict.json`` from the tables of
-:mod:`elfs_lib.results.tables`, and the table of the README from that.
+:mod:`elfs_lib.results.tables`, and the README's sentences and pictures from that.
 """
 
 from __future__ import annotations
 
-import base64
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import nbformat
 import pandas as pd
 
 from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import project_root
-from elfs_lib.results import plots
-from elfs_lib.results.evaluation import display_name, paired_difference
+from elfs_lib.results import executed, plots
+from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
+from elfs_lib.results.low_budget import ADVICE
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict 
 
 
 def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Whole pipelines by the datasets' own parameters as texts, and in column ``clear`` whether the
-    interval of ELFS minus random excludes zero. The digits, which every run makes anew, are left
-    out."""
+    """Whole pipelines by the datasets' own parameters as texts, ``n`` of them in a row, and in
+    ``clear`` whether the interval of ELFS minus random excludes zero. The digits, which every run
+    makes anew, are left out."""
     found = _own_pipelines(rows)
     lines = []
     for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
@@ -136,13 +137,13 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         lines.append(
             {
                 "dataset": display_name(dataset),
-                "labelled": f"{100 * budget:.3g}%",
+                "labelled": percent(budget),
                 "random (%)": f"{row['against_accuracy']:.1f}",
                 "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
                 "ELFS (%)": f"{row['accuracy']:.1f}",
                 "ELFS minus random (95% interval)": f"{row['difference']:+.1f} "
                 f"({row['low']:+.1f} to {row['high']:+.1f})",
-                "pipelines": str(row["runs"]),
+                "n": str(row["runs"]),
                 "clear": bool(row["low"] > 0 or row["high"] < 0),
             }
         )
@@ -155,20 +156,82 @@ def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return found[own & (found["dataset"] != "digits")]
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """What whole pipelines bear out, in sentences and as :func:`answer_table` with clear
-    differences in bold."""
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """:func:`answer_table` with clear differences in bold."""
     table = answer_table(rows)
     clear = table.pop("clear")
-    lines = [
-        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
-        for dataset, of_one in _own_pipelines(rows).groupby("dataset", sort=False)
-    ]
-    lines += ["", f"| {' | '.join(table)} |", "| --- " + "| ---: " * (len(table.columns) - 1) + "|"]
+    lines = [f"| {' | '.join(table)} |", "| --- " + "| ---: " * (len(table.columns) - 1) + "|"]
     for cells, bold in zip(table.to_numpy().tolist(), clear, strict=True):
         cells[-2] = f"**{cells[-2]}**" if bold else cells[-2]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """What whole pipelines show, as Markdown lines: by the datasets' own parameters, how often and
+    where ELFS is ahead of a rival, behind it, or neither; then the gain by accuracy of the
+    pseudo-labels, and what to take below the labels a class that ELFS needs."""
+    own = _own_pipelines(rows)
+    lines = [f"- **In short**: {_in_short(own)}."]
+    lines += [
+        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
+        for dataset, of_one in own.groupby("dataset", sort=False)
+    ]
+    for (dataset, budget, *_), of_one in by_pseudo_labels(rows).groupby(_TRAINING):
+        gained = (
+            f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) with "
+            f"{row.pseudo_label_accuracy:.0f}% right"
+            for row in of_one.itertuples()
+        )
+        lines.append(
+            f"- **By pseudo-labels**, {display_name(dataset)} at {percent(budget)}: ELFS minus "
+            f"random, in points, is {listed(gained)}."
+        )
+    below = (f"{display_name(method)} below {end}" for (_, method), (end, _) in pairwise(ADVICE))
+    lines.append(f"- **Few labels a class**: take {listed(below)}.")
+    return lines
+
+
+_TRAINING = ["dataset", "budget", "recipe", "steps"]
+
+
+def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """ELFS minus random over whole pipelines of known pseudo-labels, where those of one training
+    have several ways to pseudo-labels: rows of :func:`verdict_rows`, the poorest pseudo-labels
+    first."""
+    frame = pd.DataFrame(rows, columns=[*COLUMNS])
+    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    frame = frame[kept & frame["whole_pipelines"].astype(bool)]
+    frame = frame[frame["setting"].map(_is_of_pseudo_labels).astype(bool)]
+    frame = frame.dropna(subset=["pseudo_label_accuracy"])
+    several = frame.groupby(_TRAINING)["setting"].transform("nunique") > 1
+    return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
+
+
+def _is_of_pseudo_labels(setting: str) -> bool:
+    """Whether nothing but the training of all alike, or the pseudo-labels on purpose, differs."""
+    names = [name for name in re.findall(r"(\w+)=", setting) if not name.startswith("eval_")]
+    makers = ("encoder", "neighbor", "clustering", "temi_", "pseudo_labels", "relabel_")
+    return not names or any(name.startswith(makers) for name in names)
+
+
+_RIVALS = {
+    "random": "random sampling",
+    "ccs_pseudo": "CCS on the same pseudo-labels",
+    "elfs_true": "the same with true labels",
+}
+
+
+def _in_short(rows: pd.DataFrame) -> str:
+    """ELFS against each rival: in how many datasets and budgets it is ahead, and behind."""
+    clauses = []
+    for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
+        better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
+        clauses.append(
+            f"against {_RIVALS.get(rival, display_name(rival))}, ELFS is better in {better} of "
+            f"{len(own)} comparisons and worse in {worse or 'none'}"
+        )
+    return "; ".join(clauses)
 
 
 def _claims(rows: pd.DataFrame) -> list[str]:
@@ -177,32 +240,34 @@ def _claims(rows: pd.DataFrame) -> list[str]:
     for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
         low, high = own["low"].astype(float), own["high"].astype(float)
         parts = {
-            "above": own[low > 0],
-            "below": own[high < 0],
-            "no evidence of a difference": own[~((low > 0) | (high < 0))],
+            "better at": own[low > 0],
+            "worse at": own[high < 0],
+            "no evidence of a difference at": own[~((low > 0) | (high < 0))],
         }
         said = [
-            f"{word} at {', '.join(f'{100 * b:.3g}%' for b in sorted(part['budget']))}"
-            for word, part in parts.items()
+            f"{words} {listed(map(_with_size, part.sort_values('budget').itertuples()))}"
+            for words, part in parts.items()
             if len(part)
         ]
-        clauses.append(f"ELFS against {display_name(rival)}: {', '.join(said)}")
+        clauses.append(f"ELFS against {_RIVALS.get(rival, display_name(rival))}: {', '.join(said)}")
     return clauses
 
 
-def gain_figure(
-    rows: list[dict[str, Any]], dataset: str = "cifar10", *, title: str | None = None
-) -> Figure:
-    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of the whole
-    pipelines of a dataset.
+def _with_size(row: Any) -> str:
+    """A budget and the difference there, in points."""
+    return f"{percent(row.budget)} ({row.difference:+.1f})"
+
+
+def gain_figure(rows: list[dict[str, Any]]) -> Figure:
+    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of whole
+    pipelines, a panel a dataset.
 
     Raises:
         ElfsError: if there are none.
     """
     found = _own_pipelines(rows)
-    return plots.gain_by_budget(
-        found[(found["dataset"] == dataset) & (found["against"] == "random")], title=title
-    )
+    gains = (found["against"] == "random") & found["method"].isin(["elfs", "ccs_pseudo"])
+    return plots.gain_by_budget(found[gains])
 
 
 def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> list[Path]:
@@ -213,21 +278,16 @@ def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> 
         ElfsError: if the notebook has no such grid of images.
     """
     gain, grid = folder / "gain.svg", folder / "coreset.png"
+    grid.write_bytes(executed.picture(notebook, "plots.image_grid"))
     with plt.rc_context({"svg.hashsalt": gain.name, "svg.fonttype": "none"}):
         figure = gain_figure(rows)
         figure.savefig(gain, format="svg", metadata={"Date": None})
     plt.close(figure)
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "plots.image_grid" in cell.source:
-            shown = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-            if shown:
-                grid.write_bytes(base64.b64decode(shown[-1]))
-                return [gain, grid]
-    raise ElfsError(f"{notebook} shows no grid of images: execute it with elfs run.")
+    return [gain, grid]
 
 
 def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
-    """Put :func:`as_markdown` between the two marks of a README.
+    """Put :func:`in_words` between the two marks of a README.
 
     Raises:
         ElfsError: if it has no marks.
@@ -237,4 +297,5 @@ def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ElfsError(f"{readme} has no {BEGIN} and {END} to write between: put them in.")
-    write_text_atomic(readme, f"{before}{BEGIN}\n{as_markdown(rows)}\n{END}{after}")
+    said = "\n".join(in_words(rows))
+    write_text_atomic(readme, f"{before}{BEGIN}\n{said}\n{END}{after}")

@@ -36,7 +36,7 @@ NOTEBOOKS = (
 LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # pages over all runs, written anew with each book
-SUMMARIES = ("results", "results_tables", "encoders")
+SUMMARIES = ("results", "results_tables", "encoders", "digits_demo")
 
 
 def run_stages(run: Run, *, say: Callable[[str], None] = print) -> None:

@@ -92,7 +92,7 @@ def double_end_prune(easiness: np.ndarray, hard_prune_ratio: float, count: int) 
 def double_end(
     inputs: SelectionInputs, count: int, *, seed: int, score: str, hard_prune_ratio: float
 ) -> Selection:
-    """Double-end pruning on one score; the seed plays no part.
+    """Double-end pruning on one score; the seed is ignored.
 
     Args:
         score: Which column of ``inputs.scores`` ranks the images, with its own polarity.
@@ -123,7 +123,7 @@ def double_end_balanced(
     hard_prune_ratio: float,
     quota: str = "proportional",
 ) -> Selection:
-    """Double-end pruning inside each pseudo-class, with the exact total; the seed plays no part.
+    """Double-end pruning inside each pseudo-class, with the exact total; the seed is ignored.
 
     Every image gets its quantile inside its class, hardest first. Dropping the round(beta N) lowest
     quantiles prunes each class at its own hard end, and the next ones in order are kept, so every

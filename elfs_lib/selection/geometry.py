@@ -57,7 +57,7 @@ def moderate(inputs: SelectionInputs, count: int, *, seed: int) -> Selection:
 
     All images are ranked by the distance of their embedding (as given, not normalised) to the mean
     of their pseudo-class (as in the paper; its code takes the median in each dimension instead);
-    the middle of that ranking is taken, from the middle outwards. The seed plays no part.
+    the middle of that ranking is taken, from the middle outwards. The seed is ignored.
 
     Returns:
         Scores are differences to the median distance, at least 0; low first.
@@ -134,7 +134,7 @@ def herding(inputs: SelectionInputs, count: int, *, seed: int, per_class: bool =
     """Herding (Welling 2009): the mean of the picks follows the true mean.
 
     w starts at the mean m of the L2-normalised embeddings; each step takes the image x with the
-    largest <w, x> and sets w := w + m - x. No image is taken twice. The seed plays no part.
+    largest <w, x> and sets w := w + m - x. No image is taken twice. The seed is ignored.
 
     Args:
         per_class: Herd inside each pseudo-class, the budget dealt in proportion to class sizes

@@ -61,7 +61,7 @@ def d2_supervised(
     gamma_f: float = 1.0,
     gamma_r: float = 0.1,
 ) -> Selection:
-    """D2 pruning with a training-dynamics score as difficulty; the seed plays no part.
+    """D2 pruning with a training-dynamics score as difficulty; the seed is ignored.
 
     Args:
         score: Column of ``inputs.scores``, turned so that high is hard and scaled to [0, 1].

@@ -15,7 +15,7 @@ def random(inputs: SelectionInputs, count: int, *, seed: int) -> Selection:
 
 
 def hardest(inputs: SelectionInputs, count: int, *, seed: int, score: str) -> Selection:
-    """The hardest images by one score, hardest first; the seed plays no part.
+    """The hardest images by one score, hardest first; the seed is ignored.
 
     Args:
         score: Which column of ``inputs.scores``; its polarity says which end is hard.

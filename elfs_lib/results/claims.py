@@ -1,0 +1,233 @@
+"""The paper's claims one by one: what tables and executed pages show, as rows and sentences.
+
+``every`` is what :func:`elfs_lib.results.tables.result_tables` returns. A difference counts as one
+where its 95% interval excludes zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from elfs_lib.project import project_root
+from elfs_lib.results import executed, sentences
+from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
+from elfs_lib.results.page import CONTROLS, Tables, name_of, signed, words_of
+from elfs_lib.results.provenance import WHOLE_PIPELINES
+
+
+def page_of_shift(dataset: str) -> Path:
+    """The executed page 4 of a dataset, which may not be there."""
+    return project_root() / "book" / "runs" / dataset / "04_distribution_shift.ipynb"
+
+
+# ------------------------------------------------- do pseudo-labels give usable dynamics?
+
+
+def shifts(every: Tables) -> pd.DataFrame:
+    """``dataset`` and the numbers of :func:`elfs_lib.results.sentences.read_shift`, a row a
+    dataset whose page on the shift is executed."""
+    rows = []
+    for dataset in dict.fromkeys(dataset for dataset, _ in every):
+        page = page_of_shift(dataset)
+        found = filter(
+            None, map(sentences.read_shift, executed.texts(page) if page.exists() else ())
+        )
+        rows += [{"dataset": display_name(dataset)} | numbers for numbers in found]
+    return pd.DataFrame(rows, columns=["dataset", *sentences.SHIFT_NUMBERS])
+
+
+def of_dynamics(found: pd.DataFrame) -> pd.DataFrame:
+    """:func:`shifts` as texts: where pseudo-labels are wrong, and whether scores keep their
+    order."""
+    return pd.DataFrame(
+        {
+            "dataset": row.dataset,
+            "wrong in the hardest tenth": f"{row.hardest:.0f}%",
+            "in the easiest tenth": f"{row.easiest:.0f}%",
+            "rank correlation": f"{row.spearman:.2f}",
+        }
+        for row in found.itertuples()
+    )
+
+
+# ---------------------------------------------------------- does their shift do what it says?
+
+
+def shift_steps(found: pd.DataFrame) -> pd.DataFrame:
+    """:func:`shifts` as rows of :func:`elfs_lib.results.plots.intervals`."""
+    rows = []
+    for row in found.itertuples():
+        rows += [
+            _step(row.dataset, "from true to pseudo-labels", row.change, row.low, row.high),
+            _step(row.dataset, "then from CCS to ELFS", row.pruned),
+        ]
+    return pd.DataFrame(rows)
+
+
+def on_shift(found: pd.DataFrame) -> list[str]:
+    """What each dataset says of the shift, as Markdown lines."""
+    lines = []
+    for row in found.itertuples():
+        if pd.isna(row.low):
+            said = "measured once, without an interval"
+        elif row.low > 0:
+            said = "as the paper says"
+        else:
+            said = "the other way round" if row.high < 0 else "no evidence either way"
+        within = "" if pd.isna(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
+        lines.append(
+            f"- {row.dataset}: {row.change:+.1f} points{within}, {said}; then {row.pruned:+.1f} by "
+            "double-end pruning."
+        )
+    return lines
+
+
+# -------------------------------------------------------------- does double-end pruning repair it?
+
+
+def cut_steps(every: Tables) -> pd.DataFrame:
+    """What each cut does to CCS on the same scores, and both over whole pipelines, as rows of
+    :func:`elfs_lib.results.plots.intervals`."""
+    plain, cut = CONTROLS
+    of_one = {"hard cut": (cut, plain), "easy cut": ("elfs", cut)}
+    of_pipelines = {"both cuts": ("elfs", plain)}
+    rows = []
+    for (dataset, setting), table in every.items():
+        whole, measured = setting.startswith(WHOLE_PIPELINES), {*table["method"]}
+        if whole and setting != WHOLE_PIPELINES:
+            continue
+        for kind, pair in (of_pipelines if whole else of_one).items():
+            if not measured.issuperset(pair):
+                continue
+            for row in paired_difference(table, *pair, strict=False).itertuples():
+                label = ", ".join([display_name(dataset), percent(row.budget), *words_of(setting)])
+                rows.append(_step(label, kind, row.difference, row.low, row.high))
+    order = [*of_pipelines, *of_one]
+    rows.sort(key=lambda row: order.index(row["kind"]))
+    return pd.DataFrame(rows, columns=["label", "kind", "value", "low", "high"])
+
+
+def on_cuts(steps: pd.DataFrame) -> list[str]:
+    """How often each step of :func:`cut_steps` raised or lowered accuracy, as Markdown lines."""
+    lines = []
+    for kind, own in steps.groupby("kind", sort=False):
+        up, down = int((own["low"] > 0).sum()), int((own["high"] < 0).sum())
+        lines.append(
+            f"- {kind[0].upper()}{kind[1:]}: better in {up} of {len(own)} comparisons, worse in "
+            f"{down}, no evidence of a difference in {len(own) - up - down}."
+        )
+    return lines
+
+
+# ---------------------------------------------------------- does the search find the right beta?
+
+
+def chosen_betas(every: Tables) -> pd.DataFrame:
+    """``dataset``, ``budget``, ``beta`` and ``gain`` over random in points, a row for each whole
+    pipeline of a dataset's own parameters; empty where there are none."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        if setting != WHOLE_PIPELINES or not {"elfs", "random"} <= {*table["method"]}:
+            continue
+        for budget, at in table.groupby("budget"):
+            drawn = at[at["method"] == "random"].set_index("seed")["accuracy"]
+            own = at[at["method"] == "elfs"].set_index("seed")
+            own = own[own.index.isin(drawn.index)]
+            rows += [
+                {"dataset": dataset, "budget": budget, "beta": float(beta), "gain": accuracy - base}
+                for beta, accuracy, base in zip(
+                    own["hard_prune_ratio"], own["accuracy"], drawn[own.index], strict=True
+                )
+            ]
+    return pd.DataFrame(rows, columns=["dataset", "budget", "beta", "gain"])
+
+
+def on_betas(chosen: pd.DataFrame) -> list[str]:
+    """At which budgets the pipelines that chose the smaller beta ended higher, as Markdown
+    lines."""
+    lines = []
+    for dataset, own in chosen.groupby("dataset", sort=False):
+        higher, lower, agreed = [], [], []
+        for budget, at in own.groupby("budget"):
+            smallest = at["beta"] == at["beta"].min()
+            if smallest.all():
+                agreed.append(f"{at['beta'].iloc[0]:g} at {percent(budget)}")
+                continue
+            ahead = at.loc[smallest, "gain"].mean() > at.loc[~smallest, "gain"].mean()
+            (higher if ahead else lower).append(percent(budget))
+        said = [
+            f"all pipelines chose {listed(agreed)}" if agreed else "",
+            f"those with the smallest beta gained more at {listed(higher)}" if higher else "",
+            f"those with the smallest beta gained less at {listed(lower)}" if lower else "",
+        ]
+        lines.append(f"- {display_name(dataset)}: {'; '.join(filter(None, said))}.")
+    return lines
+
+
+def other_searches(every: Tables) -> pd.DataFrame:
+    """ELFS against random and CCS over the whole pipelines whose search is another; empty where
+    there are none."""
+    rows = []
+    for (dataset, setting), table in every.items():
+        if not setting.startswith(WHOLE_PIPELINES) or "search_" not in setting:
+            continue
+        against = {
+            rival: paired_difference(table, "elfs", rival, strict=False).set_index("budget")
+            for rival in ("random", CONTROLS[0])
+            if {"elfs", rival} <= {*table["method"]}
+        }
+        for budget, own in table[table["method"] == "elfs"].groupby("budget"):
+            rows.append(
+                {
+                    "pipelines": name_of(dataset, setting),
+                    "labelled": percent(budget),
+                    "betas chosen": ", ".join(f"{beta:g}" for beta in own["hard_prune_ratio"]),
+                }
+                | {
+                    f"ELFS minus {display_name(rival)}": signed(pairs.loc[budget])
+                    for rival, pairs in against.items()
+                    if budget in pairs.index
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------- what a small run cannot show
+
+
+def limits_of(table: pd.DataFrame, *, train: int, test: int) -> list[str]:
+    """How small a difference between ELFS and random sampling a run could see, at each budget, as
+    Markdown lines.
+
+    Args:
+        table: A results table of one dataset and setting, with both methods.
+        train: Images to choose from.
+        test: Images that accuracy is measured on.
+    """
+    lines = [f"- Accuracy is of {test:,} test images: one of them is {100 / test:.2f} points."]
+    for row in paired_difference(table, "elfs", "random").itertuples():
+        drawn = table[(table["budget"] == row.budget) & (table["method"] == "random")]
+        accuracy, count = drawn["accuracy"], int(drawn["count"].iloc[0])
+        line = f"- With {count:,} labels of {train:,} images, "
+        if row.n < 2 or pd.isna(row.low):
+            lines.append(f"{line}{row.n} seed gives no interval.")
+            continue
+        lines.append(
+            f"{line}random lists differ among themselves by a standard deviation of "
+            f"{accuracy.std():.1f} points, and over {row.n} seeds ELFS minus random is "
+            f"{row.difference:+.1f} points, 95% interval {row.low:+.1f} to {row.high:+.1f}: a true "
+            f"difference below about {(row.high - row.low) / 2:.1f} points would not be seen."
+        )
+    return lines
+
+
+# ----------------------------------------------------------------------------------------- helpers
+
+
+def _step(
+    label: str, kind: str, value: float, low: float = float("nan"), high: float = float("nan")
+) -> dict[str, Any]:
+    return {"label": label, "kind": kind, "value": value, "low": low, "high": high}

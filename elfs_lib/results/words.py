@@ -1,0 +1,67 @@
+"""Settings in words, for tables and headings that people read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from elfs_lib.params import parse_yaml
+
+_NAMES = {
+    "resnet18": "ResNet-18",
+    "speedrun_large": "large network",
+    "speedrun": "middle-sized network",
+    "speedrun_small": "small network",
+    "speedrun_tiny": "tiny network",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "lowest_loss": "of the head of lowest loss",
+    "plain_mean": "plain mean of the heads",
+}
+# What a parameter belongs to, and what is said of it.
+_PHRASES = {
+    "encoder": ("embeddings", "{}"),
+    "temi_start": ("clusters", "{} start"),
+    "pseudo_labels": ("pseudo-labels", "{}"),
+    "relabel_rounds": ("self-labelling", "{} rounds"),
+    "relabel_keep": ("self-labelling", "keeping a share of {}"),
+    "proxy_recipe": ("proxy", "{}"),
+    "proxy_epochs": ("proxy", "{} epochs"),
+    "hard_prune_ratios": ("search models", "beta {}"),
+    "search_recipe": ("search models", "{}"),
+    "search_steps": ("search models", "{} steps"),
+    "eval_recipe": ("final models", "{}"),
+    "eval_steps": ("final models", "{} steps"),
+    "eval_epochs": ("final models", "{} epochs"),
+    "eval_batch": ("final models", "batches of {}"),
+}
+
+
+def setting_in_words(setting: str) -> str:
+    """Say a setting as people would: ``search_steps=1000`` becomes "search models: 1,000 steps".
+
+    Args:
+        setting: As :func:`elfs_lib.results.provenance.setting` gives it, ``name=value, ...``,
+            without what it begins with for whole pipelines.
+
+    Returns:
+        The parts, joined by semicolons; a parameter without a phrase keeps its name, and what only
+        goes with another encoder is left out. Empty for an empty setting.
+    """
+    found = re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", setting)
+    if "encoder" in dict(found):
+        found = [(name, value) for name, value in found if not name.startswith("encoder_")]
+    said: dict[str, list[str]] = {}
+    for name, value in found:
+        what, phrase = _PHRASES.get(name, (name.replace("_", " "), "{}"))
+        said.setdefault(what, []).append(phrase.format(_shown(parse_yaml(value))))
+    return "; ".join(f"{what}: {', '.join(parts)}" for what, parts in said.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{end:g}" for end in sorted({value[0], value[-1]}))
+    if value is None:
+        return "the default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else _NAMES.get(value, str(value))

@@ -1,0 +1,210 @@
+"""The built book as one archive: supplementary material, also without a trace of its authors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elfs_lib.artifacts import package_versions
+from elfs_lib.errors import ElfsError
+from elfs_lib.project import default_store, project_root
+
+FORMAT = "elfs-supplement-1"
+MANIFEST = "manifest.json"
+NOBODY = "Anonymous"
+_SPACE = r"\s+"
+
+#: Folders of the archive: where each comes from, and which files of it.
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "book": ("_build/html", ("**/*",)),
+    "runs": ("book/runs", ("*/*.ipynb", "*/*.csv", "*/coresets/*")),
+    "params": ("params", ("**/*.yaml",)),
+}
+FILES = ("LICENSE", "requirements.lock")
+
+NOTE = """# Supplementary material
+
+- `book/index.html`: the book; open it in a browser, no network needed.
+- `runs/<dataset>/`: the executed notebooks, the tables of results (one row a training) and, in
+  `coresets/`, the lists of images to label with a manifest each.
+- `params/`: the parameters of each run. `requirements.lock`: the versions of all packages.
+- `manifest.json`: the SHA-256 of every file.
+
+## Licences
+
+Text, code and tables are under the licence in `LICENSE`. Images of datasets that pages and
+notebooks show stay under the terms of those datasets; lists name images by index and contain none.
+The scripts and fonts of `book/_static` and `book/mathjax` are under their own licences.
+"""
+
+
+def publish(target: Path, *, anonymous: bool = False) -> dict[str, Any]:
+    """Put the built book, executed notebooks, tables, coreset lists and parameters into a zip.
+
+    The same files give the same bytes. The archive appears under its name when it is complete.
+
+    Args:
+        target: The archive, whose name ends in ``.zip``.
+        anonymous: Replace people's names, paths of machines and addresses of repositories; see
+            :class:`Traces`.
+
+    Returns:
+        The manifest: ``format``, ``anonymous``, ``packages`` and ``files``, path -> SHA-256.
+
+    Raises:
+        ElfsError: if the book is not built, or ``anonymous`` and a file that is no text names
+            somebody.
+    """
+    if target.suffix != ".zip":
+        raise ElfsError(f"{target} is no archive: choose a name that ends in .zip.")
+    root = project_root()
+    if not (root / "_build" / "html" / "index.html").exists():
+        raise ElfsError("There is no built book to publish: run elfs book first.")
+    traces = Traces.of(root) if anonymous else None
+    contents = {name: file.read_bytes() for name, file in sorted(_files(root))}
+    contents["README.md"] = NOTE.encode()
+    if traces:
+        contents = {name: traces.remove(name, data) for name, data in contents.items()}
+    manifest = {
+        "format": FORMAT,
+        "anonymous": anonymous,
+        "packages": package_versions(),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    }
+    contents[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in contents.items():
+                # the date of a file would tell when, and make the bytes differ
+                entry = zipfile.ZipInfo(name)
+                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                archive.writestr(entry, data)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return manifest
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Name in the archive and file."""
+    for part, (folder, patterns) in PARTS.items():
+        for pattern in patterns:
+            for file in (root / folder).glob(pattern):
+                if file.is_file():
+                    yield f"{part}/{file.relative_to(root / folder).as_posix()}", file
+    for name in FILES:
+        if (root / name).exists():
+            yield name, root / name
+
+
+class Traces:
+    """What would tell a reviewer who made an archive, and how to remove it.
+
+    Names and addresses are those of ``CITATION.cff``, ``LICENSE``, ``_config.yml``, Git's authors
+    and its remotes; of those in Git and of affiliations, single words stay, since they may be any
+    word. Paths are the project, the artifacts and every home directory. References to papers stay.
+    """
+
+    def __init__(self, names: Iterable[str], paths: Iterable[str]) -> None:
+        wanted = {name.strip() for name in names} - {""}
+        # longest first: a name or path may lie in another
+        spelled = map(_spelled, sorted(wanted, key=len, reverse=True))
+        self._names = re.compile("|".join(spelled) or "(?!)", re.IGNORECASE)
+        known = sorted({path.rstrip("/") for path in paths} - {""}, key=len, reverse=True)
+        homes = r"/(?:home|Users)/[\w.-]+"
+        places = "|".join([*map(re.escape, known), homes])
+        self._paths = re.compile(rf"(?<![\w.~-])(?:{places})(?![\w-])")
+
+    @classmethod
+    def of(cls, root: Path) -> Traces:
+        """Those of a project."""
+        paths = [Path.home(), root, root.resolve(), default_store().root.resolve()]
+        addresses = _git(root, "config", "--get-regexp", r"^remote\..*\.url$", drop_key=True)
+        here = [address for address in addresses if address.startswith("/")]
+        known = [
+            *_git(root, "log", "--format=%an%n%ae%n%cn%n%ce"),
+            *_git(root, "config", "--get-regexp", r"^user\.", drop_key=True),
+            *(part for address in addresses if address not in here for part in _parts(address)),
+        ]
+        names = [*_authors(root), *filter(_telling, known)]
+        return cls(names, [*map(str, paths), *here])
+
+    def remove(self, name: str, data: bytes) -> bytes:
+        """The bytes of a file without traces.
+
+        Raises:
+            ElfsError: if the file is no text and has one.
+        """
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+            if self._names.search(text) or self._paths.search(text):
+                raise ElfsError(
+                    f"{name} names an author, a path or a repository, and is no text: make it "
+                    "anew without, or publish without --anonymous."
+                ) from None
+            return data
+        return self._paths.sub("~", self._names.sub(NOBODY, text)).encode()
+
+
+def _telling(name: str) -> bool:
+    """Whether a name is more than one word."""
+    return bool(re.search(r"[\s@/]", name))
+
+
+def _spelled(name: str) -> str:
+    """A pattern of a name as text, JSON and HTML spell it."""
+    apostrophe = r"(?:'|’|&#0?39;|&#x27;|&rsquo;|\\u2019)"
+    words = (re.escape(word).replace("'", apostrophe) for word in name.split())
+    return rf"(?<!\w)(?:{_SPACE.join(words)})(?!\w)"
+
+
+def _authors(root: Path) -> Iterator[str]:
+    """The names and addresses that the project gives for its authors."""
+    cited = _yaml(root / "CITATION.cff")
+    for person in cited.get("authors", []):
+        first, last = (person.get(key, "") for key in ("given-names", "family-names"))
+        if first and last:
+            yield from (f"{first} {last}", f"{last} {first}", f"{last}, {first}")
+        yield person.get("name", "")
+        yield from filter(_telling, map(str, person.values()))
+    yield from (str(cited.get(key, "")) for key in ("repository-code", "url"))
+    yield str(_yaml(root / "_config.yml").get("author", ""))
+    if (root / "LICENSE").exists():
+        licence = (root / "LICENSE").read_text(encoding="utf-8")
+        yield from re.findall(r"^Copyright (?:\(c\) )?[\d, -]*(.+)$", licence, re.MULTILINE)
+
+
+def _parts(address: str) -> list[str]:
+    """An address of a repository as a whole, and ``owner/name`` of it."""
+    path = re.sub(r"^(?:\w+://)?(?:[^@/]+@)?[^/:]+[:/]", "", address).removesuffix(".git")
+    return [address, address.removesuffix(".git"), path]
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.exists() else {}
+
+
+def _git(root: Path, *words: str, drop_key: bool = False) -> list[str]:
+    """Lines that Git prints, without the key that each begins with if asked; none where there is
+    no Git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return []
+    lines = {line for line in done.stdout.splitlines() if line}
+    return sorted(line.partition(" ")[2] if drop_key else line for line in lines)

@@ -1,0 +1,183 @@
+"""What the results page says of each claim, on tables and pages whose answers are known."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from elfs_lib.errors import ElfsError
+from elfs_lib.params import Params
+from elfs_lib.results import claims, evaluation, executed, plots, sentences
+from elfs_lib.results.provenance import WHOLE_PIPELINES, setting
+from elfs_lib.results.words import setting_in_words
+from elfs_lib.runs.spec import load_sweep
+
+ROOT = Path(__file__).parents[1]
+RANDOM = [70.0, 71.0, 72.0]
+
+
+def table(budget: float = 0.1, betas: tuple[float, ...] = (0.2, 0.2, 0.2), **accuracies: list):
+    rows = [
+        {"dataset": "cifar10", "method": method, "budget": budget, "count": 9, "seed": seed,
+         "accuracy": accuracy, "steps": 9, "recipe": "small",
+         "hard_prune_ratio": betas[seed] if method == "elfs" else None}
+        for method, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]  # fmt: skip
+    return evaluation.results_table(rows)
+
+
+@pytest.mark.parametrize("gaps", [[0.021], [0.02, 0.03, 0.01], [-0.05, 0.0, -0.03]])
+def test_numbers_of_a_page_are_read_back(gaps: list[float]):
+    deciles = pd.DataFrame({"error": [0.48, 0.2, 0.02]})
+    text = sentences.shift(deciles, 0.77, np.array(gaps), -0.161)
+    found = sentences.read_shift(text)
+    assert (found["hardest"], found["easiest"], found["spearman"]) == (48, 2, 0.77)
+    assert found["change"] == pytest.approx(100 * np.mean(gaps), abs=0.05)
+    assert found["pruned"] == -16.1
+    if len(gaps) == 1:
+        assert np.isnan([found["low"], found["high"]]).all()
+    else:
+        assert found["low"] < found["change"] < found["high"]
+        assert (found["low"] > 0) == ("seen here as well" in text)
+    assert sentences.read_shift("**Time from nothing:** 3.0 s") is None
+
+
+def test_every_executed_page_on_the_shift_is_read(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    datasets = ["cifar10", "fashion_mnist"]  # the digits' is made by each run
+    found = claims.shifts({(name, ""): pd.DataFrame() for name in [*datasets, "nowhere"]})
+    assert list(found["dataset"]) == ["CIFAR-10", "Fashion-MNIST"]
+    assert (found["hardest"] > found["easiest"]).all() and found["spearman"].between(0, 1).all()
+    for name in datasets:
+        assert executed.picture(claims.page_of_shift(name), "plots.error_by_decile")[1:4] == b"PNG"
+
+
+def test_a_shift_is_the_papers_only_with_its_interval_above_zero():
+    numbers = {"hardest": 50, "easiest": 1, "spearman": 0.7, "pruned": -4.0}
+    cases = {"A": (2, 1, 3), "B": (-2, -3, -1), "C": (1, -1, 3), "D": (1, np.nan, np.nan)}
+    found = pd.DataFrame(
+        {"dataset": name, "change": change, "low": low, "high": high} | numbers
+        for name, (change, low, high) in cases.items()
+    )
+    said = dict(zip(cases, claims.on_shift(found), strict=True))
+    assert [name for name, line in said.items() if "as the paper says" in line] == ["A"]
+    assert "the other way round" in said["B"] and "no evidence" in said["C"]
+    assert "without an interval" in said["D"]
+    steps = claims.shift_steps(found)
+    assert steps["value"].tolist() == [2, -4, -2, -4, 1, -4, 1, -4]
+    assert steps["low"].isna().tolist() == [False, True] * 3 + [True, True]
+
+
+def test_cuts_are_counted_by_the_side_of_zero():
+    one = table(ccs_pseudo=[80, 81, 82], ccs_pseudo_beta=[70, 71.2, 72], elfs=[75, 76, 77.3])
+    whole = table(ccs_pseudo=RANDOM, elfs=[70.5, 70.4, 72])
+    every = {
+        ("cifar10", ""): one,
+        ("cifar10", WHOLE_PIPELINES): whole,
+        ("cifar10", f"{WHOLE_PIPELINES}, eval_steps=9"): one,  # another training
+        ("digits", ""): whole,  # lacks one of the controls
+    }
+    steps = claims.cut_steps(every)
+    assert steps["kind"].tolist() == ["both cuts", "hard cut", "easy cut"]
+    assert steps["value"].round(1).tolist() == [-0.0, -9.9, 5.0]
+    both, hard, easy = claims.on_cuts(steps)
+    assert "better in 0 of 1" in hard and "worse in 1," in hard
+    assert "better in 1 of 1" in easy and "no evidence of a difference in 1" in both
+    assert claims.cut_steps({("digits", ""): whole}).empty and claims.on_cuts(steps[:0]) == []
+
+
+def test_betas_are_compared_within_a_budget():
+    every = {
+        ("cifar10", WHOLE_PIPELINES): pd.concat(
+            [
+                table(0.1, random=RANDOM, elfs=[72, 73, 74]),
+                table(0.2, (0.1, 0.2, 0.2), random=RANDOM, elfs=[75, 72, 73]),
+                table(0.3, (0.1, 0.2, 0.2), random=RANDOM, elfs=[70, 72, 73]),
+            ]
+        ),
+        ("cifar10", ""): table(random=RANDOM, elfs=RANDOM),
+    }
+    chosen = claims.chosen_betas(every)
+    assert len(chosen) == 9 and chosen["gain"].tolist() == [2, 2, 2, 5, 1, 1, 0, 1, 1]
+    (line,) = claims.on_betas(chosen)
+    assert "all pipelines chose 0.2 at 10%" in line
+    assert "gained more at 20%;" in line and "gained less at 30%." in line
+    assert claims.on_betas(claims.chosen_betas({})) == []
+
+
+def test_pipelines_with_another_search_stand_apart():
+    own = table(random=RANDOM, elfs=[72, 73.5, 74], ccs_pseudo=[76, 76.3, 75.7])
+    assert claims.other_searches({("cifar10", WHOLE_PIPELINES): own}).empty
+    found = claims.other_searches({("cifar10", f"{WHOLE_PIPELINES}, search_steps=1000"): own})
+    (row,) = found.to_dict("records")
+    assert row["pipelines"] == "CIFAR-10, search models: 1,000 steps"
+    assert row["betas chosen"] == "0.2, 0.2, 0.2" and row["labelled"] == "10%"
+    assert row["ELFS minus Random"].startswith("+2.2 (")
+    assert row["ELFS minus CCS pseudo"].startswith("-2.8 (")
+
+
+def test_limits_say_what_difference_would_not_be_seen():
+    own = table(random=[90, 92, 94], elfs=[92, 92.5, 97])
+    whole, at_ten = claims.limits_of(own, train=1437, test=400)
+    assert "400 test images" in whole and "0.25 points" in whole
+    # differences 2, 0.5, 3: t(0.975, 2) = 4.3027, sd 1.2583
+    assert "9 labels of 1,437" in at_ten and "deviation of 2.0 points" in at_ten
+    assert "+1.8 points" in at_ten and "below about 3.1 points" in at_ten
+    assert "no interval" in claims.limits_of(own[own["seed"] == 0], train=9, test=9)[1]
+
+
+def test_figures_draw_what_they_are_given():
+    steps = claims.cut_steps(
+        {("cifar10", WHOLE_PIPELINES): table(ccs_pseudo=RANDOM, elfs=[72, 73.5, 74])}
+    )
+    (axes,) = plots.intervals(steps, unit="points").axes
+    assert axes.lines[1].get_xdata()[0] == pytest.approx(13 / 6)
+    chosen = claims.chosen_betas(
+        {
+            ("cifar10", WHOLE_PIPELINES): pd.concat(
+                [table(b, random=RANDOM, elfs=[72, 73, 75]) for b in (0.1, 0.3)]
+            )
+        }
+    )
+    left, right = plots.gain_by_beta(chosen).axes
+    assert left.get_ylim() == right.get_ylim()
+    assert left.lines[1].get_ydata().tolist() == [2, 2, 3]
+    for empty in (steps[:0], chosen[:0]):
+        with pytest.raises(ElfsError):
+            plots.intervals(empty, unit="x")
+
+
+def test_every_setting_of_a_sweep_is_said_in_words(monkeypatch):
+    """No name of a parameter in a table that people read."""
+    monkeypatch.chdir(ROOT)
+    for path in sorted((ROOT / "params" / "sweeps").glob("*.yaml")):
+        said = setting_in_words(setting(load_sweep(path).pipelines[0]))
+        assert "=" not in said and "[" not in said, path.name
+        for name in Params.model_fields:
+            assert "_" not in name or name not in said, path.name
+    assert setting_in_words("") == ""
+    said = setting_in_words("hard_prune_ratios=[0.1, 0.2, 0.4], search_steps=1000, flip=false")
+    assert said == "search models: beta 0.1 to 0.4, 1,000 steps; flip: no"
+    other = "encoder=efficientnet_lite0, encoder_pca=null, eval_batch=64"
+    assert setting_in_words(other) == "embeddings: EfficientNet-Lite0; final models: batches of 64"
+
+
+def test_pictures_and_texts_of_an_executed_page(tmp_path):
+    cell, output = nbformat.v4.new_code_cell, nbformat.v4.new_output
+    png = [base64.b64encode(text).decode() for text in (b"first", b"last")]
+    shows = [output("display_data", {"image/png": data}) for data in png]
+    said = [output("execute_result", {"text/markdown": "one"}), output("stream", text="printed")]
+    page = tmp_path / "a.ipynb"
+    cells = [cell("plots.a(x)", outputs=shows), cell("b", outputs=said), cell("plots.c(x)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
+    assert executed.picture(page, "plots.a") == b"last" and executed.texts(page) == ["one"]
+    with pytest.raises(ElfsError, match="plots.c"):
+        executed.picture(page, "plots.c")
+    with pytest.raises(ElfsError, match=r"b\.ipynb"):
+        executed.texts(tmp_path / "b.ipynb")
