@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from benchmarks.timing import Row, compare, seconds
 from elfs_lib.compute import resolve_precision
-from elfs_lib.embedding.neighbors import METHODS, nearest_neighbors, recall
+from elfs_lib.embedding.neighbors import nearest_neighbors, recall
 
 K = 50
 IMAGENET = 1_281_167
@@ -66,7 +66,7 @@ def more(quick: bool) -> dict[str, object]:
     for n in sizes:
         rows = rows_like_embeddings(n, dim)
         exact = nearest_neighbors(rows, K)
-        for method in METHODS:
+        for method in POWER:
             result = {}
 
             def search(
@@ -82,7 +82,7 @@ def more(quick: bool) -> dict[str, object]:
     return {
         "growth": found,
         "extrapolated_n": IMAGENET,
-        "extrapolated_seconds": {m: extrapolated(found, m, IMAGENET) for m in METHODS},
+        "extrapolated_seconds": {m: extrapolated(found, m, IMAGENET) for m in POWER},
     }
 
 

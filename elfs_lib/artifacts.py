@@ -153,19 +153,38 @@ class Draft:
     """A stage folder that is being written; it becomes an :class:`Artifact` when complete."""
 
     folder: Path
+    key: str
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def unfinished(self, name: str) -> Path:
+        """A folder for work that takes long: it outlives a killed build, whose next attempt gets
+        it again, and goes when the stage is finished.
+
+        Args:
+            name: What the work is on, a hash. What is left of other keys with this name is removed.
+        """
+        folder = self.folder.with_name(f".{name}.{self.key}.unfinished")
+        for other in self.folder.parent.glob(f".{name}.*.unfinished"):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        return folder
+
     def array(self, name: str, value: np.ndarray) -> None:
-        """Write an array as ``<name>.npy``; a memory map of this folder becomes that file."""
+        """Write an array as ``<name>.npy``; a memory map of a whole file beside it, or of
+        unfinished work, becomes that file."""
         file = self.folder / f"{name}.npy"
-        own = isinstance(value, np.memmap) and Path(value.filename).parent == self.folder
-        if own and isinstance(value.base, mmap.mmap):  # all of it
-            value.flush()
-            Path(value.filename).replace(file)
-            return
+        if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap):  # all of its file
+            given = Path(value.filename)
+            if given.parent.suffix == ".unfinished":
+                try:
+                    os.link(given, file)  # the work stays until the stage is finished
+                except OSError:  # the file system has no links
+                    given.replace(file)
+                return
+            if given.parent == self.folder:
+                given.replace(file)
+                return
         np.save(file, np.ascontiguousarray(value), allow_pickle=False)
-        if own:
-            Path(value.filename).unlink()
 
     def table(self, name: str, value: pd.DataFrame) -> None:
         """Write a table as ``<name>.parquet``."""
@@ -284,7 +303,8 @@ class Store:
             return found
         try:
             draft_folder.mkdir()
-            draft, start, spent = Draft(draft_folder), time.perf_counter(), time.process_time()
+            draft = Draft(draft_folder, key)
+            start, spent = time.perf_counter(), time.process_time()
             with stage_lock(labels, stage=stage) as opened:
                 build(draft)
             manifest = {
@@ -302,6 +322,8 @@ class Store:
             (draft_folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
             for path in (*draft_folder.iterdir(), draft_folder):
                 _fsync(path)
+            for work in folder.parent.glob(f".*.{key}.unfinished"):
+                shutil.rmtree(work, ignore_errors=True)
             os.replace(draft_folder, folder)
             _fsync(folder.parent)
         except BaseException:

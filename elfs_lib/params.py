@@ -73,6 +73,9 @@ class Params(BaseModel):
     loader: Literal["auto", "resident", "streamed"] = Field(
         "auto", description="images in memory, or read from disk as they are needed"
     )
+    shuffle: Literal["full", "blocks"] = Field(
+        "full", description="order of the images; blocks: for a disk that is slow at random reads"
+    )
     # embeddings
     encoder: str = Field("dino_vitb16", description="name, or names joined by +")
     encoder_checkpoint: str | None = Field(
@@ -99,8 +102,8 @@ class Params(BaseModel):
         None, ge=2, description="principal components kept of each encoder's features; null: all"
     )
     neighbors: int = Field(50, ge=1, description="K, nearest neighbours of each image")
-    neighbor_search: Literal["exact", "ivf", "hnsw"] = Field(
-        "exact", description="ivf and hnsw are for millions of images and miss some neighbours"
+    neighbor_search: Literal["exact", "ivf", "hnsw", "ivf_pq"] = Field(
+        "exact", description="others are for millions of images and miss some; ivf_pq: on disk"
     )
     # clustering
     clustering: str = Field(

@@ -95,13 +95,17 @@ MUTATIONS = [
             "keys[inside, own[part][inside] - columns.start] = listed.nothing",
             "np.fill_diagonal(keys, listed.nothing)",
         ),
+        ("neighbours: faiss's answer holds the image", "(found == np.arange(count)[:, None])", "False"),
+    ),
+    *_mutations(
+        "embedding/ranking.py",
+        "test_neighbors.py",
         (
             "neighbours: the image is its own where all are compared",
             "            rough[row] = -np.inf\n",
             "",
         ),
-        ("neighbours: faiss's answer holds the image", "(found == np.arange(count)[:, None])", "False"),
-        ("neighbours: farthest first", "place = ~_keys(", "place = _keys("),
+        ("neighbours: farthest first", "place = ~score_keys(", "place = score_keys("),
     ),
     *_mutations(
         "clustering/temi.py",

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from elfs_lib.clustering import metrics as clustering
 from elfs_lib.errors import ElfsError
@@ -129,3 +130,26 @@ def test_kmeans_adds_up_with_two_threads_at_most(monkeypatch):
             clustering.kmeans_labels(rows, 3)
             assert all(pool["num_threads"] == threads for pool in openmp.info())  # given back
         assert seen and max(seen) == most
+
+
+def test_kmeans_of_many_rows_is_fitted_to_some_and_all_join_a_centre(tmp_path, monkeypatch):
+    rows, true = blobs(900)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    whole = clustering.kmeans_labels(mapped, 3)
+    monkeypatch.setattr(clustering, "CLUSTERED", 100)
+    monkeypatch.setattr(clustering, "BLOCK", 250)
+    fitted, fit = [], KMeans.fit_predict
+    monkeypatch.setattr(
+        KMeans, "fit_predict", lambda model, rows: fitted.append(len(rows)) or fit(model, rows)
+    )
+    found = clustering.kmeans_labels(mapped, 3)
+    assert fitted == [450]  # 256 a cluster: every second row
+    assert found.dtype == np.int64 and found.shape == (900,)
+    for labels in (whole, found):
+        assert len({*zip(labels.tolist(), true.tolist(), strict=True)}) == 3
+    for wrong in (600, 601):  # one that is fitted to, and one that is not
+        bad = rows.copy()
+        bad[wrong] = 0
+        with pytest.raises(ElfsError, match=f"row {wrong}"):
+            clustering.kmeans_labels(bad, 3)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from elfs_lib.embedding import neighbors
+from elfs_lib.embedding import disk_search, neighbors, ranking
 from elfs_lib.embedding.neighbors import (
     Neighbors,
     knn_accuracy,
     nearest_neighbors,
     neighbor_information,
 )
+from elfs_lib.embedding.rows import forget
 from elfs_lib.errors import ElfsError
 
 
@@ -106,12 +107,12 @@ def test_only_a_gpu_takes_its_path(monkeypatch):
 def test_keys_keep_the_order_of_scores():
     scores = torch.tensor([-np.inf, -2.0, -1e-3, -1e-30, 0.0, 1e-30, 0.5, 0.75, 1.0])
     for dtype in (torch.float32, torch.bfloat16):
-        keys = neighbors._keys(scores.to(dtype).clone()[None])
+        keys = ranking.score_keys(scores.to(dtype).clone()[None])
         assert (np.diff(keys[0].astype(int)) > 0).all()
-        back = neighbors._values(keys[0])
+        back = ranking.key_values(keys[0])
         assert (back == scores.to(dtype).float().numpy()).all()
         between = np.float32([-1.999, 0.7519, 1.003])  # no bfloat16 is one of these
-        floor = neighbors._values(neighbors._floor_keys(between, keys.dtype))
+        floor = ranking.key_values(neighbors._floor_keys(between, keys.dtype))
         assert (floor <= between).all() and (floor > between - 0.02).all()
 
 
@@ -252,3 +253,93 @@ def test_approximate_search_misses_few_in_a_tight_cone_too(method: str):
     assert (
         nearest_neighbors(few, 5, method=method).indices == nearest_neighbors(few, 5).indices
     ).all()
+
+
+# ---------------------------------------------------------------------- on disk
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """A memory map of rows in 40 groups, some of them equal."""
+    rows = random_rows(40, 16)[np.arange(20_500) % 40] + 0.4 * random_rows(20_500, 16, seed=1)
+    rows *= np.random.default_rng(2).uniform(0.1, 10, (len(rows), 1))
+    rows[1::1000] = rows[1]
+    file = tmp_path_factory.mktemp("pool") / "rows.npy"
+    np.save(file, rows.astype(np.float32))
+    return np.load(file, mmap_mode="r")
+
+
+@pytest.fixture(scope="module")
+def exact_pool(pool: np.ndarray) -> Neighbors:
+    return nearest_neighbors(pool, 10)
+
+
+def check_found(found: Neighbors, rows: np.ndarray, exact: Neighbors) -> None:
+    """All that is promised of neighbours but that none is missed."""
+    count, k = found.indices.shape
+    assert (found.indices != np.arange(count)[:, None]).all()
+    assert all(len(set(row)) == k for row in found.indices.tolist())
+    unit = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    own = np.einsum("nd,nkd->nk", unit, unit[found.indices])
+    np.testing.assert_allclose(found.similarities, own, atol=2e-6)
+    steps = np.diff(found.similarities, axis=1)
+    assert (steps <= 0).all() and (np.diff(found.indices, axis=1)[steps == 0] > 0).all()
+    assert neighbors.recall(found, exact) > 0.9
+
+
+@pytest.mark.parametrize("change", ["", "shards", "little memory", "few probes"])
+def test_search_on_disk_misses_few_and_ranks_exactly(
+    pool, exact_pool, tmp_path, monkeypatch, change: str
+):
+    monkeypatch.setattr(disk_search, "BLOCK", 5000)
+    if change == "shards":
+        monkeypatch.setattr(disk_search, "SHARD", 8000)
+    if change == "little memory":
+        monkeypatch.setattr(disk_search, "HELD", 2000 * 16 * 4)
+    if change == "few probes":  # so that cells have fewer rows than are asked for
+        monkeypatch.setattr(disk_search, "PROBES", 1)
+    found = nearest_neighbors(pool, 10, method="ivf_pq", folder=tmp_path)
+    if change == "few probes":
+        assert (found.indices >= 0).all() and found.indices.max() < len(pool)
+        return
+    check_found(found, pool, exact_pool)
+    assert isinstance(found.indices, np.memmap) and isinstance(found.similarities, np.memmap)
+    assert {file.name for file in tmp_path.iterdir()} == {"indices.npy", "similarities.npy"}
+    for name in ("indices", "similarities"):
+        assert (np.load(tmp_path / f"{name}.npy") == getattr(found, name)).all()
+
+
+def test_search_on_disk_needs_no_folder_and_no_memory_map(pool, exact_pool):
+    found = nearest_neighbors(np.array(pool, np.float64), 10, method="ivf_pq")
+    assert not isinstance(found.indices, np.memmap)
+    check_found(found, pool, exact_pool)
+
+
+def test_few_rows_are_compared_in_full_where_others_are_searched_on_disk():
+    rows = random_rows(300, 16)
+    found, exact = nearest_neighbors(rows, 9, method="ivf_pq"), nearest_neighbors(rows, 9)
+    assert (found.indices == exact.indices).all()
+    tight = rows[0] + 1e-3 * rows
+    found, exact = nearest_neighbors(tight, 9, method="ivf_pq"), nearest_neighbors(tight, 9)
+    assert (found.indices == exact.indices).all()
+
+
+def test_search_on_disk_says_which_row_is_wrong_and_what_is_too_tight(pool, monkeypatch):
+    monkeypatch.setattr(disk_search, "BLOCK", 5000)
+    for value, words in ((0, "all zero.*row 12345"), (np.nan, "NaN.*row 12345")):
+        rows = np.array(pool)
+        rows[12345] = value
+        with pytest.raises(ElfsError, match=words):
+            nearest_neighbors(rows, 3, method="ivf_pq")
+    with pytest.raises(ElfsError, match="mean cosine of the embeddings is 0.99.*encoder_pca"):
+        nearest_neighbors(rows[0] + 0.01 * np.array(pool), 3, method="ivf_pq")
+
+
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_what_was_written_to_a_memory_map_is_not_forgotten(tmp_path, mode: str):
+    np.save(tmp_path / "x.npy", np.zeros(9000))
+    array = np.load(tmp_path / "x.npy", mmap_mode=mode)
+    array[:] = 7
+    forget(np.asarray(array[5:]))
+    assert (array == 7).all()
+    forget(np.ones(3))

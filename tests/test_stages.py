@@ -27,6 +27,7 @@ CHANGES = {  # of each parameter that a stage reads, to a value that gives somet
     "crop_pad": {"crop_pad": 2},
     "seed": {"seed": 7},
     "precision": {"precision": "bfloat16"},
+    "shuffle": {"shuffle": "blocks"},
     "encoder": {"encoder": "adapted_dino_vits16"},
     "encoder_size": {"encoder_size": 16},
     "encoder_epochs": {"encoder_epochs": 3},

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import multiprocessing
 import os
+import shutil
+import signal
 import threading
 from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
 
 import image_files
 import numpy as np
@@ -13,16 +20,17 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from elfs_lib.artifacts import Store
-from elfs_lib.data import decoding, readers
-from elfs_lib.data.base import Source
+from elfs_lib.artifacts import Draft, Store
+from elfs_lib.data import decoding, growing
+from elfs_lib.data.base import Images, Source
 from elfs_lib.data.datasets import load_images
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 from elfs_lib.training import loader as loader_module
+from elfs_lib.training.distributed import Ranks
 from elfs_lib.training.dynamics import DynamicsRecorder
-from elfs_lib.training.loader import ResidentLoader, StreamedLoader, streams
+from elfs_lib.training.loader import ResidentLoader, StreamedLoader, block_order, streams
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
@@ -67,6 +75,94 @@ def test_training_streamed_is_training_resident(tmp_path):
     assert isinstance(trained.loader, StreamedLoader)
     for resident, streamed in zip(*found, strict=True):
         np.testing.assert_array_equal(streamed, resident)
+
+
+def test_blocks_are_shuffled_and_so_is_what_is_inside_a_window():
+    layout = torch.arange(1000).flip(0)  # the images may lie on disk in any order
+    order = block_order(layout, 10, 5, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(1000))
+    windows = [part.tolist() for part in order.split(50)]
+    for part in windows:
+        blocks = {place // 10 for place in part}
+        assert len(blocks) == 5 and part != sorted(part) and part != sorted(part)[::-1]
+        assert max(blocks) - min(blocks) > 5  # they are not neighbours
+        first = [place // 10 for place in part[:10]]
+        assert len(set(first)) > 1  # blocks are mixed
+    again = block_order(layout, 10, 5, torch.Generator().manual_seed(0))
+    other = block_order(layout, 10, 5, torch.Generator().manual_seed(1))
+    assert torch.equal(order, again) and not torch.equal(order, other)
+
+
+def in_small_blocks(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> None:
+    """Blocks of 3 images, windows of 2 blocks."""
+    monkeypatch.setattr(loader_module, "BLOCK", 3 * images[0].nbytes)
+    monkeypatch.setattr(loader_module, "WINDOW", 2)
+
+
+@pytest.mark.parametrize("subset", [None, [50, 3, 7, 59, 0, 8, 31, 4, 5, 6]])
+@pytest.mark.parametrize("kind", ["map", "array"])
+def test_training_in_blocks_is_the_same_streamed_and_resident(
+    tmp_path, monkeypatch, kind: str, subset: list[int] | None
+):
+    images = stored(tmp_path)
+    images = images if kind == "map" else np.array(images)
+    in_small_blocks(monkeypatch, images)
+    subset = None if subset is None else np.array(subset)
+    targets = np.arange(len(images if subset is None else subset)) % 3
+    found = {}
+    for choice, shuffle in (("resident", "full"), ("resident", "blocks"), ("streamed", "blocks")):
+        trained = train(
+            images, targets, 3, find_recipe("speedrun_tiny", batch=4), Length(epochs=2),
+            seeds=Seeds.all(0), crop_pad=1, device="cpu", loader=choice, shuffle=shuffle,
+            subset=subset,
+        )  # fmt: skip
+        found[choice, shuffle] = trained.losses
+    np.testing.assert_array_equal(found["streamed", "blocks"], found["resident", "blocks"])
+    assert (found["resident", "blocks"] != found["resident", "full"]).any()
+    with pytest.raises(ElfsError, match="did you mean 'blocks'"):
+        train(
+            images, targets, 3, find_recipe("speedrun_tiny"), Length(steps=1), seeds=Seeds.all(0),
+            subset=subset, crop_pad=1, shuffle="block",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("subset", [None, [50, 3, 7, 59, 0, 8, 31, 4, 5, 6]])
+def test_windows_are_read_in_a_row_before_their_images(tmp_path, monkeypatch, subset):
+    images = stored(tmp_path)
+    in_small_blocks(monkeypatch, images)
+    monkeypatch.setattr(loader_module, "READERS", 1)  # so that batches are read in order
+    size, read, asked = images[0].nbytes, [], []
+
+    class Watched(StreamedLoader):
+        def _read(self, positions):
+            asked.append(set(self.subset[positions.numpy()].tolist()))
+            return super()._read(positions)
+
+    def pread(file: int, count: int, place: int) -> bytes:
+        first = (place - images.offset) // size
+        assert count % size == 0 and count <= 3 * size and (place - images.offset) % size == 0
+        read.append({*range(first, first + count // size)})
+        return b"0" * count
+
+    rows = np.arange(60) if subset is None else np.array(subset)
+    layout = torch.from_numpy(np.argsort(rows))
+    loader = Watched(images, rows, CPU, batch=2, layout=layout)
+    asked.clear()
+    monkeypatch.setattr(loader_module.os, "pread", pread)
+    assert len(list(loader.epoch(0))) == len(rows) // 2
+    assert set().union(*asked) == {*rows.tolist()}
+    assert set().union(*read) == {*rows.tolist()}  # nothing that is not asked for
+    assert len(read) < len(rows) / 1.4  # neighbours at once
+    assert set().union(*asked[:3]) <= set().union(*read[:6])  # the first window comes first
+
+
+def test_several_processes_do_not_shuffle_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ranks, "here", classmethod(lambda cls: cls(0, 2)))
+    with pytest.raises(ElfsError, match="shuffle: blocks is for one process"):
+        train(
+            stored(tmp_path), np.arange(60) % 3, 3, find_recipe("speedrun_tiny"), Length(steps=1),
+            seeds=Seeds.all(0), crop_pad=1, device="cpu", shuffle="blocks",
+        )  # fmt: skip
 
 
 def test_a_run_streams_from_its_store_and_gets_the_same_scores(tiny_params: Params, tmp_path):
@@ -144,46 +240,152 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     assert peak(file, "resident") - max(streamed) > 300
 
 
-@pytest.mark.parametrize("kind", ["good", "one is broken", "grey"])
-def test_what_memory_does_not_hold_is_decoded_to_the_store(tmp_path, monkeypatch, kind: str):
-    folder = tmp_path / "photos"
+FORK = multiprocessing.get_context("fork")
+KINDS = ["good", "one is broken", "grey"]
+
+
+def photos(folder: Path, kind: str = "good") -> Source:
+    """Nine files in two folders and a copy of one; where they are."""
     image_files.class_folders(folder, {"a": 5, "b": 4}, size=20)
     files = sorted(folder.rglob("*.*"))
+    shutil.copy(files[0], folder / "a" / f"copy{files[0].suffix}")
     if kind == "one is broken":
         files[2].write_bytes(b"no image")
     if kind == "grey":
-        for file in files:
+        for file in sorted(folder.rglob("*.*")):
             Image.open(file).convert("L").save(file.with_suffix(".png"))
             if file.suffix != ".png":
                 file.unlink()
-    values = {"dataset": "image_folder", "data_path": str(folder), "image_size": 12, "classes": 2}
-    found = []
-    for large in (False, True):
-        with monkeypatch.context() as patch:
-            patch.setattr(readers, "is_large", lambda size, large=large: large)
-            run = Run(
-                Params.make({**values, "encoder": "pixels"}), Store(tmp_path / f"store{large}")
-            )
-            found.append(run.images)
-    inside, outside = found
-    assert outside.array("train").shape == (
-        8 if "broken" in kind else 9,
-        1 if kind == "grey" else 3,
-        12,
-        12,
-    )
-    np.testing.assert_array_equal(outside.array("train"), inside.array("train"))
-    names = [sorted(file.name for file in artifact.folder.iterdir()) for artifact in found]
-    assert names[0] == names[1]
+    return Source("image_folder", path=folder, image_size=12)
+
+
+def same_images(found: Images, expected: Images) -> None:
+    for field in dataclasses.fields(Images):
+        own, wanted = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(wanted, np.ndarray):
+            np.testing.assert_array_equal(own, wanted)
+        else:
+            assert own == wanted, field.name
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, files: int) -> list[str]:
+    """Let a process die of SIGKILL when it is to decode one file more; the files that it reads."""
+    decode, done = decoding._decode_one, []
+
+    def counted(name: str, *rest: object) -> object:
+        if len(done) == files:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(name)
+        return decode(name, *rest)
+
+    monkeypatch.setattr(decoding, "_CHUNK", 1)
+    monkeypatch.setattr(growing, "BLOCK", 2)
+    monkeypatch.setattr(decoding, "_decode_one", counted)
+    return done
+
+
+def killed(work: Callable[[], object]) -> None:
+    child = FORK.Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoding_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, kind: str):
+    source, store = photos(tmp_path / "photos", kind), tmp_path / "store"
+    values = {"dataset": "image_folder", "data_path": str(source.path), "image_size": 12}
+    params = Params.make({**values, "classes": 2, "encoder": "pixels"})
+    expected = load_images(source)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 7)
+        killed(lambda: Run(params, Store(store)).images)
+    assert list(store.glob("images/.*.unfinished/train.npy")) and not Store(store).artifacts()
+    with monkeypatch.context() as patch:
+        read = kill_after(patch, 99)
+        images = Run(params, Store(store)).images
+    assert 0 < len(read) <= 10 - 2  # not those of a block that was finished
+    np.testing.assert_array_equal(images.array("train"), expected.train)
+    about = images.json("about")
+    assert about["paths"] == list(expected.paths) and about["left_out"] == expected.left_out
+    assert about["report"] == json.loads(json.dumps(expected.report))
+    assert not list(store.glob("images/.*.unfinished"))
+    whole = Run(params, Store(tmp_path / "other")).images
+    assert whole.content == images.content  # the same files byte for byte
+
+
+def test_what_was_decoded_to_a_folder_is_not_decoded_again(tmp_path, monkeypatch):
+    source, scratch = photos(tmp_path / "photos", "one is broken"), tmp_path / "scratch"
+    expected = load_images(source)
+    same_images(load_images(source, scratch=scratch), expected)
+    monkeypatch.setattr(decoding, "_decode_one", None)
+    again = load_images(source, scratch=scratch)
+    same_images(again, expected)
+    assert isinstance(again.train, np.memmap)
+
+
+@pytest.mark.parametrize("damage", ["log", "pixels", "no log", "no pixels"])
+def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, damage: str):
+    source, scratch = photos(tmp_path / "photos"), tmp_path / "scratch"
+    load_images(source, scratch=scratch)
+    file = scratch / ("train.log" if "log" in damage else "train.npy")
+    if damage.startswith("no"):
+        file.unlink()
+    else:
+        os.truncate(file, file.stat().st_size - 5)
+    same_images(load_images(source, scratch=scratch), load_images(source))
+
+
+@pytest.mark.parametrize("change", ["a file", "the size", "Pillow"])
+def test_a_source_that_changed_is_decoded_anew(tmp_path, monkeypatch, change: str):
+    source, scratch = photos(tmp_path / "photos"), tmp_path / "scratch"
+    load_images(source, scratch=scratch)
+    if change == "a file":
+        file = min(source.path.rglob("*.*"))
+        Image.new("RGB", (20, 20), "red").save(file)
+        os.utime(file, (1, 1))
+    elif change == "the size":
+        source = dataclasses.replace(source, image_size=10)
+    else:
+        monkeypatch.setattr("PIL.__version__", "0")
+    expected = load_images(source)
+    read = kill_after(monkeypatch, 99)
+    same_images(load_images(source, scratch=scratch), expected)
+    assert len(read) == 10
+
+
+def test_what_is_left_of_a_source_that_changed_goes(tmp_path):
+    def stop(draft: Draft) -> None:
+        draft.unfinished("place").mkdir()
+        draft.unfinished("elsewhere").mkdir()
+        raise KeyboardInterrupt
+
+    def left() -> tuple[int, int]:
+        return len(list(tmp_path.glob("images/.place.*"))), len(list(tmp_path.glob("images/.e*")))
+
+    store = Store(tmp_path)
+    for source in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            store.run("images", stop, version=1, params={"source": source})
+    assert left() == (1, 2)
+    store.run("images", lambda draft: None, version=1, params={"source": 1})
+    assert left() == (0, 1)
+
+
+def test_a_folder_without_an_image_is_one_sentence_when_it_is_decoded_to_disk(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.png").write_bytes(b"no image")
+    with pytest.raises(ElfsError, match="no usable train image"):
+        load_images(Source("image_folder", path=tmp_path / "photos"), scratch=tmp_path / "scratch")
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
-    image_files.class_folders(tmp_path / "photos", {"a": 5}, size=20)
-    monkeypatch.setattr(readers, "is_large", lambda size: True)
-    usage = namedtuple("usage", "total used free")
+    source, scratch = photos(tmp_path / "photos"), tmp_path / "scratch"
+    usage, decode = namedtuple("usage", "total used free"), decoding.decode_images
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda folder: usage(9000, 8000, 2000))
     monkeypatch.setattr(decoding, "decode_images", None)
     with pytest.raises(ElfsError, match="ELFS_ARTIFACTS_DIR"):
-        load_images(
-            Source("image_folder", path=tmp_path / "photos", image_size=12), scratch=tmp_path
-        )
+        load_images(source, scratch=scratch)
+    (scratch / "train.npy").write_bytes(b"0" * 3000)  # what is there already takes no more room
+    monkeypatch.setattr(decoding, "decode_images", decode)
+    load_images(source, scratch=scratch)

@@ -13,11 +13,14 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import ThreadpoolController
 
-from elfs_lib.embedding.rows import unit_rows
+from elfs_lib.embedding.rows import forget, unit_rows
 from elfs_lib.errors import ElfsError
 
 # A cluster that holds less than this share of its fair part (N / C) is called nearly empty.
 NEARLY_EMPTY = 0.1
+
+CLUSTERED = 2**16  # rows that k-means is fitted to, at most
+BLOCK = 2**14  # rows that join the centres at a time
 
 
 def contingency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -183,8 +186,11 @@ def kmeans_labels(
 ) -> np.ndarray:
     """k-means on L2-normalised rows, so that distance means cosine; the baseline for TEMI.
 
+    Of more than 65,536 rows, and more than 256 a cluster, as many as that are clustered, evenly
+    spread; the others join the nearest centre, a block at a time.
+
     Args:
-        embeddings: float32 [N, D], finite, no row all zero.
+        embeddings: float32 [N, D], finite, no row all zero; may be a memory map of any size.
         classes: Number of clusters, 2..N.
         seed: Seeds the k-means++ starts.
         restarts: Number of starts; the one of lowest inertia wins.
@@ -197,14 +203,26 @@ def kmeans_labels(
     """
     from sklearn.cluster import KMeans
 
-    rows = unit_rows(embeddings)
-    if not 2 <= classes <= len(rows):
+    count = len(embeddings)
+    if not 2 <= classes <= count:
         raise ElfsError(
-            f"classes is {classes}: it must be from 2 to the number of images, {len(rows)}."
+            f"classes is {classes}: it must be from 2 to the number of images, {count}."
         )
+    step = -(-count // max(CLUSTERED, 256 * classes))
     model = KMeans(classes, n_init=restarts, random_state=seed, copy_x=False)
     with two_threads():
-        return model.fit_predict(rows).astype(np.int64)
+        labels = model.fit_predict(unit_rows(embeddings[::step], range(0, count, step))).astype(
+            np.int64
+        )
+        if step == 1:
+            return labels
+        found = np.empty(count, np.int64)
+        for start in range(0, count, BLOCK):
+            part = slice(start, min(start + BLOCK, count))
+            rows = unit_rows(embeddings[part], range(part.start, part.stop))
+            found[part] = model.predict(rows)
+            forget(embeddings)
+    return found
 
 
 def _checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,8 +148,11 @@ def cluster(
     except ElfsError as error:
         raise ElfsError(f"Clustering {name!r} broke its promise: {error}") from None
     if confidence is None:
-        agree = labels[inputs.neighbors] == labels[:, None]
-        confidence = agree.mean(1, dtype=np.float32)
+        confidence = np.empty(n, np.float32)
+        for start in range(0, n, 2**16):  # of large pools, not all pairs at once
+            part = slice(start, start + 2**16)
+            agree = labels[inputs.neighbors[part]] == labels[part, None]
+            confidence[part] = agree.mean(1, dtype=np.float32)
     return Clusters(labels, confidence)
 
 

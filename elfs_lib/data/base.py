@@ -62,6 +62,19 @@ def merge_reports(*reports: Mapping[str, list]) -> dict[str, list]:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Where image files are decoded to disk.
+
+    Attributes:
+        folder: Files are decoded into it.
+        identity: Of the images, so that decoding goes on with those alone that it began with.
+    """
+
+    folder: Path
+    identity: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A dataset and where it is: the one value that tells readers what to read.
 
@@ -114,11 +127,11 @@ class Reader(Protocol):
             ElfsError: if it is there but cannot be what it should be.
         """
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         """Read the images, never a label.
 
         Args:
-            scratch: Folder for the images that memory does not hold; None: memory holds them.
+            scratch: Where image files are decoded to disk; None: they are decoded in memory.
         """
 
     def labels(self, source: Source, split: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Datasets by name: uint8 images, resident in memory, with the labels kept apart.
+"""Datasets by name: uint8 images, in memory or mapped from disk, with the labels kept apart.
 
 ``load_images`` reads images and never labels; ``load_labels`` reads labels and is called by
 :class:`elfs_lib.label_lock.LabelOracle` alone. A new dataset is one entry in :data:`DATASETS`.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from elfs_lib.data.base import SPLITS, Images, MissingDataset, Reader, Source
+from elfs_lib.data.base import SPLITS, Images, MissingDataset, Reader, Scratch, Source
 from elfs_lib.data.folders import Folder, ImageNet
 from elfs_lib.data.parquet import Parquet
 from elfs_lib.data.readers import Digits, FashionMnist, FirstOf, Torchvision
@@ -60,16 +60,18 @@ def load_images(source: Source | str, *, scratch: Path | None = None) -> Images:
 
     Args:
         source: The dataset and where it is; a name alone stands for ``Source(name)``.
-        scratch: Folder for images that take more than half of the free memory: they are decoded
-            into files there, and what is returned are memory maps. None: always in memory.
+        scratch: Folder that image files are decoded into, and made when they are: what is returned
+            are memory maps of files there. A decoding that was killed goes on where it was if it is
+            given the same folder, unless the source, its size or Pillow changed. None: decode in
+            memory.
 
     Raises:
         ElfsError: if the dataset is unknown or not there (says where to get it), holds no usable
             image, or would not fit in memory.
     """
     spec, source = _find(source)
-    _ensure(spec, source)
-    return spec.reader.images(source, scratch)
+    identity = _digest([spec.name, _ensure(spec, source)])
+    return spec.reader.images(source, None if scratch is None else Scratch(scratch, identity))
 
 
 def load_labels(
@@ -170,9 +172,10 @@ def _identity(spec: DatasetSpec, source: Source) -> list:
         ) from error
 
 
-def _ensure(spec: DatasetSpec, source: Source) -> None:
+def _ensure(spec: DatasetSpec, source: Source) -> list:
+    """The identity of a dataset, downloaded if it was missing."""
     try:
-        _identity(spec, source)
+        return _identity(spec, source)
     except MissingDataset as missing:
         if spec.download is None:
             raise
@@ -182,7 +185,7 @@ def _ensure(spec: DatasetSpec, source: Source) -> None:
                 spec.download(source.data_dir)  # does nothing if another process just did it
         except (OSError, RuntimeError) as error:
             raise MissingDataset(f"{str(missing)[:-1]} (downloading failed: {error}).") from error
-        _identity(spec, source)
+        return _identity(spec, source)
 
 
 def _digest(identity: list) -> str:

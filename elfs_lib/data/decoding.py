@@ -12,19 +12,23 @@ import hashlib
 import io
 import os
 import shutil
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from elfs_lib.artifacts import CACHE_SIGNATURE, CACHE_TAG
+from elfs_lib.data.growing import Found, Growing
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 
@@ -65,7 +69,8 @@ KEPT = {
     "duplicates": "the same bytes as another file",
 }
 
-_CHUNK = 64
+_CHUNK = 64  # files that a thread decodes in a row
+_ANNOUNCED = 10**9  # bytes on disk worth a line
 _PNG = b"\x89PNG\r\n\x1a\n"
 Item = TypeVar("Item")
 _UPRIGHT = {
@@ -128,12 +133,16 @@ def decode_images(
     desc: str,
     first_seen: dict[bytes, str] | None = None,
     file: Path | None = None,
+    identity: str = "",
 ) -> Decoded:
     """Decode image files to squares, in a pool of threads.
 
     Each image is cropped to its central square and resized (bicubic, antialiased) to
-    ``image_size``: the same as resizing the short side and cropping the middle. Memory is the
-    array of ``count`` images plus a few chunks of files in flight.
+    ``image_size``: the same as resizing the short side and cropping the middle. Memory is a few
+    chunks of files in flight, and the array of ``count`` images unless that is a file.
+
+    A decoding to a file that was killed goes on where it was: beside the file is a log of what
+    became of each item, which is written after the pixels that it speaks of.
 
     Args:
         items: ``(name, payload)`` in order; at most ``count`` of them.
@@ -145,45 +154,44 @@ def decode_images(
         first_seen: Digest -> name of files seen before, so that duplicates are found across
             several calls; extended in place.
         file: Where the array is kept, as a ``.npy`` file that is mapped; None = in memory.
+        identity: Of the items: what a decoding of others left beside ``file`` is not gone on with.
     """
-    first_seen = {} if first_seen is None else first_seen
-    shape = (count, 3, image_size, image_size)
-    images = (
-        np.empty(shape, np.uint8)
+    found = Found(first_seen={} if first_seen is None else first_seen)
+    side = (3, image_size, image_size)
+    target = (
+        None
         if file is None
-        else np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+        else Growing(file, (count, *side), f"{identity}, Pillow {PIL.__version__}")
     )
-    names: list[str] = []
-    rows: list[int] = []
-    report: dict[str, list] = {}
-    grey, formats = True, set()
+    images = np.empty((count, *side), np.uint8) if target is None else None
+    for fate in target.fates if target else ():
+        found.add(*fate)
+    done = found.seen
 
     def work(chunk: list[tuple[str, Any]]) -> list[tuple[str, _Square | None, list[str]]]:
         return [(name, *_decode_one(name, payload, read, image_size)) for name, payload in chunk]
 
-    row = 0
-    chunks = (count + _CHUNK - 1) // _CHUNK
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), target or nullcontext():
         # Pillow warns of broken EXIF, palettes and large images: the report says all of that.
         warnings.filterwarnings("ignore", module="PIL")
-        for results in track(_in_order(work, _chunked(items, _CHUNK)), desc, total=chunks):
+        chunks = _in_order(work, _chunked(islice(items, done, None), _CHUNK))
+        for results in track(chunks, desc, total=-(-(count - done) // _CHUNK)):
             for name, square, kinds in results:
-                for kind in kinds:
-                    report.setdefault(kind, []).append(name)
-                if square is not None:
-                    images[len(names)] = square.pixels
-                    names.append(name)
-                    rows.append(row)
-                    grey &= square.grey
-                    formats.add(square.format)
-                    first = first_seen.setdefault(square.digest, name)
-                    if first != name:
-                        report.setdefault("duplicates", []).append((name, first))
-                row += 1
-    kept = len(names)
-    if kept < count:
-        images = images[:kept]
-    return Decoded(images, tuple(names), np.array(rows, np.int64), grey, frozenset(formats), report)
+                fate = (name, kinds, square and (square.digest.hex(), square.grey, square.format))
+                if target is not None:
+                    target.add(fate, square and square.pixels)
+                elif square is not None:
+                    images[len(found.names)] = square.pixels
+                found.add(*fate)
+    kept = len(found.names)
+    return Decoded(
+        images[:kept] if target is None else target.finish(kept),
+        tuple(found.names),
+        np.array(found.rows, np.int64),
+        found.grey,
+        frozenset(found.formats),
+        found.report,
+    )
 
 
 def read_file(path: Path) -> bytes:
@@ -256,13 +264,21 @@ def check_memory(count: int, image_size: int) -> None:
 
 
 def check_disk(size: int, folder: Path) -> None:
-    """Refuse before the first image is decoded what the disk could not hold."""
+    """Say how much a decoding writes; refuse before the first image what the disk could not hold,
+    besides what is in the folder already."""
+    there = sum(file.stat().st_size for file in folder.iterdir())
     free = shutil.disk_usage(folder).free
-    if size > 0.9 * free:
+    if size - there > 0.9 * free:
         raise ElfsError(
             f"The decoded images take {size / 1e9:.0f} GB and {folder.parent} has "
             f"{free / 1e9:.0f} GB free: choose a smaller image_size, or another folder with "
             "ELFS_ARTIFACTS_DIR."
+        )
+    if size >= _ANNOUNCED:
+        print(
+            f"The decoded images take {size / 1e9:.1f} GB in {folder.parent}; if this is stopped, "
+            "the same command goes on.",
+            file=sys.stderr,
         )
 
 
@@ -379,7 +395,7 @@ def _in_order(work: Callable, chunks: Iterable) -> Iterator:
     import torch  # the number of threads that this process may use
 
     readable_formats()
-    workers = max(1, min(8, torch.get_num_threads()))
+    workers = max(1, min(16, torch.get_num_threads()))
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         for chunk in chunks:

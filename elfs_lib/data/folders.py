@@ -14,6 +14,7 @@ from elfs_lib.data.base import (
     Files,
     Images,
     MissingDataset,
+    Scratch,
     Source,
     below_folder,
     file_stat,
@@ -59,7 +60,7 @@ class Folder(Files):
         rows = ["unread apart", *(file_stat(name, root / name) for name in files)]
         return [len(splits["train"]), *rows] if "test" in splits else rows
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         root = self.root(source)
         splits, _ = self._listing(source)
         counts = {split: len(names) for split, names in splits.items()}
@@ -156,7 +157,7 @@ class ImageNet(Folder):
         self.root(source)
         return SPLITS  # by its layout: no need to visit a million
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         return replace(
             super().images(source, scratch),
             source="ImageNet-1K from its files, resized and cropped.",

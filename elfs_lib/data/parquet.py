@@ -20,6 +20,7 @@ from elfs_lib.data.base import (
     Files,
     Images,
     MissingDataset,
+    Scratch,
     Source,
     below_folder,
     file_stat,
@@ -68,7 +69,7 @@ class Parquet(Files):
         rows = [file_stat(below_folder(root, file), file) for file in (*files, *unused)]
         return [len(shards["train"]), *rows] if told_apart else rows
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         root, shards, unused = self._shards(source)
         counts = {
             split: sum(pq.read_metadata(file).num_rows for file in files)

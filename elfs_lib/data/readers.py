@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from elfs_lib.artifacts import is_large
 from elfs_lib.data import decoding
 from elfs_lib.data.base import (
     SPLITS,
@@ -22,11 +21,13 @@ from elfs_lib.data.base import (
     MissingDataset,
     PublishedArrays,
     Reader,
+    Scratch,
     Source,
     at_stored_size,
     file_stat,
     first_line,
 )
+from elfs_lib.data.growing import first_channel
 from elfs_lib.errors import ElfsError
 
 FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -42,7 +43,7 @@ class Digits(PublishedArrays):
     def identity(self, source: Source) -> list:
         return [version("scikit-learn"), *(self._rows(split).tolist() for split in SPLITS)]
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         from sklearn.datasets import load_digits
 
         grey = np.rint(load_digits().images[:, None] * (255 / 16)).astype(np.uint8)
@@ -78,7 +79,7 @@ class FashionMnist(PublishedArrays):
         files = [self._file(source, split, "images-idx3") for split in SPLITS]
         return [file_stat(file.name, file) for file in files]
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         files = [self._file(source, split, "images-idx3") for split in SPLITS]
         return Images(
             *(at_stored_size(_read_idx(file)[:, None], source) for file in files),
@@ -139,7 +140,7 @@ class Torchvision(PublishedArrays):
             raise MissingDataset(missing[0])
         return [file_stat(name, source.data_dir / name) for name in self.files]
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         names, arrays = None, []
         for split in SPLITS:
             dataset = self._open(source, split)
@@ -180,7 +181,7 @@ class FirstOf:
     def identity(self, source: Source) -> list:
         return self._pick(source).identity(source)
 
-    def images(self, source: Source, scratch: Path | None = None) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         return self._pick(source).images(source, scratch)
 
     def labels(self, source: Source, split: str) -> np.ndarray:
@@ -200,14 +201,13 @@ def decode_splits(
     image_size: int,
     read: Callable[[Any], bytes],
     where: Path,
-    scratch: Path | None,
+    scratch: Scratch | None,
 ) -> dict[str, decoding.Decoded]:
-    size = sum(counts.values()) * 3 * image_size**2
-    if scratch is None or not is_large(size):
-        scratch = None
+    if scratch is None:
         decoding.check_memory(sum(counts.values()), image_size)
     else:
-        decoding.check_disk(size, scratch)
+        scratch.folder.mkdir(parents=True, exist_ok=True)
+        decoding.check_disk(sum(counts.values()) * 3 * image_size**2, scratch.folder)
     first_seen: dict[bytes, str] = {}
     parts = {}
     for split, source in items.items():
@@ -218,7 +218,8 @@ def decode_splits(
             read=read,
             desc=f"reading {split} images",
             first_seen=first_seen,
-            file=scratch and scratch / f"{split}.decoded",
+            file=scratch and scratch.folder / f"{split}.npy",
+            identity=scratch.identity if scratch else "",
         )
         if not part.names:
             raise ElfsError(
@@ -244,9 +245,7 @@ def gather_splits(
     arrays = {split: part.images for split, part in parts.items()}
     if channels == 1:
         for split, images in arrays.items():
-            arrays[split] = np.ascontiguousarray(images[:, :1])
-            if isinstance(images, np.memmap):
-                Path(images.filename).unlink()
+            arrays[split] = first_channel(images)
     merged = {kind: list(names) for kind, names in report.items() if names}
     for part in parts.values():
         for kind, names in part.report.items():

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from elfs_lib.compute import resolve_device, resolve_precision
+from elfs_lib.embedding.disk_search import LEAST, Rows, search_on_disk
+from elfs_lib.embedding.ranking import (
+    RANKED,
+    Neighbors,
+    Ranking,
+    key_values,
+    rounding,
+    score_keys,
+)
 from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
 
-METHODS = ("exact", "ivf", "hnsw")
+METHODS = ("exact", "ivf", "hnsw", "ivf_pq")
 # Candidates that a row keeps beyond 2 K before it overflows.
 SPARE = 64
-# Rows ranked at once.
-RANKED = 4096
 # Scores held at once on a GPU: 2 GiB.
 SCORES = 2**29
 # Cells of 4 sqrt(N) that ivf looks into: its time grows with N to the power of 1.5.
@@ -34,21 +41,6 @@ PIVOTS = 256
 TIGHT = 0.99
 
 
-@dataclass(frozen=True)
-class Neighbors:
-    """Nearest neighbours of N images.
-
-    Attributes:
-        indices: int32 [N, K], most similar first; row n never holds n.
-        similarities: float32 [N, K], cosine in [-1, 1], descending along each row. Equal
-            similarities stand in ascending order of index; in a tight cone, where many would be
-            equal in float32, those that are equal in float64.
-    """
-
-    indices: np.ndarray
-    similarities: np.ndarray
-
-
 def nearest_neighbors(
     embeddings: np.ndarray,
     k: int,
@@ -56,6 +48,7 @@ def nearest_neighbors(
     block: int = 1024,
     method: str = "exact",
     device: str = "cpu",
+    folder: Path | None = None,
 ) -> Neighbors:
     """Find the ``k`` most similar other rows of each row.
 
@@ -66,10 +59,14 @@ def nearest_neighbors(
         method: "exact": every pair is compared. "ivf" compares each row with the rows of the
             32 nearest cells of 4 sqrt(N) that k-means makes, "hnsw" with those that a walk through
             a graph meets (both faiss); what they find is ranked exactly, but they miss some. Where
-            the mean cosine is above 0.99, all three compare differences from the mean and rank in
-            float64.
+            the mean cosine is above 0.99, these three compare differences from the mean and rank in
+            float64. "ivf_pq" is for memory maps that memory does not hold; see
+            :mod:`elfs_lib.embedding.disk_search`. It needs a mean cosine below that, and compares
+            in full what is small.
         device: See :func:`elfs_lib.compute.resolve_device`. A CUDA GPU scores the pairs of
             "exact", with the same result; everything else is done on the CPU.
+        folder: Where "ivf_pq" keeps its index and leaves the answer, as memory maps; None: in a
+            temporary folder, and the answer is in memory.
 
     Raises:
         ElfsError: if ``k``, ``block`` or ``method`` is out of range, a row is all zero or not
@@ -77,17 +74,20 @@ def nearest_neighbors(
     """
     choose("neighbour method", method, METHODS)
     where = resolve_device(device)
-    rows = unit_rows(embeddings)
-    if not is_whole(k, 1, len(rows) - 1):
+    count = len(embeddings)
+    if not is_whole(k, 1, count - 1):
         raise ElfsError(
-            f"k is {k!r}: it must be a whole number from 1 to {len(rows) - 1}, one less than the "
+            f"k is {k!r}: it must be a whole number from 1 to {count - 1}, one less than the "
             "number of images, for an image is not its own neighbour."
         )
     if block < 1:
         raise ElfsError(f"block is {block}: it must be at least 1.")
+    if method == "ivf_pq" and count >= LEAST:
+        return _on_disk(embeddings, k, folder)
+    rows = unit_rows(embeddings)
     if float(np.square(rows.mean(axis=0, dtype=np.float64)).sum()) > TIGHT:
         return _in_cone(where, np.asarray(embeddings, np.float64), k, block, method)
-    if method != "exact":
+    if method in ("ivf", "hnsw"):
         return _approximate(rows, k, method)
     return _exact_on(where, rows, k) if where.type == "cuda" else _exact(rows, k, block)
 
@@ -160,13 +160,28 @@ def _fitting(labels: np.ndarray, neighbors: Neighbors) -> np.ndarray:
     return labels
 
 
+def _on_disk(embeddings: np.ndarray, k: int, folder: Path | None) -> Neighbors:
+    rows = Rows(embeddings)
+    if rows.mean_cosine > TIGHT:
+        raise ElfsError(
+            f"The mean cosine of the embeddings is {rows.mean_cosine:.4f}, too near to 1 for "
+            "neighbor_search: ivf_pq; set encoder_pca, which takes off what they have in common, "
+            "or use exact."
+        )
+    if folder is not None:
+        return search_on_disk(rows, k, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        found = search_on_disk(rows, k, Path(temporary))
+        return Neighbors(np.array(found.indices), np.array(found.similarities))
+
+
 def _exact(rows: np.ndarray, k: int, block: int) -> Neighbors:
     """Score pairs in blocks, keep those that may be among the nearest, rank them exactly."""
     # Rows that are alike go side by side: most neighbours are then found in the first block, and
     # rows that are ranked together share candidates in the cache.
     fast = resolve_precision("auto", torch.device("cpu"))
     names = _by_likeness(rows, fast)
-    ranking = _Ranking(rows[names], names, k)
+    ranking = Ranking(rows[names], names, k)
     for dtype in dict.fromkeys((fast, torch.float32)):
         pending = np.flatnonzero(~ranking.done)
         if len(pending):
@@ -182,14 +197,14 @@ def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORES
     count = len(rows)
     wide = min(k + SPARE, count - 1)
     columns = torch.from_numpy(rows).to(device)
-    ranking = _Ranking(rows, np.arange(count), k)
+    ranking = Ranking(rows, np.arange(count), k)
     step = max(1, held // count)
     for start in track(range(0, count, step), "neighbours"):
         scores = columns[start : start + step] @ columns.T
         scores.diagonal(start).fill_(-torch.inf)
         best, found = scores.topk(wide)
         # No row that is not listed can be among the k nearest, if both scores are off the most.
-        sure = best[:, -1] < best[:, k - 1] - 2 * _rounding(rows)
+        sure = best[:, -1] < best[:, k - 1] - 2 * rounding(rows)
         own = np.flatnonzero(sure.cpu().numpy() | (wide == count - 1))
         ranking.add(start + own, found.cpu().numpy()[own], np.full(len(own), wide))
     return ranking.finish()
@@ -206,7 +221,7 @@ def _in_cone(device: torch.device, rows: np.ndarray, k: int, block: int, method:
     rows -= rows.mean(axis=0)
     scale = float(np.linalg.norm(rows, axis=1).max()) or 1.0
     rough = (rows / scale).astype(np.float32)
-    if method == "exact":
+    if method in ("exact", "ivf_pq"):
         parts = _closest(device, rough, k, block)
     else:
         parts = iter([_candidates(rough, k, method)])
@@ -235,14 +250,14 @@ def _closest(
         scores = columns[start : start + block] @ columns.T - half
         scores.diagonal(start).fill_(-torch.inf)
         best, found = scores.topk(wide)
-        sure = (best[:, -1] < best[:, k - 1] - 4 * _rounding(rough)) | (wide == count - 1)
+        sure = (best[:, -1] < best[:, k - 1] - 4 * rounding(rough)) | (wide == count - 1)
         yield found.cpu().numpy(), np.where(sure.cpu().numpy(), wide, 0)
 
 
 def _approximate(rows: np.ndarray, k: int, method: str) -> Neighbors:
     """Let a faiss index find candidates, rank them exactly."""
     found, fill = _candidates(rows, k, method, cosine=True)
-    ranking = _Ranking(rows, np.arange(len(rows)), k)
+    ranking = Ranking(rows, np.arange(len(rows)), k)
     enough = np.flatnonzero(fill >= k)
     ranking.add(enough, found[enough], fill[enough])
     return ranking.finish()
@@ -296,7 +311,7 @@ def _sweep(rows: np.ndarray, own: np.ndarray, k: int, block: int, dtype: torch.d
     rounded = whole.to(dtype)
     # |x'y' - xy| <= |x' - x| |y| + |x'| |y' - y| for rows x, y of length 1, rounded to x', y'
     lost = torch.linalg.vector_norm(rounded.float() - whole, dim=1).numpy() * (1 + 1e-5)
-    error = lost[own] + (1 + lost[own]) * lost.max() + _rounding(rows)
+    error = lost[own] + (1 + lost[own]) * lost.max() + rounding(rows)
     listed = _Shortlist(error, k, dtype)
     memory = torch.empty(block**2, dtype=dtype)
 
@@ -309,41 +324,25 @@ def _sweep(rows: np.ndarray, own: np.ndarray, k: int, block: int, dtype: torch.d
         for start in track(range(0, len(own), block), "neighbours"):
             part = slice(start, min(start + block, len(own)))
             for columns in blocks:
-                keys = _keys(product(rounded[own[part]], rounded[columns]))
+                keys = score_keys(product(rounded[own[part]], rounded[columns]))
                 inside = (own[part] >= columns.start) & (own[part] < columns.stop)
                 keys[inside, own[part][inside] - columns.start] = listed.nothing
                 listed.add(part, columns.start, keys)
     else:
         # Blocks with themselves come first: then every row knows what a good score is.
         for part in blocks:
-            keys = _keys(product(rounded[part], rounded[part]))
+            keys = score_keys(product(rounded[part], rounded[part]))
             np.fill_diagonal(keys, listed.nothing)
             listed.add(part, part.start, keys)
         pairs = list(itertools.combinations(blocks, 2))
         for part, columns in track(pairs, "neighbours"):
             # Once no negative score is good enough, their order is irrelevant.
             scores = product(rounded[part], rounded[columns])
-            keys = _keys(scores, ordered=listed.floor.min() < 0)
+            keys = score_keys(scores, ordered=listed.floor.min() < 0)
             listed.add(part, columns.start, keys)
             listed.add(columns, part.start, keys.T)
     listed.finish(block)
     return listed
-
-
-def _keys(scores: torch.Tensor, *, ordered: bool = True) -> np.ndarray:
-    """Integers in the order of the scores, int16 [R, C] of bfloat16 and int32 of float32.
-
-    A float's bits are an integer in its order but for negative numbers, which run backwards below
-    all others; they are left so if not ``ordered``. NumPy compares short integers much faster
-    than anything compares bfloat16.
-    """
-    width = {torch.bfloat16: torch.int16, torch.float32: torch.int32}[scores.dtype]
-    bits = scores.view(width).numpy()
-    if ordered:
-        sign = bits >> (8 * bits.itemsize - 1)
-        sign &= np.iinfo(bits.dtype).max
-        bits ^= sign
-    return bits
 
 
 def _floor_keys(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -353,16 +352,6 @@ def _floor_keys(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     # cutting a float's last bits moves it towards 0: up, if it is negative
     bits = np.where(bits < 0, (bits ^ np.iinfo(np.int32).max) - ((1 << shift) - 1), bits)
     return (bits >> shift).astype(dtype)
-
-
-def _values(keys: np.ndarray) -> np.ndarray:
-    """The float32 scores behind keys."""
-    bits = keys.astype(np.int32) << (32 - 8 * keys.itemsize)
-    if keys.itemsize == 2:
-        sign = (keys.astype(np.int32) >> 31) & 0x7FFF0000
-    else:
-        sign = (bits >> 31) & np.iinfo(np.int32).max
-    return (bits ^ sign).view(np.float32)
 
 
 class _Shortlist:
@@ -424,7 +413,7 @@ class _Shortlist:
         own = first + some
         pool = np.concatenate([self.keys[own], keys[some]], axis=1)
         best = np.partition(pool, -self.k, axis=1)[:, -self.k]
-        value = _values(best)
+        value = key_values(best)
         floor = _floor_keys(value - self.margin[own] - np.abs(value) * self.rounding, pool.dtype)
         floor = np.where(best > self.nothing, np.maximum(floor, self.floor[own]), self.floor[own])
         good = pool >= floor[:, None]
@@ -454,72 +443,3 @@ def _nonzero(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # short integers are sorted by their digits, in linear time
     order = np.argsort(row.astype(np.min_scalar_type(mask.shape[0])), kind="stable")
     return row[order], column[order]
-
-
-def _rounding(rows: np.ndarray) -> float:
-    """Bound on how far two float32 dot products of the same unit rows can differ."""
-    return rows.shape[1] * 2.0**-22
-
-
-class _Ranking:
-    """The answer as it fills: candidates of some rows at a time, ranked by exact similarity.
-
-    Args:
-        rows: float32 [N, D] of length 1.
-        names: int64 [N], what each row is called in the answer.
-        k: Neighbours of each row.
-    """
-
-    def __init__(self, rows: np.ndarray, names: np.ndarray, k: int):
-        self.rows, self.names, self.k = rows, names, k
-        self.done = np.zeros(len(rows), dtype=bool)
-        self.indices = np.empty((len(rows), k), dtype=np.int32)
-        self.similarities = np.empty((len(rows), k), dtype=np.float32)
-
-    def add(self, own: np.ndarray, candidates: np.ndarray, counts: np.ndarray) -> None:
-        """Rank the first ``counts`` [R] of the candidates [R, M] of the rows ``own`` [R]."""
-        for start in range(0, len(own), RANKED):
-            part = slice(start, start + RANKED)
-            self._rank(own[part], candidates[part], counts[part])
-        self.done[own] = True
-
-    def finish(self) -> Neighbors:
-        """The answer; rows without candidates are compared with every other."""
-        for row in np.flatnonzero(~self.done):
-            rough = self.rows @ self.rows[row]
-            rough[row] = -np.inf
-            floor = np.partition(rough, -self.k)[-self.k] - 2 * _rounding(self.rows)
-            candidates = np.flatnonzero(rough >= floor)
-            self._rank(np.array([row]), candidates[None], np.array([len(candidates)]))
-        return Neighbors(self.indices, self.similarities)
-
-    def _rank(self, own: np.ndarray, candidates: np.ndarray, counts: np.ndarray) -> None:
-        used = np.arange(candidates.shape[1]) < counts[:, None]
-        found = candidates[used]
-        # Best first, equals by name: one integer says both, and integers are sorted fastest.
-        place = ~_keys(self._similarities(own, found, counts)).astype(np.int64) << 32
-        order = np.full(candidates.shape, np.iinfo(np.int64).max)
-        order[used] = place | self.names[found]
-        order.sort(axis=1)
-        best = order[:, : self.k]
-        target = self.names[own]
-        self.indices[target] = best & np.iinfo(np.int32).max
-        self.similarities[target] = _values((~(best >> 32)).astype(np.int32))
-
-    def _similarities(self, own: np.ndarray, found: np.ndarray, counts: np.ndarray) -> torch.Tensor:
-        """Exact similarity float32 [sum of counts] of each row with its candidates.
-
-        One dot product for each pair, always in one order: equal rows get equal similarities
-        wherever they stand, which a blocked matrix product does not promise.
-        """
-        rows = torch.from_numpy(self.rows)
-        ends = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
-        nothing = torch.zeros(len(found))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR")  # that it is in beta
-            pairs = torch.sparse_csr_tensor(
-                ends, torch.from_numpy(found).long(), nothing, (len(own), len(rows)),
-                check_invariants=False,  # columns are not sorted, which nothing here needs
-            )  # fmt: skip
-        exact = torch.sparse.sampled_addmm(pairs, rows[own], rows.T, beta=0.0).values()
-        return exact.clamp_(-1.0, 1.0)

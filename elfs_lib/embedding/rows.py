@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+
 import numpy as np
 
 from elfs_lib.errors import ElfsError
 
 
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+def unit_rows(embeddings: np.ndarray, numbers: Sequence[int] | None = None) -> np.ndarray:
     """Rows scaled to length 1: float32 [N, D], a new C-ordered array.
+
+    Args:
+        embeddings: float [N, D].
+        numbers: What a message calls each row, if they are some of many.
 
     Raises:
         ElfsError: if the array is not 2-d, is empty, or a row is not finite or has no direction.
@@ -19,18 +26,31 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     rows = np.array(array, dtype=np.float32, order="C")
     # Rows are scaled by their largest entry first, so that no length overflows or underflows.
     largest = np.abs(rows).max(axis=1, keepdims=True)
+    numbers = range(len(rows)) if numbers is None else numbers
     bad = ~np.isfinite(largest[:, 0])
     if bad.any():
         raise ElfsError(
             f"embeddings: {int(bad.sum())} rows hold NaN or infinity (first: row "
-            f"{int(bad.argmax())}); check the images or the encoder."
+            f"{numbers[int(bad.argmax())]}); check the images or the encoder."
         )
     zero = largest[:, 0] == 0
     if zero.any():
         raise ElfsError(
-            f"embeddings: {int(zero.sum())} rows are all zero (first: row {int(zero.argmax())}) "
-            "and have no cosine similarity; leave those images out or use another encoder."
+            f"embeddings: {int(zero.sum())} rows are all zero (first: row "
+            f"{numbers[int(zero.argmax())]}) and have no cosine similarity; leave those images out "
+            "or use another encoder."
         )
     rows /= largest
     rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
     return rows
+
+
+def forget(array: np.ndarray) -> None:
+    """Give back the memory that a shared memory map has taken up; what was written to it stays, in
+    the page cache or on disk. Other arrays are left alone."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap) and array.mode == "c":
+            return  # what was written to it is nowhere else
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)

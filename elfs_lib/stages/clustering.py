@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from elfs_lib.stages.run import Run
 
 #: What a network that learns pseudo-labels is trained by, besides its seed.
-PROXY = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "precision", "classes")
+PROXY = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "precision", "shuffle", "classes")
+PROXY_LATER = {"shuffle": "full"}
 _HEADS = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
 
 
@@ -144,6 +145,7 @@ def _pseudo_key(given: Given) -> dict[str, Any]:
     title="pseudo-labels",
     inputs=_pseudo_inputs,
     reads=["pseudo_labels", "relabel_rounds", "relabel_keep", "seed", *PROXY],
+    later=PROXY_LATER,
     key=_pseudo_key,
 )
 def pseudo(given: Given, draft: Draft) -> None:

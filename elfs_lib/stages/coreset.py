@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------- the search for beta
 
 _SEARCH = ("hard_prune_ratios", "search_steps", "search_seeds", "flip", "crop_pad", "precision")
-_SEARCHED = (*_SEARCH, "seed", "classes")
+_SEARCHED = (*_SEARCH, "shuffle", "seed", "classes")
 
 
 def _search_recipe(given: Given) -> str:
@@ -97,6 +97,7 @@ def mean_scores(proxies: Sequence[Artifact]) -> pd.DataFrame:
         **run.proxy_calls,
     },
     reads=[*_SEARCHED, "search_recipe", "eval_recipe"],
+    later={"shuffle": "full"},
     key=_search_key,
 )
 def search(given: Given, draft: Draft) -> None:
@@ -112,6 +113,7 @@ def search(given: Given, draft: Draft) -> None:
     title="beta true search, budget {budget:g}, by {score}",
     inputs=lambda run, **_: {"images": run.call("images"), "proxy_0": run.call("true_proxy")},
     reads=[*_SEARCHED, "search_recipe", "eval_recipe"],
+    later={"shuffle": "full"},
     key=_search_key,
     labels="supervised",
 )
@@ -261,7 +263,8 @@ def _evaluation_asks(run: Run, **arguments: Any) -> dict[str, Call]:
 
 
 def _evaluation_key(given: Given) -> dict[str, Any]:
-    names = ("eval_recipe", "eval_epochs", "eval_batch", "flip", "crop_pad", "precision", "classes")
+    names = ("eval_recipe", "eval_epochs", "eval_batch", "shuffle", "classes")
+    names += ("flip", "crop_pad", "precision")
     length = () if given.params.eval_epochs else ("eval_steps",)
     return given.key(*names, *length) | {"seed": given.args.seed}
 
@@ -277,7 +280,7 @@ def _evaluation_key(given: Given) -> dict[str, Any]:
         *("eval_recipe", "eval_epochs", "eval_steps"),
         *("flip", "crop_pad", "precision", "classes"),
     ],
-    later={"eval_batch": None},
+    later={"eval_batch": None, "shuffle": "full"},
     key=_evaluation_key,
     labels="evaluation",
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from elfs_lib.artifacts import Draft
-from elfs_lib.stages.clustering import PROXY
+from elfs_lib.stages.clustering import PROXY, PROXY_LATER
 from elfs_lib.stages.graph import Given, stage
 from elfs_lib.training.recipes import find_recipe
 
@@ -60,6 +60,7 @@ def _proxy_key(given: Given) -> dict[str, Any]:
     title="proxy dynamics, seed {seed}",
     inputs=lambda run, seed: {"images": run.call("images"), "pseudo": run.call("pseudo")},
     reads=[*PROXY, "proxy_weights"],
+    later=PROXY_LATER,
     key=_proxy_key,
 )
 def proxy(given: Given, draft: Draft) -> None:
@@ -75,6 +76,7 @@ def proxy(given: Given, draft: Draft) -> None:
     title="proxy on true labels (analysis)",
     inputs=["images"],
     reads=[*PROXY, "seed"],
+    later=PROXY_LATER,
     labels="supervised",
 )
 def true_proxy(given: Given, draft: Draft) -> None:

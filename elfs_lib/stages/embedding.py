@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from elfs_lib.artifacts import Draft
+from elfs_lib.artifacts import Draft, canonical_json
 from elfs_lib.data import datasets
 from elfs_lib.data.base import Source
 from elfs_lib.embedding import embedding_file, encoders
@@ -40,7 +41,9 @@ def _images_key(given: Given) -> dict[str, Any]:
 @stage(title="images", reads=["dataset", "image_size", "data_path"], key=_images_key)
 def images(given: Given, draft: Draft) -> None:
     """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
-    found = datasets.load_images(source(given.params), scratch=draft.folder)
+    where = given.some("dataset", "image_size", "data_path")
+    unfinished = hashlib.sha256(canonical_json(where).encode()).hexdigest()[:16]
+    found = datasets.load_images(source(given.params), scratch=draft.unfinished(unfinished))
     draft.array("train", found.train)
     if found.test is not None:
         draft.array("test", found.test)
@@ -277,6 +280,7 @@ def neighbors(given: Given, draft: Draft) -> None:
         p.neighbors,
         method=p.neighbor_search,
         device=p.device,
+        folder=draft.folder,
     )
     draft.array("indices", found.indices)
     draft.array("similarities", found.similarities)

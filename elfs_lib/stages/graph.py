@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNKEYED = frozenset({"device", "compile", "loader"})
 
 #: What :func:`elfs_lib.training.loop.train` takes from the parameters as it is.
-TRAINING = ("flip", "crop_pad", "device", "precision", "compile", "loader")
+TRAINING = ("flip", "crop_pad", "device", "precision", "compile", "loader", "shuffle")
 
 
 class UndeclaredParameter(RuntimeError):

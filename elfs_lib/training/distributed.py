@@ -108,6 +108,17 @@ class Ranks:
                 f"{smallest_batch} with --nproc-per-node."
             )
 
+    def check_alone(self, what: str) -> None:
+        """Refuse what is for one process.
+
+        Raises:
+            ElfsError: if there are several.
+        """
+        if self.size > 1:
+            raise ElfsError(
+                f"{what} is for one process: the ranks of torchrun are sent their images."
+            )
+
     def send(self, device: str, job: dict[str, Any], *tensors: torch.Tensor) -> None:
         """Rank 0: hand a job and its tensors to the other ranks; they keep them on ``device``."""
         if self.size == 1:

@@ -27,6 +27,11 @@ AHEAD = 4  # batches that are read before they are asked for
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 READERS = 4  # threads that read them
+SHUFFLES = ("full", "blocks")
+BLOCK = 4 * 2**20  # bytes of images that are read in a row
+WINDOW = (
+    128  # blocks that are drawn from at a time: half a gigabyte of the page cache, and the next
+)
 
 
 def streams(choice: str, size: int, device: torch.device) -> bool:
@@ -44,6 +49,28 @@ def streams(choice: str, size: int, device: torch.device) -> bool:
     if device.type == "cuda":
         return 2 * size > torch.cuda.mem_get_info(device)[0]
     return is_large(size)
+
+
+def block_order(
+    layout: torch.Tensor, block: int, window: int, generator: torch.Generator
+) -> torch.Tensor:
+    """A random order for images that are read from disk: blocks of neighbours are shuffled, and the
+    images of each ``window`` blocks that follow each other are shuffled among themselves.
+
+    What fits in one window is shuffled in full.
+
+    Args:
+        layout: int64 [n], all positions, as the images lie on disk.
+        block: Images in a block.
+        window: Blocks in a window.
+
+    Returns:
+        int64 [n], each position once.
+    """
+    blocks = layout.split(block)
+    lined = [blocks[i] for i in torch.randperm(len(blocks), generator=generator).tolist()]
+    windows = torch.cat(lined).split(block * window)
+    return torch.cat([w[torch.randperm(len(w), generator=generator)] for w in windows])
 
 
 class Loader:
@@ -69,6 +96,8 @@ class Loader:
         standardise: Whether to give colours zero mean and unit deviation, or only to divide by 255.
         order_seed: Seed of the order of images.
         augment_seed: Seed of crops, flips and cutouts.
+        layout: int64 [n], the positions as their images lie on disk: the order is that of
+            :func:`block_order`. None: all orders are as likely.
         ranks: The processes that share each batch.
     """
 
@@ -87,9 +116,11 @@ class Loader:
         standardise: bool = True,
         order_seed: int = 0,
         augment_seed: int = 0,
+        layout: torch.Tensor | None = None,
         ranks: Ranks = Ranks(),
     ):
         self.count, self.device, self.ranks = count, device, ranks
+        self.layout = layout
         self.batches_per_epoch = -(-count // batch)
         self.crop_pad, self.crop = crop_pad, crop
         self.flip, self.alternate_flip = flip, alternate_flip
@@ -98,6 +129,7 @@ class Loader:
         self._first_flip = self._coin(count)
         sample = self._every(max(1, count // 5000))
         self.size = sample.shape[1:3]
+        self.block = max(1, BLOCK // sample[0].nbytes)
         self.shown = (side, side) if side else self.size
         self.cutout = min(cutout, *(side // 2 for side in self.shown))
         sample = sample.float()
@@ -148,12 +180,18 @@ class Loader:
         count = min(count, len(self))
         return self.normalise(self._some(torch.arange(count) * len(self) // count))
 
+    def order(self) -> torch.Tensor:
+        """The next epoch's order of positions, int64 [n]."""
+        if self.layout is None:
+            return torch.randperm(len(self), generator=self._order)
+        return block_order(self.layout, self.block, WINDOW, self._order)
+
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (positions int64 [B], images float32 [b, C, H, W] of this rank's share of them).
 
         Positions count in ``images``; each comes once. A process that is alone gets b = B.
         """
-        order = torch.randperm(len(self), generator=self._order)
+        order = self.order()
         if self.alternate_flip:
             mirrored = self._first_flip ^ bool(number % 2)
         else:
@@ -310,9 +348,34 @@ class StreamedLoader(Loader):
     def _some(self, positions: torch.Tensor) -> torch.Tensor:
         return self._to_device(self._read(positions))
 
+    def _fetch(self, rows: np.ndarray) -> None:
+        """Read all from the first to the last of the rows [b] at once, for the page cache."""
+        size = self.images[0].nbytes
+        place, end = (self.images.offset + int(row) * size for row in (rows[0], rows[-1] + 1))
+        while place < end and (read := len(os.pread(self._file, min(BLOCK, end - place), place))):
+            place += read
+
+    def _parts(self, order: torch.Tensor, reader: ThreadPoolExecutor) -> Iterator[torch.Tensor]:
+        """The batches of an order. Of one that goes by blocks, each window is read in a row before
+        its images are asked for one by one."""
+        in_blocks = self.layout is not None and self._file is not None
+        windows = order.split(self.block * WINDOW) if in_blocks else ()
+        asked = told = 0
+        for part in order.tensor_split(self.batches_per_epoch):
+            asked += len(part)
+            # that of this batch, and the next
+            while told < min(len(windows), asked // (self.block * WINDOW) + 2):
+                rows = np.sort(self.subset[windows[told].numpy()])
+                # a gap of a quarter of a block is read faster than it is skipped
+                for run in np.split(rows, np.flatnonzero(np.diff(rows) > self.block // 4 + 1) + 1):
+                    for start in range(0, len(run), self.block):
+                        reader.submit(self._fetch, run[start : start + self.block])
+                told += 1
+            yield part
+
     def _batches(self, order: torch.Tensor) -> Iterator[tuple]:
-        parts = iter(order.tensor_split(self.batches_per_epoch))
-        pool = ThreadPoolExecutor(READERS)
+        pool, reader = ThreadPoolExecutor(READERS), ThreadPoolExecutor(1)
+        parts = self._parts(order, reader)
         try:
             reads = deque((part, pool.submit(self._read, part)) for part in islice(parts, AHEAD))
             while reads:
@@ -323,7 +386,8 @@ class StreamedLoader(Loader):
                 rows = torch.arange(len(images), device=self.device)
                 yield upload(positions, self.device), images, rows
         finally:
-            pool.shutdown(cancel_futures=True)
+            for each in (pool, reader):
+                each.shutdown(cancel_futures=True)
 
 
 def _is_whole_map(images: np.ndarray) -> bool:

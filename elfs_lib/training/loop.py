@@ -34,6 +34,7 @@ from elfs_lib.training.distributed import Ranks, joined
 from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loader import (
     LOADERS,
+    SHUFFLES,
     Loader,
     ResidentLoader,
     StreamedLoader,
@@ -169,6 +170,7 @@ def train(
     precision: str = "auto",
     compile: str = "off",
     loader: str = "auto",
+    shuffle: str = "full",
     recorder: DynamicsRecorder | None = None,
     desc: str = "training",
 ) -> Trained:
@@ -195,6 +197,8 @@ def train(
         loader: "resident": the images stay on the device; "streamed": they are read as they are
             needed, so ``images`` may be a memory map of any size; "auto" decides by the free
             memory. The result is the same, bit for bit.
+        shuffle: "full", or "blocks" for images that are read from a disk that is slow at random
+            (see :func:`elfs_lib.training.loader.block_order`): another order, another result.
         recorder: Gets the logits of each training step; needs a length in epochs.
         desc: Text of the progress bar.
 
@@ -211,6 +215,7 @@ def train(
     _check_weights(weights, len(targets))
     choose("compile", compile, COMPILE)
     choose("loader", loader, LOADERS)
+    choose("shuffle", shuffle, SHUFFLES)
     place = resolve_device(device)
     labels = torch.as_tensor(targets, dtype=torch.int64, device=place)
     data = (labels,)
@@ -230,12 +235,17 @@ def train(
     ranks = Ranks.here()
     ranks.check(device, place, len(labels) // -(-len(labels) // recipe.batch))
     size = len(labels) * images[0].nbytes
+    layout = None
+    if shuffle == "blocks":
+        ranks.check_alone("shuffle: blocks")
+        order = np.arange(len(labels)) if subset is None else np.argsort(subset, kind="stable")
+        layout = torch.from_numpy(order)
     if _streams(loader, size, place, ranks):
-        make = partial(StreamedLoader, images, subset, place)
+        make = partial(StreamedLoader, images, subset, place, layout=layout)
     else:
         pixels = resident(images if subset is None else images[subset], place)
         ranks.send(device, asdict(job), pixels, *data)
-        make = partial(ResidentLoader, pixels)
+        make = partial(ResidentLoader, pixels, layout=layout)
     return _fit(job, make, *data, recorder=recorder, ranks=ranks, desc=desc)
 
 
@@ -243,9 +253,7 @@ def _streams(choice: str, size: int, place: torch.device, ranks: Ranks) -> bool:
     """Whether to stream images; says so where that was left to decide."""
     if ranks.size > 1:
         if choice == "streamed":
-            raise ElfsError(
-                "loader: streamed is for one process: the ranks of torchrun are sent their images."
-            )
+            ranks.check_alone("loader: streamed")
         return False
     streamed = streams(choice, size, place)
     if streamed and choice == "auto":

@@ -1,0 +1,205 @@
+"""Neighbours of more rows than memory holds: short codes in an index on disk, ranked exactly.
+
+Inverted lists of product-quantised codes (Jegou et al., 2011), by faiss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from elfs_lib.embedding.ranking import Neighbors, rank
+from elfs_lib.embedding.rows import forget, unit_rows
+from elfs_lib.progress import track
+
+LEAST = 20_000  # rows; fewer are compared in full, which takes seconds
+BLOCK = 16384  # rows read or searched at a time
+SHARD = 2**21  # rows whose codes are in memory until they go to disk
+HELD = 2**29  # bytes of candidates in memory
+DIMENSIONS = 64  # principal components that are searched; half as many bytes a code
+CELLS, PROBES = 4, 32  # cells, times the square root of N; those that a query looks into
+SAMPLE = 64  # rows a cell, to learn the cells from
+LEARNT = 50_000  # rows to learn the principal components from
+SPARE = 32  # candidates beyond K
+
+
+class Rows:
+    """Embeddings float [N, D] of any size, of which some at a time are read, at length 1.
+
+    Args:
+        embeddings: An array or a memory map.
+
+    Attributes:
+        mean_cosine: Of all pairs, in [0, 1].
+
+    Raises:
+        ElfsError: if a row is not finite or all zero.
+    """
+
+    def __init__(self, embeddings: np.ndarray):
+        self.embeddings = embeddings
+        self.count, self.width = embeddings.shape
+        self._scale = np.empty((self.count, 1), np.float32)
+        self._read = 0
+        mean = np.zeros(self.width)
+        for part in self.parts():
+            rows = unit_rows(embeddings[part], range(part.start, part.stop))
+            mean += rows.sum(axis=0, dtype=np.float64)
+            # of its largest entry, which no length makes infinite
+            place = np.abs(rows).argmax(axis=1)[:, None]
+            largest = np.take_along_axis(embeddings[part], place, axis=1)
+            self._scale[part] = np.take_along_axis(rows, place, axis=1) / largest
+            forget(embeddings)
+        self.mean_cosine = float(np.square(mean / self.count).sum())
+
+    def parts(self) -> Iterator[slice]:
+        """All rows in order, a block at a time."""
+        for start in range(0, self.count, BLOCK):
+            yield slice(start, min(start + BLOCK, self.count))
+
+    def some(self, which: np.ndarray) -> np.ndarray:
+        """float32 [R, D] of length 1."""
+        found = np.asarray(self.embeddings)[which].astype(np.float32, copy=False)
+        found *= self._scale[which]
+        self._read += found.nbytes
+        if self._read > HELD:
+            forget(self.embeddings)
+            self._read = 0
+        return found
+
+
+def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
+    """The ``k`` nearest other rows of each row, nearly.
+
+    Memory holds blocks of rows, the codes of a shard, and 16 bytes a row.
+
+    Args:
+        rows: At least ``LEAST`` of them.
+        k: Number of neighbours.
+        folder: Where the index is while it is needed, and where the answer stays: the arrays are
+            memory maps of ``indices.npy`` and ``similarities.npy``.
+    """
+    index, reduction = _index(rows, folder)
+    files = {"indices": np.int32, "similarities": np.float32}
+    answer = Neighbors(
+        *(
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (rows.count, k))
+            for name, dtype in files.items()
+        )
+    )
+    # Rows of one cell share most candidates, which are read once.
+    order = _by_cell(index)
+    wide = min(k + SPARE, rows.count - 1)
+    for start in track(range(0, rows.count, BLOCK), "neighbours"):
+        own = order[start : start + BLOCK]
+        left = rows.some(own)
+        found, counts = _candidates(index, reduction.apply(left), own, k, wide)
+        for part in _that_fit(found, rows.width):
+            names, places = np.unique(found[part], return_inverse=True)
+            right = rows.some(np.maximum(names, 0))  # -1 stands for none
+            best = rank(
+                left[part], right, names, places.reshape(found[part].shape), counts[part], k
+            )
+            answer.indices[own[part]], answer.similarities[own[part]] = best
+        for array in (answer.indices, answer.similarities):
+            forget(array)
+    (folder / "codes").unlink()
+    return answer
+
+
+def _index(rows: Rows, folder: Path):
+    """A faiss index of all rows with its lists in a file, and what reduces rows for it."""
+    import faiss  # only here: it takes a while to load
+    from faiss.contrib.ondisk import merge_ondisk
+
+    width = min(DIMENSIONS, rows.width)
+    reduction = faiss.PCAMatrix(rows.width, width)
+    reduction.train(rows.some(_spread(rows.count, LEARNT)))
+    cells = round(CELLS * rows.count**0.5)
+    sample = _spread(rows.count, SAMPLE * cells)
+    parts = (sample[start : start + BLOCK] for start in range(0, len(sample), BLOCK))
+    reduced = np.concatenate([reduction.apply(rows.some(part)) for part in parts])
+    codes = width // 2 if width % 2 == 0 else width
+    flat = faiss.IndexFlatL2(width)
+    index = faiss.IndexIVFPQ(flat, width, cells, codes, 8)
+    index.own_fields = False
+    index.referenced_objects = [flat]  # which faiss does not keep alive
+    index.by_residual = False  # one table of distances a query, not one a cell
+    index.do_polysemous_training = False
+    index.pq.cp.niter, index.pq.cp.max_points_per_centroid = 10, SAMPLE
+    index.nprobe = min(cells, PROBES)
+    index.train(reduced)
+    del reduced
+    shards = []
+    for part in rows.parts():
+        names = np.arange(part.start, part.stop)
+        index.add_with_ids(reduction.apply(rows.some(names)), names)
+        if index.ntotal >= SHARD or part.stop == rows.count:
+            shards.append(folder / f"codes.{len(shards)}")
+            faiss.write_index(index, str(shards[-1]))
+            index.reset()
+    merge_ondisk(index, [str(shard) for shard in shards], str(folder / "codes"))
+    for shard in shards:
+        shard.unlink()
+    return index, reduction
+
+
+def _by_cell(index) -> np.ndarray:
+    """The rows int64 [N], those of one cell side by side, and cells that look into each other."""
+    import faiss
+
+    centres = index.quantizer.reconstruct_n(0, index.nlist)
+    groups = faiss.Kmeans(index.d, max(1, index.nlist // index.nprobe), niter=10, seed=0)
+    groups.cp.min_points_per_centroid = 1
+    groups.train(centres)
+    order = np.argsort(groups.assign(centres)[1], kind="stable").tolist()
+    lists = index.invlists
+    return np.concatenate(
+        [
+            faiss.rev_swig_ptr(lists.get_ids(cell), size).copy()
+            for cell in order
+            if (size := lists.list_size(cell))
+        ]
+    )
+
+
+def _candidates(
+    index, queries: np.ndarray, own: np.ndarray, k: int, wide: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the index finds for rows, int64 [R, ``wide``] with -1 after the last, and how many that
+    are [R], at least k: where there are fewer, more cells are looked into."""
+    import faiss
+
+    found = np.full((len(own), wide), -1)
+    counts = np.zeros(len(own), np.int64)
+    short = np.arange(len(own))
+    probes = index.nprobe
+    while len(short):
+        parameters = faiss.SearchParametersIVF(nprobe=min(probes, index.nlist))
+        _, near = index.search(queries[short], wide + 1, params=parameters)
+        near[near == own[short, None]] = -1
+        place = np.argsort(near < 0, axis=1, kind="stable")[:, :wide]  # nearest first
+        found[short] = np.take_along_axis(near, place, axis=1)
+        counts[short] = (found[short] >= 0).sum(axis=1)
+        short, probes = short[counts[short] < k], 4 * probes
+    return found, counts
+
+
+def _that_fit(found: np.ndarray, width: int) -> Iterator[slice]:
+    """Parts of a block whose candidates fit in ``HELD`` bytes."""
+    todo = [slice(0, len(found))]
+    while todo:
+        part = todo.pop()
+        size = part.stop - part.start
+        if size > 1 and len(np.unique(found[part])) * width * 4 > HELD:
+            middle = part.start + size // 2
+            todo += [slice(middle, part.stop), slice(part.start, middle)]
+        else:
+            yield part
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` rows, evenly spread."""
+    return np.arange(0, count, max(1, -(-count // wanted)))
