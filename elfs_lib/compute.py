@@ -24,11 +24,10 @@ COMPILE = ("off", "auto", "on")
 # Arithmetic of a training from which torch.compile pays: it takes about a minute, and a GPU does
 # this much in about as long.
 WORTH_COMPILING = 5e15
-# Calls before a capture, in which libraries choose their algorithms and optimisers make their
-# state.
+# Calls before a capture, while libraries choose algorithms and optimisers create their state.
 WARM_UP = 3
 
-# mallopt(3): blocks up to this come from memory that is kept, and this much of it may lie idle.
+# mallopt(3): blocks up to this come from memory that is kept, and this much of it may stay unused.
 KEPT_BLOCK = 2**27
 KEPT_IDLE = 2**29
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
@@ -130,7 +129,7 @@ def matmul_peak(
         device: Where.
         clock: Seconds since any moment.
     """
-    size = 2048 if device.type == "cpu" else 8192  # what is small for a GPU ends too soon
+    size = 2048 if device.type == "cpu" else 8192  # a product that is small for a GPU ends too soon
     a = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     def product() -> float:
@@ -157,10 +156,10 @@ def compiles(choice: str, device: torch.device, flops: float) -> bool:
     """Whether torch.compile should work on a network.
 
     Args:
-        choice: "off", "auto" or "on". ``auto`` is no on everything but CUDA, and there on what ends
-            before a compiler would be through.
+        choice: "off", "auto" or "on". ``auto`` compiles on CUDA only, and there only work that
+            takes longer than compiling.
         device: Where the network is.
-        flops: Multiplications and additions of all that it is to do.
+        flops: Multiplications and additions of the whole work.
     """
     choose("compile", choice, COMPILE)
     return choice == "on" or (
@@ -179,14 +178,14 @@ def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Modul
 
     Args:
         network: Its parameters stay its own, and are those of what is returned.
-        run: Puts the network to use once, backwards too if it is to train, for torch compiles what
+        run: Runs the network once, with a backward pass if it is to be trained: torch compiles what
             it sees. Buffers (running moments) are put back afterwards, and gradients dropped.
     """
     held = [buffer.clone() for buffer in network.buffers()]
     fast = torch.compile(network, dynamic=False)
     try:
         run(fast)
-    except Exception as error:  # a compiler below a compiler: anything may come
+    except Exception as error:  # compilers call compilers: any exception may come
         reason = next(iter(str(error).strip().splitlines()), "")[:120]
         print(
             f"torch.compile failed ({type(error).__name__}: {reason}): going on without it.",
@@ -201,16 +200,17 @@ def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Modul
 
 
 class Replayed:
-    """Work on tensors that a GPU repeats as a CUDA graph, without being told each kernel again.
+    """Work on tensors that a GPU repeats as a CUDA graph, without Python launching each kernel
+    again.
 
-    A step of a small network is hundreds of kernels that end sooner than Python can ask for them.
+    A step of a small network is hundreds of kernels that finish faster than Python can launch them.
     The first calls with tensors of new shapes are run as they are, the next is captured, and from
-    then on replayed. So what the work reads besides its arguments must be tensors that keep their
-    place, such as weights; numbers stay what they were at the capture. If the capture fails, all
-    calls are run as they are, and one sentence says so.
+    then on replayed. So what the work reads besides its arguments must be tensors that stay at
+    their address, such as weights; numbers keep their value of the capture. If the capture fails,
+    all calls are run as they are, and one sentence says so.
 
     Args:
-        work: Takes tensors, returns a tuple of tensors. It must not wait for the GPU.
+        work: Takes tensors, returns a tuple of tensors. It must not synchronise with the GPU.
         capture: What makes a graph of a call without arguments: returns its result, of which the
             values are not there yet, and what fills them in, as often as it is called.
     """
@@ -247,7 +247,7 @@ class Replayed:
 
 
 class _Capture:
-    """Captures on the current stream; all graphs share their memory, for one runs at a time."""
+    """Captures on the current stream; all graphs share their memory, since one runs at a time."""
 
     def __init__(self) -> None:
         self._pool = None

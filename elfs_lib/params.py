@@ -35,7 +35,7 @@ from elfs_lib.training.recipes import RECIPES, find_recipe
 Share = float | int
 
 _Item = TypeVar("_Item")
-# YAML and papermill write lists; text is no list of its letters, and stays for the message
+# YAML and papermill write lists; a text is not split into letters: the message shows it
 ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]

@@ -110,7 +110,7 @@ def test_a_list_of_files_keeps_its_order_and_names(tmp_path: Path):
     assert read_source(paths, 16).pixels.shape == (5, 3, 16, 16)
     with pytest.raises(ElfsError, match="twice"):
         read_source([paths[0], paths[0]])
-    with pytest.raises(ElfsError, match="is no file"):
+    with pytest.raises(ElfsError, match="gone.png"):
         read_source([*paths, tmp_path / "gone.png"])
     (tmp_path / "bad.png").write_bytes(b"nothing")
     with pytest.raises(ElfsError, match=r"bad.png cannot be read"):
@@ -221,5 +221,5 @@ def test_embeddings_are_not_guessed_to_be_in_the_order_of_a_folder(tmp_path: Pat
         elfs_lib.select(budget=3)
 
 
-def test_every_field_of_what_is_brought_is_optional():
-    assert all(field.default is None for field in dataclasses.fields(own_images.Brought))
+def test_every_field_of_what_is_provided_is_optional():
+    assert all(field.default is None for field in dataclasses.fields(own_images.Provided))

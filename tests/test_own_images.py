@@ -183,7 +183,7 @@ def test_the_method_goes_by_labels_a_class(number: int, advice: tuple[int, str])
 def test_a_random_list_is_named_where_none_is_told_from_it():
     auto = Request(10, 20, method="auto")
     for each, said in ((AS_RANDOM - 1, False), (AS_RANDOM, True), (ADVICE[-1][0], False)):
-        assert ("one would serve as well" in own_images.method_for(auto, 10 * each, 10)[1]) is said
+        assert ("random list" in own_images.method_for(auto, 10 * each, 10)[1]) is said
 
 
 def test_the_advice_counts_the_labels_that_there_are(folder: Path, made: ListFiles):

@@ -85,7 +85,7 @@ def test_exact_count_no_duplicates_same_seed_same_list(method):
         ([0, 1, 1], [1.0, 2.0, 3.0], "an image twice"),
         ([0, 1, 90], [1.0, 2.0, 3.0], "not among the 90"),
         ([0, 1, -1], [1.0, 2.0, 3.0], "not among the 90"),
-        ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], "no whole numbers"),
+        ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], "not whole numbers"),
         ([0, 1, 2], [1.0, np.nan, 3.0], "not finite"),
     ],
 )

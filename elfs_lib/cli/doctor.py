@@ -82,7 +82,7 @@ def examine(params_file: Path | None = None, overrides: Mapping | None = None) -
 
 
 def _tried(look: Callable[[], Finding]) -> Finding:
-    """A finding also where the look fails: the others are what a user came for."""
+    """A finding even where the check fails, so that the others are still shown."""
     what = {"_machine": "cores and memory", "<lambda>": "run"}
     name = what.get(look.__name__, look.__name__.strip("_"))
     try:
@@ -224,7 +224,7 @@ def _artifacts() -> Finding:
     found = f"{folder} (ELFS_ARTIFACTS_DIR): {free / GIB:.0f} GiB free"
     if not os.access(near, os.W_OK):
         return Finding("artifacts", MISSING, f"{found}, and {near} cannot be written to")
-    with tempfile.TemporaryFile(dir=near):  # read-only file systems say it no sooner
+    with tempfile.TemporaryFile(dir=near):  # read-only file systems report it only here
         pass
     if free < LEAST_DISK:
         return Finding("artifacts", MISSING, f"{found}: make room, or name another folder")

@@ -52,7 +52,7 @@ SMALLEST = 1e-12
 # Heads count in the consensus by this power of their agreement with it: enough that poor heads
 # count little, and too little for a single head to be followed.
 AGREEMENT_POWER = 3
-# Most rounds of the consensus, should it not come to rest before.
+# Most rounds of the consensus, if it does not converge earlier.
 ROUNDS = 20
 # Floats of one layer that a group of heads may fill on CPU: about the cache of a core.
 GROUP_FLOATS = 1 << 20
@@ -151,8 +151,8 @@ def fit_heads(
             the result is the same.
 
     Raises:
-        ElfsError: if the inputs do not fit each other or the configuration, or the loss ceases
-            to be finite.
+        ElfsError: if the inputs do not fit each other or the configuration, or the loss is not
+            finite.
     """
     rows = unit_rows(embeddings)
     neighbors = _checked_neighbors(neighbors, len(rows))
@@ -191,12 +191,12 @@ def consensus(
 ) -> TemiResult:
     """Label images by what the heads agree on.
 
-    The clusters of each head are named after those of the head of lowest loss, and the heads vote.
-    The outcome of the vote is what heads are named after next, and each then votes with the cube
-    of the share of images on which it agreed with the vote before, until nothing changes: so the
-    labels depend little on how good the one reference happened to be, and heads that went their
-    own way count little. The aligned mean is that of the probabilities under the last names and
-    weights.
+    The clusters of each head are matched to those of the head of lowest loss, and the heads vote.
+    Then they are matched to the outcome of the vote, and each head votes with the cube of the share
+    of images on which it agreed with the previous vote, until the labels no longer change. So the
+    labels depend little on how good the one reference happened to be, and heads that disagree with
+    most others count little. The aligned mean is the weighted mean of the probabilities after the
+    last matching.
 
     Args:
         heads: Of :func:`fit_heads`.
@@ -305,12 +305,12 @@ def align_heads(assignments: np.ndarray, reference: int, *, classes: int) -> np.
 
     Args:
         assignments: int [H, N] in 0..classes-1.
-        reference: The head, 0..H-1, whose numbers all get.
+        reference: The head, 0..H-1, whose numbering all get.
         classes: Number of clusters C.
 
     Returns:
-        int64 [H, C]: cluster c of head h is called ``result[h, c]``, a permutation of 0..C-1 for
-        each head and the identity for the reference.
+        int64 [H, C]: cluster c of head h becomes cluster ``result[h, c]``, a permutation of 0..C-1
+        for each head and the identity for the reference.
 
     Raises:
         ElfsError: if the reference or an assignment is out of range.
@@ -364,7 +364,7 @@ def temi_losses(
         judge = q_t
         if weighting == "student_teacher":
             judge = F.log_softmax(student[g], dim=1).exp_()
-        # Rolled, what the teacher says of x' stands where x does, and the other way round
+        # Rolled by B, the teacher's output for x' lines up with x, and vice versa
         agreement[g] = (judge * q_t.roll(size // 2, dims=2)).sum(dim=1)
     weight = agreement.mean(dim=0)
     scale = weight * (beta / size)
@@ -405,7 +405,7 @@ def fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
     features = torch.ones_like(mean)
     if config.standardize:
         deviation = centred.square().mean(dim=0).sqrt()
-        # A constant feature says nothing: it becomes 0, not 0 / 0.
+        # A constant feature carries no information: it becomes 0, not 0 / 0.
         constant = deviation <= 1e-6 * deviation.max()
         features = torch.where(constant, 0.0, 1.0 / deviation)
         centred *= features
@@ -474,7 +474,7 @@ def backward(
     unit = F.normalize(heads.weight3, dim=2)
     scaled = (gradient * seen.scale).to(dtype)
     by_unit = torch.bmm(scaled, seen.feature)
-    # The logits do not change with the feature's length: that part of the gradient goes.
+    # The logits do not change with the feature's length: that part of the gradient is removed.
     along = (gradient * seen.logits).sum(dim=1) * (seen.scale[:, 0] * temperature).square_()
     by_feature = torch.bmm(scaled.transpose(1, 2), unit)
     by_feature.addcmul_(seen.feature, along.to(dtype)[:, :, None], value=-1)
@@ -521,10 +521,10 @@ class Trainer:
         self.rate = config.learning_rate * config.batch / 256
         self.optimizer = torch.optim.AdamW(
             list(self.student),
-            # where a graph reads it
+            # a tensor, which a CUDA graph reads
             lr=torch.tensor(self.rate, device=device) if graphs else self.rate,
             weight_decay=config.weight_decay,
-            fused=device.type != "mps",  # which not every torch has there
+            fused=device.type != "mps",  # not every version of torch has it there
             capturable=graphs,
         )
         self._learn = Replayed(self._update) if graphs else self._update
@@ -625,7 +625,7 @@ def train_heads(
     device = inputs.device
     count = len(inputs)
     batch = min(config.batch, count)
-    config = replace(config, batch=batch)  # the rate goes by it
+    config = replace(config, batch=batch)  # the learning rate depends on it
     steps = count // batch
     warm = max(1, config.warmup_epochs * steps)
     # Random numbers are drawn on CPU, so that every device trains on the same batches.

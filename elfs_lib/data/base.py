@@ -67,7 +67,7 @@ class Scratch:
 
     Attributes:
         folder: Files are decoded into it.
-        identity: Of the images, so that decoding goes on with those alone that it began with.
+        identity: Of the images, so that decoding resumes only with the images it began with.
     """
 
     folder: Path
@@ -166,7 +166,7 @@ class Files:
 
 
 def words_and_splits(name: str) -> tuple[list[str], set[str]]:
-    """The words of a name in lower case, but for those of splits; and the splits."""
+    """The words of a name in lower case, without those that name splits, and the splits."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
     others = [word for word in words if word not in SPLIT_WORDS]
     return others, {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
@@ -182,7 +182,7 @@ def file_stat(name: str, file: Path) -> list:
         status = file.stat()
     except OSError:
         return unreadable
-    if not os.access(file, os.R_OK):  # a change of rights alone leaves size and time as they are
+    if not os.access(file, os.R_OK):  # permissions do not show in size and time
         return unreadable
     return [name, status.st_size, status.st_mtime_ns]
 

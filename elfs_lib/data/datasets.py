@@ -50,7 +50,7 @@ class DatasetSpec:
     download: Callable[[Path], None] | None = None
 
 
-# --- what other modules call -----------------------------------------------------------------
+# --- public functions ------------------------------------------------------------------------
 
 
 def load_images(source: Source | str, *, scratch: Path | None = None) -> Images:
@@ -61,9 +61,8 @@ def load_images(source: Source | str, *, scratch: Path | None = None) -> Images:
     Args:
         source: The dataset and where it is; a name alone stands for ``Source(name)``.
         scratch: Folder that image files are decoded into, and made when they are: what is returned
-            are memory maps of files there. A decoding that was killed goes on where it was if it is
-            given the same folder, unless the source, its size or Pillow changed. None: decode in
-            memory.
+            are memory maps of files there. An interrupted decoding resumes if it is given the same
+            folder, unless the source, its size or Pillow changed. None: decode in memory.
 
     Raises:
         ElfsError: if the dataset is unknown or not there (says where to get it), holds no usable
@@ -145,7 +144,7 @@ def unread_files(folder: str | Path) -> dict[str, list]:
     return spec.reader.unread(source)
 
 
-# --- behind them -----------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------
 
 
 def _find(source: Source | str) -> tuple[DatasetSpec, Source]:
@@ -196,7 +195,7 @@ def _digest(identity: list) -> str:
 
 
 def _torchvision(kind: str) -> Callable[..., Any]:
-    """Opens a torchvision class, whichever way it takes its split."""
+    """Opens a dataset of torchvision, however its class takes the split."""
 
     def build(data_dir: Path, split: str, download: bool = False) -> Any:
         from torchvision import datasets as torchvision_datasets
@@ -209,11 +208,11 @@ def _torchvision(kind: str) -> Callable[..., Any]:
 
 def downloader(build: Callable[..., Any], url: str) -> Callable[[Path], None]:
     def fetch(data_dir: Path) -> None:
-        # torchvision waits without limit: find out first whether anyone answers.
+        # torchvision waits forever: check first that the server answers.
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
         except urllib.error.HTTPError:
-            pass  # an answer all the same: some servers refuse HEAD
+            pass  # still an answer: some servers refuse HEAD
         for split in SPLITS:
             build(data_dir, split, download=True)
 

@@ -29,8 +29,9 @@ class Folder(Files):
     """A directory of image files, in a random order that depends on their names alone.
 
     Sorted paths list one class after another where classes are folders. Equal scores are taken in
-    the order of the images, so classes would get into a selection though nobody opened a label.
-    The name of a file decides before its folder's: files sorted into folders keep their order.
+    the order of the images, so class membership would leak into a selection although no label was
+    opened. The name of a file decides before its folder's: files sorted into folders keep their
+    order.
 
     Two folders side by side whose names have a word for train and for test are the splits, whatever
     else their names share (``Train`` and ``Test``, ``cifar_train`` and ``cifar_valid``; see
@@ -56,7 +57,7 @@ class Folder(Files):
                 f"path {str(root)!r} has no image files{in_brackets(report)}: give a directory "
                 "with JPEG, PNG or WebP files."
             )
-        # Images kept from before ``unread`` hold what is reported there in their own report.
+        # Images stored before ``unread`` existed list those files in their own report.
         rows = ["unread apart", *(file_stat(name, root / name) for name in files)]
         return [len(splits["train"]), *rows] if "test" in splits else rows
 
@@ -88,8 +89,8 @@ class Folder(Files):
         return replace(images, report=by_path)
 
     def unread(self, source: Source) -> dict[str, list]:
-        """kind -> names of files beside the images that nobody took for one (hidden, of another
-        kind, unused...); they may come and go, and the images stay the same."""
+        """kind -> names of files that were not taken for images (hidden, of another kind,
+        unused...); changes to them leave the images as they are."""
         return self._listing(source)[1]
 
     def labels(self, source: Source, split: str) -> np.ndarray:
@@ -147,7 +148,7 @@ class ImageNet(Folder):
         folders = [
             folder for name in ("train", "val") for folder in sorted((root / name).iterdir())
         ]
-        # The files' order is not in it, so it is named: rows must not outlive another order.
+        # The order of the files is not part of it, so it is named: another order needs other rows.
         return [
             "order of hashed names",
             *(file_stat(below_folder(root, folder), folder) for folder in folders),

@@ -47,8 +47,8 @@ class Parquet(Files):
 
     Attributes:
         folder: The folder below data_dir; None to read ``path``.
-        num_classes: As published; None to believe the files' metadata.
-        image_size: As published; None to look at the images.
+        num_classes: As published; None to take it from the files' metadata.
+        image_size: As published; None to decide from the images.
     """
 
     folder: str | None = None
@@ -64,7 +64,7 @@ class Parquet(Files):
         for file in files:
             self._check_images(file)
             self._check_labels(file)
-        # of people's own files the names may come to mean other splits; images must not outlive it
+        # how names map to splits may change: images stored under the old meaning must not be reused
         told_apart = self.folder is None and "test" in shards
         rows = [file_stat(below_folder(root, file), file) for file in (*files, *unused)]
         return [len(shards["train"]), *rows] if told_apart else rows
@@ -225,7 +225,7 @@ class Parquet(Files):
         if isinstance(low, int) and (low < 0 or (names and high >= len(names))):
             wrong = low if low < 0 else high
             raise ElfsError(
-                f"{file} has a label {wrong} in column {name}, which is no class: correct it, "
+                f"{file} has a label {wrong} in column {name}, which is not a class: correct it, "
                 "leave that image out, or rename the column to do without labels."
             )
 

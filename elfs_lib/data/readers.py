@@ -1,6 +1,6 @@
 """Readers: each knows one kind of source, and keeps its images and its labels apart.
 
-A reader is asked through :class:`Reader`; :mod:`elfs_lib.data.datasets` gives readers their names.
+All implement :class:`Reader`; :mod:`elfs_lib.data.datasets` registers them by name.
 """
 
 from __future__ import annotations

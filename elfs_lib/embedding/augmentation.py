@@ -110,8 +110,8 @@ def recolour(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor
 
 @functools.cache
 def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The matrix from RGB to YIQ and the one back, float32; once, for each would be a copy to the
-    device in every step."""
+    """The matrix from RGB to YIQ and the one back, float32; cached, to avoid a copy to the device
+    in every step."""
     matrix = torch.tensor(YIQ)
     return matrix.to(device), torch.linalg.inv(matrix).to(device)
 

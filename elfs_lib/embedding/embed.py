@@ -359,7 +359,7 @@ def _pixels(images: np.ndarray, input_size: int | None) -> np.ndarray:
             for i in range(0, len(images), 512)
         ]
         found = torch.cat(blocks).div_(255).numpy()
-    # a black image has no direction: it gets that of every other evenly grey image
+    # a black image has no direction: it gets that of uniformly grey images
     found[~found.any(1)] = 1 / 255
     return found
 

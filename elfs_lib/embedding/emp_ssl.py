@@ -5,8 +5,8 @@ while the crops of different images spread over as many directions as they can, 
 rate measures (Ma et al., 2007). It needs few epochs, but many crops in each. No label is involved.
 
 With a real network on a GPU it beats the contrastive loss of
-:mod:`elfs_lib.embedding.self_supervised`; a tiny network in minutes of a CPU learns more from that
-one.
+:mod:`elfs_lib.embedding.self_supervised`; a tiny network trained for minutes on a CPU learns more
+from the latter.
 """
 
 from __future__ import annotations
@@ -185,6 +185,6 @@ def coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     rows, columns = z.shape[-2:]
     gram = z @ z.mT if rows <= columns else z.mT @ z
     identity = torch.eye(min(rows, columns), dtype=z.dtype, device=z.device)
-    # unchecked, or the device would wait for the answer: I + a Gram matrix always has a factor
+    # unchecked, to avoid waiting for the device: I plus a Gram matrix always has a factor
     factor, _ = torch.linalg.cholesky_ex(identity + columns / (rows * eps) * gram)
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

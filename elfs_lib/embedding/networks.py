@@ -48,7 +48,7 @@ WRAPPERS = (
     "model",
     "student",
 )
-# What hangs behind the features during pretraining, and is not part of the encoder.
+# What follows the features during pretraining, and is not part of the encoder.
 HEADS = re.compile(
     r"(head|heads|head_dist|fc|classifier|projection_head|projector|projectors|prototypes|predictor"
     r"|dino_head|ibot_head|decoder\w*|mask_token)(\.|$)"
@@ -210,7 +210,7 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
 
 @functools.cache
 def _colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """float32 [1, 3, 1, 1]; made once, for in each batch a copy to a GPU would wait for it."""
+    """float32 [1, 3, 1, 1]; cached, since a copy in each batch would wait for the GPU."""
     with torch.inference_mode(False):  # or it could not be part of a training
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
 

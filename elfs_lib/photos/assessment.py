@@ -141,9 +141,9 @@ def assess(
     Args:
         photos: The images the list came from.
         labels: path -> label.
-        folds: Parts that are held out in turn; classes are dealt evenly to them, copies of one
+        folds: Parts that are held out in turn; classes are spread evenly over them, copies of one
             image to the same, or a model would be tested on what it was trained on.
-        seed: Deals the images, draws the subsets of the learning curve, and trains the network.
+        seed: Splits the images, draws the subsets of the learning curve, and trains the network.
         held: Paths of images that were drawn at random: their labels only test.
 
     Raises:
@@ -360,8 +360,8 @@ def learning_curve(
 
 
 def _stratified_folds(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each label, int64 [L]: each class is shuffled and dealt round robin, one class
-    going on where the last one stopped, so that folds differ by one image at most."""
+    """Fold of each label, int64 [L]: each class is shuffled and assigned round robin, starting
+    where the previous class ended, so that folds differ by one image at most."""
     order = np.random.default_rng(seed).random(len(targets))
     rank, _ = rank_in_class(order, targets)
     start = np.concatenate([[0], np.cumsum(np.bincount(targets))[:-1]])

@@ -170,7 +170,7 @@ class Choice:
     Attributes:
         request: What was asked for.
         chooser: What made the list.
-        why: Why by this method, in a sentence.
+        why: Why this method, in a sentence.
         listed: One row an image to label: ``LISTED_COLUMNS`` and ``index``, in rank order.
         held: The same for the images that are kept for testing, in random order.
         rest: One row an image that is on neither: index, path, kind (a key of ``KINDS``), reason,
@@ -329,7 +329,7 @@ class Choice:
                 for beta in search.alike
             ]
             found.append(
-                f"The search does not tell {', '.join(f'{beta:g}' for beta in search.alike)} from "
+                f"The search cannot tell {', '.join(f'{beta:g}' for beta in search.alike)} from "
                 f"the best hard-prune ratio, {search.best:g}: their accuracies differ by less than "
                 f"two standard errors, and those lists have {min(shares):.0%} to {max(shares):.0%} "
                 "in common with this one."

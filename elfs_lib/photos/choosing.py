@@ -49,8 +49,8 @@ from elfs_lib.stages.run import Run
 
 
 @dataclass(frozen=True, eq=False)
-class Brought:
-    """What takes the place of steps, in the order of the images.
+class Provided:
+    """Results of steps that the caller has already, in the order of the images.
 
     Attributes:
         embeddings: float [N, D].
@@ -63,7 +63,7 @@ class Brought:
     scores: np.ndarray | None = None
 
 
-NOTHING = Brought()
+NOTHING = Provided()
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -94,8 +94,8 @@ def select(
             a method that trains on no images.
         embeddings: float [N, D], in place of an encoder's; rows in the order of the images. For a
             directory, which has no order, see the parameter ``embeddings_path``.
-        pseudo_labels: int [N] in 0..C-1, in place of clusters. No true label may have a part in
-            them; nothing here can check that.
+        pseudo_labels: int [N] in 0..C-1, in place of clusters. They must not depend on true labels;
+            nothing here can check that.
         scores: float [N], in place of the proxy's training.
         hard: Which end of ``scores`` is hard: "low" or "high".
         classes: Number of classes, at least 2, or "auto": those of ``pseudo_labels``, or else an
@@ -177,9 +177,9 @@ def select(
         method=method,
         cluster=cluster,
     )
-    brought = Brought(embeddings, pseudo_labels, ascending)
+    provided = Provided(embeddings, pseudo_labels, ascending)
     with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
-        choice = choose_images(images, request, Store(artifacts or temporary), brought=brought)
+        choice = choose_images(images, request, Store(artifacts or temporary), provided=provided)
         frame = choice.listed.copy()
         searched = choice.search
     if scores is not None and choice.method == ELFS:
@@ -196,7 +196,7 @@ def select(
 
 
 def _stand_in(embeddings: np.ndarray) -> ImagesInMemory:
-    """Something in the place of images that nobody has: equal where the embeddings are equal."""
+    """A stand-in for images that are not there: equal where the embeddings are equal."""
     rows = unit_rows(embeddings)
     digests = b"".join(hashlib.sha256(row).digest() for row in rows)
     return ImagesInMemory(
@@ -209,19 +209,19 @@ def choose_images(
     request: Request,
     store: Store,
     *,
-    brought: Brought = NOTHING,
+    provided: Provided = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Run every stage and choose; arguments as in :func:`select`.
 
     Args:
-        brought: What takes the place of steps.
+        provided: Results that replace steps.
         say: Called with a line of progress before each stage.
 
     Raises:
         ElfsError: one sentence, before any long work where that can be known.
     """
-    photos = open_run(source, request, store, brought=brought, say=say)
+    photos = open_run(source, request, store, provided=provided, say=say)
     run = photos.run
     n, request = run.n, of_these_images(request, run.paths)
     say("[3/7] neighbours and copies")
@@ -232,11 +232,11 @@ def choose_images(
             "between, so label one of them."
         )
     estimate, classes = None, request.classes
-    # a method by name that reads no clusters needs no number of them
+    # a named method that reads no clusters does not need their number
     needless = request.method != AUTO and not request.cluster
     needless = needless and METHODS[request.method].needs <= {"embeddings", "neighbors"}
-    if classes == "auto" and brought.pseudo_labels is not None:
-        classes = max(2, int(np.max(brought.pseudo_labels)) + 1)
+    if classes == "auto" and provided.pseudo_labels is not None:
+        classes = max(2, int(np.max(provided.pseudo_labels)) + 1)
     elif classes == "auto" and not needless:
         say("[4/7] counting classes")
         estimate = photos.class_estimate
@@ -262,12 +262,12 @@ def choose_images(
     photos = photos.with_params(Params.make({**run.params.model_dump(), **wanted}))
     photos.check()
     run = photos.run
-    if brought.pseudo_labels is not None:
-        run = run.with_pseudo_labels(np.asarray(brought.pseudo_labels), "given")
-    if brought.scores is not None:
-        run = run.with_scores(brought.scores, "given")
+    if provided.pseudo_labels is not None:
+        run = run.with_pseudo_labels(np.asarray(provided.pseudo_labels), "given")
+    if provided.scores is not None:
+        run = run.with_scores(provided.scores, "given")
     chooser = Chooser(replace(photos, run=run), method, done, held, total)
-    _check_trainable(chooser, brought)
+    _check_trainable(chooser, provided)
     if request.cluster or chooser.trains:
         say(f"[4/7] clustering into {classes} pseudo-classes ({run.clustering})")
         run.ensure("pseudo")
@@ -284,10 +284,10 @@ def choose_images(
     return choice
 
 
-def _check_trainable(chooser: Chooser, brought: Brought) -> None:
+def _check_trainable(chooser: Chooser, provided: Provided) -> None:
     """Refuse to train where there are embeddings and no images."""
     needs, memory = chooser.entry.needs, chooser.photos.memory
-    proxy = "probabilities" in needs or ("scores" in needs and brought.scores is None)
+    proxy = "probabilities" in needs or ("scores" in needs and provided.scores is None)
     search = chooser.entry.takes_beta and chooser.run.params.hard_prune_ratio is None
     if memory and memory.stand_in and (proxy or search):
         what = "trains on the images" if proxy else "searches its beta by training on the images"
@@ -314,8 +314,8 @@ def method_for(request: Request, total: int, classes: int) -> tuple[str, str]:
     )
     if AS_RANDOM <= each < ADVICE[-1][0]:
         why += (
-            " At so many none was told from a random list there: one would serve as well, and be "
-            "an unbiased sample to test on too."
+            " With so many labels no method differed measurably from a random list there: a random "
+            "list would serve as well, and be an unbiased sample to test on."
         )
     return method, why
 
@@ -346,11 +346,11 @@ def open_run(
     request: Request,
     store: Store,
     *,
-    brought: Brought = NOTHING,
+    provided: Provided = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> Photos:
     """Read and embed the images, and set every parameter but the classes and the budget."""
-    photos = read_images(source, request, store, brought=brought, say=say)
+    photos = read_images(source, request, store, provided=provided, say=say)
     run, n = photos.run, photos.run.n
     say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
     dimensions = run.embeddings.array("embeddings").shape[1]
@@ -364,7 +364,7 @@ def read_images(
     request: Request,
     store: Store,
     *,
-    brought: Brought = NOTHING,
+    provided: Provided = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> Photos:
     """Images that are read, and nothing else done."""
@@ -373,19 +373,19 @@ def read_images(
     configure_runtime()
     check_request(request)
     memory, path = memory_or_path(source, request)
-    if brought.embeddings is not None and memory is None:
+    if provided.embeddings is not None and memory is None:
         raise ElfsError(
             "embeddings= cannot be matched with a directory, which has no order: give a list of "
             "files, or encoder='precomputed' and embeddings_path, a file with their paths."
         )
     # Budgets are set when the images are known; their defaults must not stand in the way of a beta
     # that was given.
-    encoder = "efficientnet_lite0" if brought.embeddings is None else PRECOMPUTED
+    encoder = "efficientnet_lite0" if provided.embeddings is None else PRECOMPUTED
     given = {"encoder": encoder, "budgets": (1,), **request.overrides}
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
     run = Run(Params.make(given), store, substitutes=photo_stages(memory))
-    if brought.embeddings is not None:
-        run = run.with_embeddings(brought.embeddings, "given")
+    if provided.embeddings is not None:
+        run = run.with_embeddings(provided.embeddings, "given")
     elif run.params.encoder == PRECOMPUTED:
         embedding_file.check_file(run.params.embeddings_path)
     check_device(run.params)

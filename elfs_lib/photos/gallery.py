@@ -123,7 +123,7 @@ def kind_filter(kinds: Mapping[str, str]) -> str:
 
 
 def _choices(name: str, titles: Mapping[str, str]) -> str:
-    """Radio buttons, the first one set."""
+    """Radio buttons, the first one selected."""
     buttons = (
         f'<label style="margin-right:1rem;white-space:nowrap"><input type="radio" name="{name}" '
         f'id="{key}"{" checked" * (place == 0)}> {escape(title)}</label>'

@@ -66,7 +66,7 @@ def read_source(source: Any, image_size: int | None = None) -> ImagesInMemory:
         files = [Path(path).expanduser() for path in paths]
         gone = next((file for file in files if not file.is_file()), None)
         if gone is not None:
-            raise ElfsError(f"images name {gone}, which is no file: correct its path.")
+            raise ElfsError(f"images name {gone}, which is not a file: correct its path.")
         side = image_size or decoding.default_size(files[: decoding.SAMPLE])
         return ImagesInMemory(_decoded(paths, files, side, decoding.read_file), paths, files=True)
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(

@@ -104,8 +104,8 @@ def evaluate(
     """Assess the labels imported so far, and choose the next images to label.
 
     The next batch continues the same selection with the labels' number added to the budget: images
-    that have a label, and their copies, are not asked for again. Which label they have plays no
-    part in it.
+    that have a label, and their copies, are not asked for again. Their labels have no influence on
+    it.
 
     Args:
         batch: Images in the next batch, or as many as are left; None: as many as in the first
@@ -136,7 +136,7 @@ def evaluate(
         gone = next(path for path in stored if path not in there)
         say(
             f"{len(stored) - len(labels):,} of the labels are of images that are not in the folder "
-            f"any more, and play no part: {gone!r} for one."
+            f"any more and are ignored: {gone!r} for one."
         )
     write_list_csv(files.predictions, assessment.predictions)
     say(f"What the linear model says of every image: {files.predictions}")

@@ -313,7 +313,7 @@ def make_list(
     _check_own(files)
     try:
         before = read_record(files.record) if labels or files.holdout.exists() else None
-    except ElfsError:  # this list makes the record anew
+    except ElfsError:  # this list rewrites the record
         before = None
     if before and labels and before.folder.resolve() != folder.resolve():
         # The folder may have been renamed: then the images are the same.
@@ -332,7 +332,7 @@ def make_list(
     write_choice(files, choice, folder, say=say)
     if len(choice.held):
         write_list_csv(files.holdout, choice.held[LISTED_COLUMNS])
-        # without suggestions, which would lean on whoever labels what the model is tested on
+        # without suggestions, which would bias the labels that the model is tested on
         _write_tasks(files.holdout_tasks, choice.held[LISTED_COLUMNS], folder)
     drop_batch(files, labels, say)
     return choice

@@ -111,7 +111,7 @@ def notes_on(photos: Photos, request: Request, chosen: np.ndarray) -> list[str]:
     sizes = np.bincount(photos.copies.group)
     if sizes.max() > max(20, 0.1 * len(run.paths)):
         notes.append(
-            f"{sizes.max():,} images hang together as near copies: if they are not, raise the "
+            f"{sizes.max():,} images are linked as near copies: if they are not, raise the "
             f"cosine of near copies (now {photos.copies.cosine:g})."
         )
     if (run.images.folder / "test.npy").exists():

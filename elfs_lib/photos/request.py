@@ -44,7 +44,7 @@ class Request:
         held: Paths of those that were drawn already.
         names: A name of each pseudo-class, to suggest as its images' label; empty for none.
         cluster: Whether pseudo-classes are made though the method needs none.
-        settled: What "auto" came to when the list was made; the same list keeps it.
+        settled: What "auto" chose when the list was made; the same list keeps it.
     """
 
     classes: int | str
@@ -138,7 +138,7 @@ def check_counts(
 
 
 def of_these_images(request: Request, paths: Collection[str]) -> Request:
-    """Labels of images that are gone play no part."""
+    """The request without the labels of images that are gone."""
     known = set(paths)
     return replace(request, done=tuple(path for path in request.done if path in known))
 

@@ -281,5 +281,5 @@ def _short_sides(files: Iterable[Path]) -> Iterator[int]:
         try:
             with Image.open(file, formats=readable_formats()) as image:
                 yield min(image.size)
-        except Exception:  # parsers fail in any way they like; others will do
+        except Exception:  # a parser may raise anything; the other files suffice
             continue

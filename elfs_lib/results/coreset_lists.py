@@ -193,7 +193,7 @@ def as_shown(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def known_of(run: Run, lists: Mapping[str, CoresetList]) -> dict[str, Any]:
-    """What :func:`compare_lists` takes besides lists of a run's images, as far as it is there: the
+    """What :func:`compare_lists` takes besides lists of a run's images, where available: the
     labels, and the AUM under true labels where the run has computed it.
 
     Raises:

@@ -28,8 +28,8 @@ from elfs_lib.training.recipes import is_current
 TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
 VOTERS = 20  # of the nearest-neighbour vote
-NOT_A_SETTING = ("device", "eval_seeds")  # parameters that make a row again, and no other row
-OWN_COLUMNS = ("encoder_size", "seed")  # that make another row, and have a column of their own
+NOT_A_SETTING = ("device", "eval_seeds")  # parameters that replace a row and add none
+OWN_COLUMNS = ("encoder_size", "seed")  # parameters that add a row and have a column
 
 #: The columns of a comparison, one row an encoder, input size, seed and setting.
 ENCODER_COLUMNS: dict[str, str] = {
@@ -296,14 +296,14 @@ def sentences(table: pd.DataFrame) -> list[str]:
 
 
 def _eval_seeds(row: Any) -> list[str]:
-    """Seeds of the trainings of a row; from before they were written down they were the first."""
+    """Seeds of the trainings of a row; older tables do not state them: they were the first ones."""
     if pd.isna(row.eval_seeds):
         return [str(seed) for seed in range(row.seeds)]
     return row.eval_seeds.split()
 
 
 def _seconds(row: Any) -> str:
-    """What it took to embed: of the processor, or on the wall where that is all there is."""
+    """Time to embed: of the processor, or wall time where only that was recorded."""
     return f"{row.wall_s:,.0f} wall" if np.isnan(row.cpu_s) else f"{row.cpu_s:,.0f}"
 
 

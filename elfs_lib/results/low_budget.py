@@ -1,5 +1,5 @@
-"""The low-budget track: lists of one to a hundred labels a class, and what a linear probe makes of
-them on frozen embeddings.
+"""The low-budget track: lists of one to a hundred labels a class, and the accuracy of a linear
+probe trained on them.
 
 First every list is chosen, inside a stage that may not open labels; then the labels are opened and
 a probe is fitted on each list. All methods choose from the same embeddings, the probe reads the
@@ -34,7 +34,7 @@ ADVICE: tuple[tuple[int, str], ...] = (
 )
 
 # C of the probe: the loss is C times the summed cross-entropy plus half the squared weights. Rows
-# have length 1, so weights must be large before a softmax is sure of anything.
+# have length 1, so weights must be large before a softmax is confident.
 STRENGTH = 10.0
 MOST_STEPS, TOLERANCE = 5000, 1e-5
 

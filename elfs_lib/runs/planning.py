@@ -1,4 +1,4 @@
-"""What of a sweep is done and what is left, read off the artifacts and nowhere else."""
+"""What of a sweep is done and what is left, derived from the artifacts alone."""
 
 from __future__ import annotations
 

@@ -45,16 +45,16 @@ class Stage:
         title: What people read while it runs; ``{name}`` stands for an argument.
         reads: Names of the parameters that it may read.
         inputs: ``(run, **arguments) -> {name: Call}``: the artifacts that it reads.
-        asks: The same for artifacts of which the key holds what ``key`` takes from them, and not
-            the content: of a search, the choice.
+        asks: The same for artifacts whose content is not in the key: ``key`` takes from them what
+            counts, such as the choice of a search.
         key: ``(given) -> {name: value}``: what the artifact is keyed by besides its inputs.
-        later: Parameters that the stage has come to read since results were first published, with
-            the value that changes nothing: at that value the key leaves them out.
+        later: Parameters that the stage reads since results were first published, with the value
+            that leaves those results valid: at that value the key omits them.
         unkeyed: Parameters that it may read though the results do not depend on them.
         labels: Label policy, or ``(**arguments) -> policy``; see :mod:`elfs_lib.label_lock`. The
             keys of stages that may open labels hold the labels' digest.
-        version: To be raised when ``build`` gives something else than before.
-        quick: It takes no time worth a line: whoever needs it makes it.
+        version: To be raised when the output of ``build`` changes.
+        quick: It is too fast to be planned: what needs it makes it.
         given: Of a stage that takes what somebody brings: what that is called.
     """
 
@@ -151,8 +151,8 @@ class Given:
     """All that a stage gets of a run.
 
     Attributes:
-        params: The parameters that the stage declares; ``classes`` is the number that holds, the
-            parameter's or the dataset's.
+        params: The parameters that the stage declares; ``classes`` is the parameter's, or else the
+            dataset's.
         args: The stage's arguments, as attributes.
         labels: The locked labels, which open as far as the stage's policy allows.
     """
@@ -177,13 +177,12 @@ class Given:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, and what computes."""
+        """How networks are trained on the images: flips, crops, device and precision."""
         return self.some(*TRAINING)
 
     def key(self, *names: str) -> dict[str, Any]:
-        """Parameters as keys hold them: recipes with their revision, and none of those that joined
-        later at the value that changes nothing. Without names, all that the stage declares, and its
-        arguments."""
+        """Parameters as keys hold them: recipes with their revision, and none of ``later`` at its
+        neutral value. Without names, all that the stage declares, and its arguments."""
         later = self._call.stage.later
         values = self.some(*(names or sorted(self._call.stage.reads)))
         kept = {n: v for n, v in values.items() if n not in later or v != later[n]}
@@ -321,7 +320,7 @@ def given_stage(
     """A stage that takes what somebody brings in place of computing it, whatever its arguments.
 
     Args:
-        keyed: What tells it from other such content, a hash of it among it.
+        keyed: What identifies the content, including a hash of it.
         given: See :class:`Stage`.
     """
     return Stage(

@@ -1,4 +1,4 @@
-"""A run: one set of parameters over one store, and what its stages give.
+"""A run: one set of parameters over one store, and the results of its stages.
 
 The stages are declared in the modules that :data:`STAGES` lists; :mod:`elfs_lib.stages.graph` says
 what a declaration holds and what follows from it. Everything up to the coreset runs under the label
@@ -142,11 +142,11 @@ class Run:
     ) -> Run:
         """This run going on from pseudo-labels that somebody brings, in place of a clustering.
 
-        They are told apart by content: nothing that was made from other labels is used for them.
+        They are keyed by content: nothing that was made from other labels is used for them.
 
         Args:
-            labels: int [N] in 0..classes-1, in the order of the images. No true label may have a
-                part in them; nothing here can check that.
+            labels: int [N] in 0..classes-1, in the order of the images. They must not depend on
+                true labels; nothing here can check that.
             name: What pages call them.
             confidence: float [N] in [0, 1], high is sure; None: 1 for each image.
 
@@ -387,7 +387,7 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, and what computes."""
+        """How networks are trained on the images: flips, crops, device and precision."""
         return {name: getattr(self.params, name) for name in TRAINING}
 
     @property
