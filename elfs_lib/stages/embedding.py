@@ -240,7 +240,7 @@ def embeddings(given: Given, draft: Draft) -> None:
 @stage(
     title="embeddings of the test images",
     inputs=["images", "embeddings"],
-    asks=lambda run: _encoder_inputs(run, "test_embeddings"),
+    unkeyed_inputs=lambda run: _encoder_inputs(run, "test_embeddings"),
     unkeyed=[*_EMBEDDING, "encoder_pca"],  # by the embeddings of the training images
 )
 def test_embeddings(given: Given, draft: Draft) -> None:

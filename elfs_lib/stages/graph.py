@@ -45,8 +45,8 @@ class Stage:
         title: What people read while it runs; ``{name}`` stands for an argument.
         reads: Names of the parameters that it may read.
         inputs: ``(run, **arguments) -> {name: Call}``: the artifacts that it reads.
-        asks: The same for artifacts whose content is not in the key: ``key`` takes from them what
-            counts, such as the choice of a search.
+        unkeyed_inputs: The same for artifacts whose content is not in the key: ``key`` takes from
+            them what counts, such as the choice of a search.
         key: ``(given) -> {name: value}``: what the artifact is keyed by besides its inputs.
         later: Parameters that the stage reads since results were first published, with the value
             that leaves those results valid: at that value the key omits them.
@@ -63,7 +63,7 @@ class Stage:
     title: str
     reads: frozenset[str]
     inputs: Callable[..., Mapping[str, Call]]
-    asks: Callable[..., Mapping[str, Call]] = field(default=lambda run, **arguments: {})
+    unkeyed_inputs: Callable[..., Mapping[str, Call]] = field(default=lambda run, **arguments: {})
     key: Callable[[Given], Mapping[str, Any]] = field(default=lambda given: given.key())
     later: Mapping[str, Any] = field(default_factory=dict)
     unkeyed: frozenset[str] = UNKEYED
@@ -168,7 +168,7 @@ class Given:
 
     @cached_property
     def inputs(self) -> dict[str, Artifact]:
-        """The artifacts that the stage reads or asks, by name."""
+        """The artifacts that the stage reads, in its key or not, by name."""
         return {name: call.artifact for name, call in self._call.before.items()}
 
     def some(self, *names: str) -> dict[str, Any]:
@@ -242,8 +242,8 @@ class Call:
 
     @cached_property
     def before(self) -> Mapping[str, Call]:
-        """The same with those that it asks: all that must be there first."""
-        return {**self.inputs, **self.stage.asks(self.run, **self.args)}
+        """The same with those that are not in the key: all that must be there first."""
+        return {**self.inputs, **self.stage.unkeyed_inputs(self.run, **self.args)}
 
     @property
     def upstream(self) -> Iterator[Call]:
