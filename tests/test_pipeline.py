@@ -379,6 +379,20 @@ def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):
         result_tables()
 
 
+def test_the_page_on_the_digits_is_written_where_these_were_run(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    written: list[tuple[str, ...]] = []
+    monkeypatch.setattr(pipeline, "check_notebooks", lambda *given: None)
+    monkeypatch.setattr(pipeline, "_execute_all", lambda names, *rest: written.append((*names,)))
+    for _ in range(2):
+        with pytest.raises(ElfsError, match="did not build"):  # there is nothing to render
+            pipeline.build_book()
+        (tmp_path / "book" / "runs" / "digits").mkdir(parents=True, exist_ok=True)
+    assert "digits_demo" not in written[0] and "results" in written[0]
+    assert written[1] == (*written[0], "digits_demo")
+
+
 def searches(run: Run) -> list[str]:
     return [call.title for call in run.plan() if call.stage.name in ("search", "true_search")]
 

@@ -839,7 +839,7 @@ def gain_by_budget(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
     """
     _filled("rows", rows)
     datasets, methods = list(dict.fromkeys(rows["dataset"])), _ordered(rows["method"].unique())
-    figure = PageFigure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+    figure = PageFigure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
     # room for the names of methods beside each panel, whatever the number of budgets in it
     widths = [1 + rows.loc[rows["dataset"] == name, "budget"].nunique() for name in datasets]
     panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False, width_ratios=widths)[0]
