@@ -56,7 +56,9 @@ class Params(BaseModel):
 
     # data
     dataset: str = Field("digits", description="name of the dataset")
-    data_path: str | None = Field(None, description="file or folder of parquet and image_folder")
+    data_path: str | None = Field(
+        None, description="file or folder of parquet, webdataset and image_folder"
+    )
     image_size: int | None = Field(
         None, ge=SIZE_RANGE[0], le=SIZE_RANGE[1], description="stored side in pixels"
     )

@@ -114,6 +114,7 @@ PRIVATE = {
     "_floor_keys": "the bound that lets a block be skipped: compared with all blocks",
     "_kernels": "which Jupyter kernels this machine has",
     "_execute": "a notebook, whose run the tests of a sweep replace by a moment",
+    "_execute_all": "the notebooks of a book, whose run a test replaces by nothing",
     "_gpus": "which GPUs this machine has",
     "_slurm_cluster": "SLURM, which tests do not have",
     "_ASIDE": "the name that a killed sweep leaves behind",

@@ -274,7 +274,11 @@ def test_data_dir_from_the_environment(tmp_path, monkeypatch):
     ("name", "options", "says"),
     [
         ("digitz", {}, "did you mean 'digits'"),
-        ("digits", {"path": "x"}, "'data_path' is for datasets parquet and image_folder"),
+        (
+            "digits",
+            {"path": "x"},
+            "'data_path' is for datasets parquet, web",
+        ),
         ("digits", {"image_size": 0}, "image_size is 0"),
         ("digits", {"image_size": True}, "image_size is True"),
         ("digits", {"image_size": 32.0}, "image_size is 32.0"),

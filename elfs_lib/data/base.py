@@ -84,7 +84,7 @@ class Source:
         image_size: Side in pixels of the stored squares, 4 to 1024. None: as published; 64 for
             ``imagenet``; for people's own data see :func:`elfs_lib.data.decoding.default_size`.
             N images take 3 x N x image_size^2 bytes.
-        path: For ``parquet`` and ``image_folder``: the file or folder.
+        path: For ``parquet``, ``webdataset`` and ``image_folder``: the file or folder.
 
     Raises:
         ElfsError: if ``image_size`` is out of range.

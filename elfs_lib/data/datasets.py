@@ -22,6 +22,7 @@ from elfs_lib.data.base import SPLITS, Images, MissingDataset, Reader, Scratch, 
 from elfs_lib.data.folders import Folder, ImageNet
 from elfs_lib.data.parquet import Parquet
 from elfs_lib.data.readers import Digits, FashionMnist, FirstOf, Torchvision
+from elfs_lib.data.webdataset import WebDataset
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 
@@ -153,9 +154,10 @@ def _find(source: Source | str) -> tuple[DatasetSpec, Source]:
     if spec.needs_path and not source.path:
         raise ElfsError(f"Dataset {spec.name!r} needs 'data_path': the {spec.get} to read.")
     if source.path and not spec.needs_path:
+        own = ", ".join(name for name, other in DATASETS.items() if other.needs_path)
         raise ElfsError(
-            f"'data_path' is for datasets parquet and image_folder, not for {spec.name!r}: leave "
-            "it out, or name the data root with ELFS_DATA_DIR."
+            f"'data_path' is for datasets {own}, not for {spec.name!r}: leave it out, or name the "
+            "data root with ELFS_DATA_DIR."
         )
     return spec, source
 
@@ -327,6 +329,13 @@ DATASETS: dict[str, DatasetSpec] = {
             Parquet(),
             "anyone's images in Parquet files of the Hugging Face layout, labelled or not",
             ".parquet file or folder of .parquet files",
+            needs_path=True,
+        ),
+        DatasetSpec(
+            "webdataset",
+            WebDataset(),
+            "anyone's images in tar files of the WebDataset layout, labelled or not",
+            ".tar file or folder of .tar files",
             needs_path=True,
         ),
         DatasetSpec(

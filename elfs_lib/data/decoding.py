@@ -324,7 +324,7 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
                 report.setdefault("unreadable", []).append(folder or ".")
                 continue
             if folder and _is_cache(root / folder):
-                report.setdefault("cache", []).append(_printable(folder))
+                report.setdefault("cache", []).append(printable(folder))
                 continue
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
@@ -342,7 +342,7 @@ def list_files(root: Path) -> tuple[list[str], dict[str, list]]:
                     seen.add(identity)
                     todo.append(name)
                 else:
-                    report.setdefault(kind or "repeated_link", []).append(_printable(name))
+                    report.setdefault(kind or "repeated_link", []).append(printable(name))
 
     walk("")
     # Real folders first, then links in sorted order: which of two names a folder is read
@@ -380,7 +380,7 @@ def _valid_utf8(name: str) -> bool:
     return True
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
