@@ -1,5 +1,6 @@
 """What each step of the way to pseudo-labels gives, by the true labels: k-means, spectral
-clustering, TEMI from random weights and from spectral clusterings, self-labelling.
+clustering, TEMI from random weights and from spectral clusterings, self-labelling by a new network
+and by the encoder.
 
     python -m benchmarks.pseudo_labels params/cifar10.yaml --seeds 0 1 2
     python -m benchmarks.pseudo_labels params/cifar10.yaml -p encoder_views=null --steps k-means
@@ -43,11 +44,13 @@ def _clustered(run: Run, column: str = "aligned_mean", **changes: object) -> np.
     return own.consensus.table("labels")[column].to_numpy()
 
 
-def _relabelled(run: Run, rounds: int) -> np.ndarray:
-    return Run(run.params.model_copy(update={"relabel_rounds": rounds}), run.store).pseudo_labels
+def _relabelled(run: Run, rounds: int, **changes: object) -> np.ndarray:
+    changes = {"relabel_rounds": rounds, "relabel_start": "random", **changes}
+    return Run(run.params.model_copy(update=changes), run.store).pseudo_labels
 
 
 RANDOM, SPECTRAL = {"temi_start": "random"}, {"temi_start": "spectral"}
+FROM_ENCODER = {"relabel_start": "encoder", "relabel_keep": 0.9}
 
 #: What is measured, in the order of the table: a name, and what gives labels int64 [N].
 STEPS: dict[str, Callable[[Run], np.ndarray]] = {
@@ -67,6 +70,7 @@ STEPS: dict[str, Callable[[Run], np.ndarray]] = {
     "TEMI, spectral start: aligned mean": lambda run: _clustered(run, **SPECTRAL),
     "then one round of self-labelling": lambda run: _relabelled(run, 1),
     "then a second round": lambda run: _relabelled(run, 2),
+    "instead, two rounds from the encoder": lambda run: _relabelled(run, 2, **FROM_ENCODER),
 }
 
 

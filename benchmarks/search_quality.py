@@ -4,7 +4,8 @@
 
 For each pipeline and budget of a sweep: the search's curve over the betas, and the test accuracy of
 a model that is trained on the true labels of the ELFS coreset at every one of them, by the recipe
-and length of the sweep. Trainings that are in the store are not run again; ``--stored`` runs none.
+and length of the sweep. Trainings that are in the store are not run again; ``--stored`` runs none,
+and leaves out the betas that were not tried.
 Writes ``book/data/search_quality.json`` and a table beside it. This is analysis: the search never
 sees it.
 """
@@ -12,6 +13,7 @@ sees it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 
 import pandas as pd
@@ -25,24 +27,28 @@ from elfs_lib.stages import Run
 
 
 def measure(run: Run, budget: float | int) -> list[dict]:
-    """A row a beta that fits: what the search scored, and the test accuracy; in percent.
+    """A row a beta that fits: what the search scored, and the test accuracy; in percent. Where the
+    store only looks, a row for those that were tried.
 
     Raises:
-        NotBuilt: if the search or a training is not there and the store only looks.
+        NotBuilt: if the search is not there and the store only looks.
     """
-    search = run.search(budget)
-    found = dict(zip(search.json("search")["ratios"], search.array("scores").mean(1), strict=True))
-    return [
-        {
-            "budget": budget,
-            "pipeline": run.params.seed,
-            "ratio": row.ratio,
-            "search": float(found[row.ratio]),
-            "accuracy": row.accuracy,
-            "chosen": row.ratio == search.json("search")["best"],
-        }
-        for row in run.hindsight(budget).itertuples()
-    ]
+    search, seed, rows = run.search(budget), run.params.seed, []
+    best = search.json("search")["best"]
+    for ratio, score in zip(search.json("search")["ratios"], search.array("scores").mean(1)):
+        with contextlib.suppress(NotBuilt):
+            trained = run.evaluate("elfs", budget, seed, hard_prune_ratio=ratio)
+            rows.append(
+                {
+                    "budget": budget,
+                    "pipeline": seed,
+                    "ratio": ratio,
+                    "search": float(score),
+                    "accuracy": trained.json("result")["accuracy"],
+                    "chosen": ratio == best,
+                }
+            )
+    return rows
 
 
 def choice_table(facts: dict) -> pd.DataFrame:
@@ -83,7 +89,7 @@ def main() -> None:
     sweep, rows = load_sweep(arguments.sweep), []
     store = Store(default_store().root, look=True) if arguments.stored else default_store()
     for params in sweep.pipelines:
-        run = Run(params.model_copy(update={"hindsight_seeds": params.eval_seeds[:1]}), store)
+        run = Run(params, store)
         for budget in params.budgets:
             try:
                 rows += measure(run, budget)

@@ -21,24 +21,31 @@ from benchmarks.cifar10 import labelled
 from benchmarks.machine import machine_name
 from benchmarks.timing import clock, clock_name
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.compute import configure_runtime, matmul_peak, resolve_device, resolve_precision
+from elfs_lib.compute import (
+    COMPILE,
+    configure_runtime,
+    matmul_peak,
+    resolve_device,
+    resolve_precision,
+)
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
 FACTS = DATA / "speedrun.json"
-SETTING = ("recipe", "revision", "epochs", "crop_pad", "device", "clock", "torch")
+SETTING = ("recipe", "revision", "epochs", "crop_pad", "compile", "device", "clock", "torch")
 
 
 def speedrun_table(facts: list[dict]) -> pd.DataFrame:
     """One row a recipe, length and machine: accuracy over the seeds, and what a training took."""
     lines = []
     for setting, own in pd.DataFrame(facts).groupby(list(SETTING), sort=False):
-        recipe, _, epochs, crop_pad, device, clock, version = setting
+        recipe, _, epochs, crop_pad, compile, device, clock, version = setting
         spread = f" ± {own['accuracy'].std():.2f}" if len(own) > 1 else ""
         least = (own["pflop"] * 1e15 / own["peak_flops"]).mean()
         lines.append(
             {
-                "Training": f"{recipe}, {epochs} epochs, shifts of {crop_pad} px",
+                "Training": f"{recipe}, {epochs} epochs, shifts of {crop_pad} px"
+                + ("" if compile == "off" else f", compile: {compile}"),
                 "Test accuracy, %": f"{own['accuracy'].mean():.2f}{spread}",
                 "Seeds": " ".join(map(str, sorted(own["seed"]))),
                 "PFLOP": f"{own['pflop'].mean():.3f}",
@@ -72,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--crop-pad", type=int, default=2, help="largest shift, in pixels")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", default="off", choices=COMPILE, help="auto: CUDA graphs")
     arguments = parser.parse_args()
     configure_runtime()
     recipe, length = find_recipe(arguments.recipe), Length(epochs=arguments.epochs)
@@ -82,7 +90,8 @@ def main() -> None:
         start = clock()
         trained = train(
             data.train, data.train_labels, 10, recipe, length, seeds=Seeds.all(seed),
-            crop_pad=arguments.crop_pad, device=arguments.device, desc=f"{arguments.recipe} {seed}",
+            crop_pad=arguments.crop_pad, device=arguments.device, compile=arguments.compile,
+            desc=f"{arguments.recipe} {seed}",
         )  # fmt: skip
         spent = clock() - start
         row = {
@@ -90,6 +99,7 @@ def main() -> None:
             "revision": recipe.revision,
             "epochs": arguments.epochs,
             "crop_pad": arguments.crop_pad,
+            "compile": arguments.compile,
             "seed": seed,
             "accuracy": round(100 * trained.accuracy(data.test, data.test_labels), 2),
             "pflop": round(trained.flops / 1e15, 4),

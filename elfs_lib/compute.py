@@ -174,7 +174,8 @@ def replays(choice: str, device: torch.device) -> bool:
 
 
 def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Module:
-    """A network by torch.compile; if that fails the network itself, and a sentence that says so.
+    """A network by torch.compile; if that fails, or its gradient is not finite, the network itself,
+    and a sentence that says so.
 
     Args:
         network: Its parameters stay its own, and are those of what is returned.
@@ -185,6 +186,9 @@ def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Modul
     fast = torch.compile(network, dynamic=False)
     try:
         run(fast)
+        grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
+        if not all(torch.isfinite(grad).all() for grad in grads):
+            raise FloatingPointError("the gradient is not finite")
     except Exception as error:  # compilers call compilers: any exception may come
         reason = next(iter(str(error).strip().splitlines()), "")[:120]
         print(

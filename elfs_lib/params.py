@@ -134,6 +134,9 @@ class Params(BaseModel):
     )
     relabel_rounds: int = Field(0, ge=0, le=10, description="self-labelling rounds after TEMI")
     relabel_keep: float = Field(0.5, gt=0, le=1, description="confident share a round trains on")
+    relabel_start: Literal["random", "encoder"] = Field(
+        "random", description="a round trains a proxy from new weights, or fine-tunes the encoder"
+    )
     # proxy training
     proxy_recipe: str = Field("resnet18", description=f"how the proxy is trained; {_RECIPES}")
     proxy_epochs: int = Field(200, ge=1, description="T, epochs that the dynamics cover")
@@ -204,6 +207,13 @@ class Params(BaseModel):
                 f"Parameter {name!r} is {getattr(self, name)!r} and goes by the confidence of the "
                 "aligned mean: leave pseudo_labels at 'aligned_mean' in place of "
                 f"{self.pseudo_labels!r}."
+            )
+        if self.relabel_start == "encoder" and (
+            self.encoder in ("pixels", PRECOMPUTED) or "+" in self.encoder
+        ):
+            raise ElfsError(
+                f"Parameter 'relabel_start' is 'encoder' but encoder {self.encoder!r} is not one "
+                "network that could be fine-tuned: use relabel_start: random."
             )
         choose("score", self.score, SCORES)
         for method in self.methods:

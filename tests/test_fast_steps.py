@@ -22,6 +22,7 @@ from elfs_lib.embedding.self_supervised import PreparedNetwork
 from elfs_lib.errors import ElfsError
 from elfs_lib.training import loop
 from elfs_lib.training.loop import Length, Seeds, Trained, train
+from elfs_lib.training.models import build_network
 from elfs_lib.training.recipes import find_recipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -212,6 +213,34 @@ def test_a_network_is_compiled_once_with_its_moments_left_alone():
     assert compiled(network, run) is calls[0] is not network
     assert all(torch.equal(a, b) for a, b in zip(network.buffers(), before))
     assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_a_compiled_network_whose_gradient_is_not_finite_is_not_used(capsys):
+    network = torch.nn.Linear(3, 4)
+
+    def run(fast):
+        (network(torch.randn(5, 3)).sum() * torch.inf).backward()
+
+    assert compiled(network, run) is network
+    assert "the gradient is not finite" in capsys.readouterr().err
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+@pytest.mark.slow
+def test_the_compiler_itself_gives_the_gradient_of_the_plain_network():
+    """In bfloat16, where torch's compiler once found no value equal to the channel's maximum."""
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = build_network("convnet_tiny", images, 10, seed=0).train()
+
+    def gradient(run) -> list[torch.Tensor]:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = run(images)
+        torch.nn.functional.cross_entropy(logits.float(), torch.arange(16) % 10).backward()
+        return [weight.grad.clone() for weight in network.parameters() if weight.requires_grad]
+
+    for plain, fast in zip(gradient(network), gradient(torch.compile(network)), strict=True):
+        assert (plain - fast).norm() < 0.3 * plain.norm()
 
 
 def test_a_compiled_encoder_embeds_as_a_plain_one(monkeypatch):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elfs_lib.clustering import self_training
-from elfs_lib.clustering.self_training import most_confident, relabel
+from elfs_lib.clustering.self_training import FineTuning, fine_tune, most_confident, relabel
+from elfs_lib.embedding.encoder_file import PreparedNetwork
+from elfs_lib.embedding.self_supervised import Seeds, fresh_network
 from elfs_lib.training.loop import Length
 from elfs_lib.training.recipes import find_recipe
 
@@ -89,3 +92,55 @@ def test_only_the_confident_share_is_trained_on(monkeypatch):
     assert (seen["subset"] == most_confident(pseudo, confidence, 0.25)).all()
     assert (seen["targets"] == pseudo[seen["subset"]]).all()
     assert (pseudo == before).all()
+
+
+QUICK = FineTuning(epochs=6, batch=16, lr=0.05, encoder_lr=0.01, area=(0.8, 1.0), views=2)
+
+
+def encoder(images: np.ndarray) -> PreparedNetwork:
+    """A network with random weights in place of one that was trained without labels."""
+    seeds = Seeds.of(0, torch.device("cpu"))
+    return fresh_network(images, "convnet_tiny", seeds, torch.device("cpu"))
+
+
+def tune(images: np.ndarray, pseudo: np.ndarray, confidence: np.ndarray, **changes):
+    options = {"keep": 0.5, "flip": False, "device": "cpu", "precision": "float32"} | changes
+    return fine_tune(encoder(images), images, pseudo, confidence, 2, QUICK, **options)
+
+
+def test_a_round_from_the_encoder_mends_doubtful_labels():
+    images, true, (pseudo, confidence) = two_kinds()
+    found = tune(images, pseudo, confidence)
+    assert found.labels.dtype == np.int64 and found.labels.shape == pseudo.shape
+    assert (found.labels == true).mean() > 0.95 > (pseudo == true).mean()
+    assert found.changed == pytest.approx((found.labels != pseudo).mean())
+    assert (found.confidence >= 0.5 - 1e-6).all() and (found.confidence <= 1 + 1e-6).all()
+
+
+def test_a_round_from_the_encoder_is_given_by_its_seed():
+    images, _, (pseudo, confidence) = two_kinds()
+    first, again, other = (tune(images, pseudo, confidence, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.confidence, again.confidence)
+    assert (first.confidence != other.confidence).any()
+
+
+def test_a_round_from_the_encoder_learns_the_confident_alone():
+    images, _, (pseudo, confidence) = two_kinds()
+    chosen = most_confident(pseudo, confidence, 0.5)
+    others = np.setdiff1d(np.arange(len(pseudo)), chosen)
+    noisy = images.copy()
+    noisy[others] = 255 - noisy[others]
+    options = {"keep": 0.5, "flip": False, "device": "cpu", "precision": "float32"}
+    one, other = (
+        fine_tune(encoder(images), shown, pseudo, confidence, 2, QUICK, **options)
+        for shown in (images, noisy)
+    )
+    np.testing.assert_array_equal(one.confidence[chosen], other.confidence[chosen])
+    assert (one.confidence[others] != other.confidence[others]).any()
+
+
+def test_rare_classes_count_as_much_as_frequent_ones():
+    """Of equal images, 1 in 10 of them in class 1, a loss without balance is 90% sure."""
+    labels = (np.arange(200) % 10 == 0).astype(np.int64)
+    images = np.tile(two_kinds()[0][:1], (200, 1, 1, 1))
+    assert tune(images, labels, np.ones(200), keep=1.0).confidence.mean() < 0.75

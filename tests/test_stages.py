@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ CHANGES = {  # of each parameter that a stage reads, to a value that gives somet
     "pseudo_labels": {"pseudo_labels": "lowest_loss"},
     "relabel_rounds": {"relabel_rounds": 2},
     "relabel_keep": {"relabel_keep": 0.4},
+    "relabel_start": {"relabel_start": "encoder"},
     "proxy_recipe": {"proxy_recipe": "resnet18"},
     "proxy_weights": {"proxy_weights": "confidence"},
     "score": {"score": "el2n"},
@@ -80,6 +82,16 @@ def with_checkpoint(params: Params, folder: Path) -> tuple[Params, Params]:
     return base, base.model_copy(update={"encoder_checkpoint": str(file)})
 
 
+def fine_tuned(params: Params, folder: Path, name: str) -> tuple[Params, Params]:
+    """Self-labelling that starts from a pretrained encoder, and from another one."""
+    base, other = with_checkpoint(params, folder)
+    start = {"relabel_rounds": 1, "relabel_start": "encoder"}
+    changes = {"encoder": {"encoder": "dino_vitb16"}, "encoder_size": {"encoder_size": 32}}
+    if name in changes:
+        other = base.model_copy(update=changes[name])
+    return base.model_copy(update=start), other.model_copy(update=start)
+
+
 def with_files(params: Params, folder: Path) -> list[Params]:
     found = []
     for number in range(2):
@@ -111,7 +123,11 @@ def changed(params: Params, name: str) -> Params:
 def test_each_parameter_that_a_stage_declares_is_in_its_key(
     tiny_run: Run, name: str, parameter: str, tmp_path: Path
 ):
-    if parameter == "encoder_checkpoint":
+    run = Run(tiny_run.params, tiny_run.store)
+    if name == "pseudo" and parameter.startswith("encoder"):
+        both = fine_tuned(tiny_run.params, tmp_path, parameter)
+        run = run.with_embeddings(np.eye(run.n, 9) + 1, "so that no encoder is loaded")
+    elif parameter == "encoder_checkpoint":
         both = with_checkpoint(tiny_run.params, tmp_path)
     elif parameter == "embeddings_path":
         both = with_files(tiny_run.params, tmp_path)
@@ -120,7 +136,7 @@ def test_each_parameter_that_a_stage_declares_is_in_its_key(
     else:
         base = tiny_run.params.model_copy(update=BASE.get(name, {}))
         both = base, changed(base, parameter)
-    calls = [Run(p, tiny_run.store).call(name, **ARGUMENTS.get(name, {})) for p in both]
+    calls = [replace(run, params=p).call(name, **ARGUMENTS.get(name, {})) for p in both]
     assert calls[0].key_params != calls[1].key_params
 
 

@@ -5,10 +5,20 @@ Van Gansbeke et al. (SCAN, ECCV 2020) end with such a step. No ground-truth labe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.embedding.augmentation import Augmentation, augment
+from elfs_lib.embedding.encoder_file import PreparedNetwork
+from elfs_lib.embedding.self_supervised import feature_width
+from elfs_lib.errors import ElfsError
+from elfs_lib.progress import track
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import Recipe
 
@@ -76,3 +86,141 @@ def relabel(
     top, named = probabilities.max(1)
     named = named.numpy()
     return Relabelled(named, top.numpy(), float((named != labels).mean()))
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How :func:`fine_tune` trains.
+
+    Attributes:
+        epochs: Passes over the confident images.
+        batch: Images a step.
+        lr: Peak learning rate of AdamW for the new head; it rises in ``warmup`` and falls as a
+            cosine.
+        encoder_lr: The same for the encoder's weights.
+        weight_decay: Of weight matrices.
+        warmup: Share of the steps in which the learning rates rise.
+        area: Smallest and largest share of the image's area that a view shows, in (0, 1].
+        jitter: Strength of brightness, contrast, saturation and hue changes.
+        grey: Share of the views that lose their colour.
+        label_smoothing: In [0, 1).
+        views: Views of each image whose mean prediction names it.
+    """
+
+    epochs: int = 10
+    batch: int = 500
+    lr: float = 3e-3
+    encoder_lr: float = 3e-4
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    area: tuple[float, float] = (0.25, 1.0)
+    jitter: float = 0.4
+    grey: float = 0.2
+    label_smoothing: float = 0.1
+    views: int = 10
+
+
+def fine_tune(
+    encoder: PreparedNetwork,
+    images: np.ndarray,
+    labels: np.ndarray,
+    confidence: np.ndarray,
+    classes: int,
+    config: FineTuning | None = None,
+    *,
+    keep: float = 0.5,
+    flip: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Relabelled:
+    """One round that starts from the encoder: it learns the confident share and names every image.
+
+    Strong augmentation and a loss that weighs every pseudo-class alike, as SCAN's last step has
+    them (Van Gansbeke et al. 2020, section 2.3); the confident share is fixed before the round.
+
+    Args:
+        encoder: What embedded the images; its weights are changed.
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], pseudo-labels.
+        confidence: float [N], higher is more confident.
+        classes: Number of classes.
+        config: How; None = the defaults.
+        keep: Share of each pseudo-class to train on, in (0, 1].
+        flip: Whether mirrored images keep their class.
+        seed: Of the head, order and views.
+        device: See :func:`elfs_lib.compute.resolve_device`.
+        precision: See :func:`elfs_lib.compute.resolve_precision`.
+
+    Raises:
+        ElfsError: if the loss stops being finite.
+    """
+    config = config or FineTuning()
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    weights, order, views = np.random.SeedSequence(seed).generate_state(3).tolist()
+    shuffle = torch.Generator().manual_seed(order)
+    random = torch.Generator(where).manual_seed(views)
+    how = Augmentation(config.area, 4 / 3, flip, config.jitter, config.grey, blur=False)
+    weak = Augmentation(config.area, 1, flip, 0, 0, blur=False)
+
+    backbone = encoder.network.to(where, memory_format=torch.channels_last)
+    if isinstance(encoder.prepare, nn.Module):
+        encoder.prepare.to(where)
+    width = feature_width(encoder, images.shape[1:], where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights)
+        head = nn.Linear(width, classes).to(where)
+    network = nn.Sequential(backbone, head)
+    rates = {config.encoder_lr: [*backbone.parameters()], config.lr: [*head.parameters()]}
+    groups = [
+        {"params": some, "peak": rate, "weight_decay": config.weight_decay * (dims > 1)}
+        for rate, weights in rates.items()
+        for dims in (1, 2)
+        if (some := [w for w in weights if (w.ndim > 1) + 1 == dims])
+    ]
+    optimizer = torch.optim.AdamW(groups)
+
+    subset = most_confident(labels, confidence, keep)
+    every = resident(images, where)
+    chosen = torch.from_numpy(subset).to(where)
+    targets = torch.from_numpy(labels[subset]).to(where)
+    balance = 1 / torch.bincount(targets, minlength=classes).clamp_min(1).float()
+    criterion = nn.CrossEntropyLoss(balance, label_smoothing=config.label_smoothing)
+
+    def logits(positions: torch.Tensor, views: Augmentation) -> torch.Tensor:
+        x = augment(every[positions].float().div_(255), views, random)
+        x = encoder.prepare(x).contiguous(memory_format=torch.channels_last)
+        with autocast(where, dtype):
+            return network(x).float()
+
+    network.train()
+    batches = math.ceil(len(subset) / config.batch)
+    steps, step = config.epochs * batches, 0
+    for _ in track(range(config.epochs), "self-labelling from the encoder"):
+        total = torch.zeros((), device=where)
+        for some in torch.randperm(len(subset), generator=shuffle).to(where).chunk(batches):
+            done = (step + 0.5) / steps
+            rise = done / config.warmup if done < config.warmup else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rise * 0.5 * (1 + math.cos(math.pi * done))
+            loss = criterion(logits(chosen[some], how), targets[some])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            step += 1
+        if not torch.isfinite(total):
+            raise ElfsError(
+                "Self-labelling from the encoder diverged (the loss is not finite): use precision: "
+                "float32, or relabel_start: random."
+            )
+    network.eval()
+    with torch.inference_mode():
+        parts = [
+            sum(F.softmax(logits(some, weak), 1) for _ in range(config.views)) / config.views
+            for some in torch.arange(len(images), device=where).split(1000)
+        ]
+        top, named = torch.cat(parts).max(1)
+    named = named.cpu().numpy()
+    return Relabelled(named, top.cpu().numpy(), float((named != labels).mean()))

@@ -10,11 +10,13 @@ import pandas as pd
 
 from elfs_lib.artifacts import Draft
 from elfs_lib.clustering.registry import CLUSTERINGS, ClusteringInputs, cluster
+from elfs_lib.embedding import encoders
 from elfs_lib.params import Params
 from elfs_lib.stages.graph import Call, Given, stage
 from elfs_lib.training.recipes import find_recipe
 
 if TYPE_CHECKING:
+    from elfs_lib.clustering.self_training import Relabelled
     from elfs_lib.clustering.temi import TemiConfig
     from elfs_lib.stages.run import Run
 
@@ -129,31 +131,69 @@ def _table(labels: np.ndarray, confidence: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"index": index, "label": labels, "confidence": confidence})
 
 
+def _fine_tunes(params: Params) -> bool:
+    """Whether self-labelling starts from the encoder."""
+    return params.relabel_rounds > 0 and params.relabel_start == "encoder"
+
+
 def _pseudo_inputs(run: Run) -> dict[str, Call]:
     clustered = CLUSTERINGS[run.params.clustering].stage
-    return {"images": run.call("images"), clustered: run.call(clustered)}
+    tuned = _fine_tunes(run.params) and run.trains_encoder
+    encoder = {"encoder": run.call("encoder")} if tuned else {}
+    return {"images": run.call("images"), clustered: run.call(clustered), **encoder}
 
 
 def _pseudo_key(given: Given) -> dict[str, Any]:
+    from elfs_lib.clustering.self_training import FineTuning
+
     keyed = given.key("relabel_rounds")
     if "consensus" in given.inputs:
         keyed |= given.key("pseudo_labels")
-    return keyed | (given.key(*PROXY, "seed", "relabel_keep") if keyed["relabel_rounds"] else {})
+    if not keyed["relabel_rounds"]:
+        return keyed
+    keyed |= given.key("seed", "relabel_keep", "relabel_start", "flip", "precision", "classes")
+    if not _fine_tunes(given.params):
+        return keyed | given.key(*PROXY)
+    keyed |= given.key("encoder", "encoder_size", "encoder_checkpoint")
+    if keyed.pop("encoder_checkpoint") and "encoder" not in given.inputs:
+        keyed["checkpoint"] = encoders.checkpoint_fingerprint(given.params.encoder_checkpoint)
+    return keyed | {"training": dataclasses.asdict(FineTuning())}
+
+
+def _relabel(given: Given, labels: np.ndarray, confidence: np.ndarray, seed: int) -> Relabelled:
+    """One round of self-labelling."""
+    from elfs_lib.clustering.self_training import fine_tune, relabel
+    from elfs_lib.embedding.networks import stored_encoder
+    from elfs_lib.training.loop import Length
+
+    p = given.params
+    start = given.train_images, labels, confidence, p.classes
+    if not _fine_tunes(p):
+        recipe, length = find_recipe(p.proxy_recipe), Length(epochs=p.proxy_epochs)
+        return relabel(*start, recipe, length, keep=p.relabel_keep, seed=seed, **given.training)
+    trained = given.inputs.get("encoder")
+    file = trained.folder / "encoder.safetensors" if trained else p.encoder_checkpoint
+    images = given.train_images
+    encoder = stored_encoder(
+        p.encoder, images.shape[2:], file and encoders.find_checkpoint(file), p.encoder_size
+    )
+    where = given.some("flip", "device", "precision")
+    return fine_tune(encoder, *start, keep=p.relabel_keep, seed=seed, **where)
 
 
 @stage(
     title="pseudo-labels",
     inputs=_pseudo_inputs,
-    reads=["pseudo_labels", "relabel_rounds", "relabel_keep", "seed", *PROXY],
-    later=PROXY_LATER,
+    reads=[
+        *("pseudo_labels", "relabel_rounds", "relabel_keep", "seed", *PROXY),
+        *("encoder", "encoder_size", "encoder_checkpoint"),
+    ],
+    later={"relabel_start": "random", **PROXY_LATER},
     key=_pseudo_key,
 )
 def pseudo(given: Given, draft: Draft) -> None:
     """Table ``pseudo`` (index, label, confidence): the clustering's, after any self-labelling
     rounds."""
-    from elfs_lib.clustering.self_training import relabel
-    from elfs_lib.training.loop import Length
-
     p = given.params
     if "consensus" in given.inputs:
         table = given.inputs["consensus"].table("labels")
@@ -164,17 +204,7 @@ def pseudo(given: Given, draft: Draft) -> None:
     confidence = table["confidence"].to_numpy()
     changed = []
     for number in range(p.relabel_rounds):
-        found = relabel(
-            given.train_images,
-            labels,
-            confidence,
-            p.classes,
-            find_recipe(p.proxy_recipe),
-            Length(epochs=p.proxy_epochs),
-            keep=p.relabel_keep,
-            seed=p.seed + number,
-            **given.training,
-        )
+        found = _relabel(given, labels, confidence, p.seed + number)
         labels, confidence = found.labels, found.confidence
         changed.append(found.changed)
     draft.table("pseudo", _table(labels, confidence))

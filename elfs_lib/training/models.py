@@ -100,7 +100,15 @@ class ConvNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         hidden = nn.functional.gelu(self.whiten(self._shrunk(images)))
-        return self.head(self.blocks(hidden).amax((2, 3))) / 9
+        return self.head(_largest(self.blocks(hidden))) / 9
+
+
+# A compiler computes the hidden values again for the backward pass, with another rounding, finds
+# none equal to the maximum, and gives 0 / 0 as their share of the gradient.
+@torch.compiler.disable
+def _largest(x: torch.Tensor) -> torch.Tensor:
+    """The largest value of each channel: [B, C, H, W] to [B, C]."""
+    return x.amax((2, 3))
 
 
 class _Residual(nn.Module):
