@@ -134,15 +134,22 @@ def test_the_curve_has_a_line_a_budget_in_the_order_of_the_labels():
 def test_words_follow_the_accuracy_of_the_pseudo_labels():
     poor = table(random=[80, 81, 82], elfs=[80.5, 81.4, 82.9])
     poor.loc[poor["method"] == "elfs", "pseudo_label_accuracy"] = 60.0
+    good = table(random=[80, 81, 82], elfs=[82, 83.5, 84.5], elfs_true=[83, 84, 86])
+    good.loc[good["method"] == "elfs", "pseudo_label_accuracy"] = 81.0
     every = {
-        ("cifar10", WHOLE_PIPELINES): EVERY["cifar10", WHOLE_PIPELINES],
+        ("cifar10", WHOLE_PIPELINES): good,
         ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random"): poor,
         ("cifar10", f"{WHOLE_PIPELINES}, search_steps=9"): poor,  # the same pseudo-labels
     }
+    single = table(random=[80], elfs=[85])
+    single.loc[single["method"] == "elfs", "pseudo_label_accuracy"] = 70.0
+    every["cifar10", f"{WHOLE_PIPELINES}, encoder=pixels"] = single  # one run is no point
     rows = verdict.verdict_rows(every)
-    assert verdict.by_pseudo_labels(rows)["pseudo_label_accuracy"].tolist() == [60, 81]
+    assert verdict.by_pseudo_labels(rows)["pseudo_label_accuracy"].tolist() == [60, 81, 100]
     (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
     assert "CIFAR-10 at 10%" in line and line.count("right") == 2
-    assert line.index("+0.6 (") < line.index("60% right") < line.index("+2.3 (")
+    assert (
+        line.index("+0.6 with 60% right") < line.index("+2.3 with 81") < line.index("true labels")
+    )
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
     assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))
