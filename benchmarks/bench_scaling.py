@@ -1,9 +1,9 @@
-"""How each stage grows, and what ImageNet and a pool of 100 million images would take.
+"""How each stage grows, and what ImageNet would take.
 
     python -m benchmarks.bench_scaling           measure (about a minute of one core) and write
     python -m benchmarks.bench_scaling --render  only the tables, from what was measured
 
-Writes ``book/data/scaling.json`` (what was measured) and the three tables of the page on scale.
+Writes ``book/data/scaling.json`` (what was measured) and three tables of the page on scale.
 Seconds are CPU seconds of one thread. The neighbours are searched among the pixels of
 Fashion-MNIST; the other inputs are random, which changes no time.
 """
@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -24,14 +22,12 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_temi import step_flops
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import cpu_model
 from elfs_lib.artifacts import package_versions
 from elfs_lib.clustering.temi import TemiConfig, fit_temi
 from elfs_lib.compute import configure_runtime
 from elfs_lib.embedding.neighbors import nearest_neighbors
-from elfs_lib.selection import expected_cost
 from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.models import build_network
@@ -40,7 +36,6 @@ from elfs_lib.training.recipes import find_recipe
 COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.bench_scaling"
 CPU = torch.device("cpu")
 K = 50
-PCA, CODE, PROBES = 64, 32, 16  # dimensions searched, bytes a code, lists visited a query
 
 # What is assumed and not measured here. ResNet-50, ImageNet, 90 epochs in 1.14 h on 8 A100:
 # https://catalog.ngc.nvidia.com/orgs/nvidia/teams/dle/resources/resnet_mxnet/performance
@@ -73,40 +68,6 @@ def exact_neighbors(rows: np.ndarray) -> Iterator[dict]:
         part = rows[:n]
         seconds = cpu_seconds(lambda part=part: nearest_neighbors(part, K))
         yield row("neighbours, exact", n, rows.shape[1], seconds, part.nbytes + n * K * 8)
-
-
-def approximate_neighbors(rows: np.ndarray) -> Iterator[dict]:
-    """faiss PCA + IVF + PQ, searched from its file; recall against exact search among the same.
-
-    Training takes a sample, so its time is a constant and is given apart.
-    """
-    for n in (8_000, 16_000, 32_000):
-        part, cells = rows[:n], int(4 * math.sqrt(n))
-        index = faiss.index_factory(
-            rows.shape[1], f"PCA{PCA},IVF{cells},PQ{CODE}np", faiss.METRIC_INNER_PRODUCT
-        )
-        sample, asked = part[: rows.shape[0] // 4], part[:: n // 1000][:1000]
-        train_s = cpu_seconds(lambda index=index, sample=sample: index.train(sample))
-        add_s = cpu_seconds(lambda index=index, part=part: index.add(part))
-        exact = faiss.IndexFlatIP(rows.shape[1])
-        exact.add(part)
-        true, found = exact.search(asked, K)[1], []
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "index"
-            faiss.write_index(index, str(file))
-            stored = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
-            faiss.extract_index_ivf(stored).nprobe = PROBES
-            search_s = cpu_seconds(
-                lambda stored=stored, asked=asked, found=found: found.extend(
-                    stored.search(asked, K)[1]
-                )
-            )
-            size = file.stat().st_size
-        hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found, true, strict=True))
-        yield row(
-            "neighbours, IVF-PQ on disk", n, rows.shape[1], add_s + search_s * n / len(asked),
-            size, recall=round(hits / true.size, 3), train_s=round(train_s, 3),
-        )  # fmt: skip
 
 
 def temi() -> Iterator[dict]:
@@ -189,8 +150,7 @@ def measure() -> dict:
     faiss.omp_set_num_threads(1)
     pixels = load_images("fashion_mnist").train[:32_000].reshape(32_000, -1).astype(np.float32)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
-    near = (exact_neighbors(pixels), approximate_neighbors(pixels))
-    stages = (*near, temi(), dynamics(), training())
+    stages = (exact_neighbors(pixels), temi(), dynamics(), training())
     return {
         "machine": f"{cpu_model()}, 1 thread",
         "versions": package_versions(),
@@ -231,7 +191,6 @@ def measured_table(facts: dict) -> pd.DataFrame:
                 "CPU seconds": f"{found['seconds']:.3g}",
                 "Bytes an image": f"{found['bytes'] / found['n']:,.0f}",
                 "Grows as": f"N^{growth(facts, found['stage'])[0]:.2f}",
-                "Recall@50": found.get("recall", ""),
             }
         )
     return pd.DataFrame(lines)
@@ -257,65 +216,6 @@ def imagenet_table(facts: dict) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def pool_table(facts: dict, n: int = POOL) -> pd.DataFrame:
-    """Each stage on ``n`` images."""
-    rate, counts = gpu_rate(facts), facts["flops"]
-    config = TemiConfig(classes=CLASSES)
-    per_step = step_flops(WIDTH, config)
-    temi_flops = per_step * (n // config.batch) * config.epochs
-    exponent, factor = growth(facts, "neighbours, IVF-PQ on disk")
-    codes = [(r["n"], r["bytes"]) for r in facts["rows"] if "recall" in r]
-    per_code = np.polyfit(*zip(*codes, strict=True), 1)[0]  # without what all share
-    an_epoch, each = growth(facts, "dynamics, one epoch")
-    state = next(r["bytes"] / r["n"] for r in facts["rows"] if r["stage"].startswith("dynamics"))
-    elfs = expected_cost("elfs", n, WIDTH, 0.01, classes=CLASSES)
-    d2 = expected_cost("d2", n, WIDTH, 0.01, classes=CLASSES)
-    size = "{:,.0f}".format
-    gpu_hours = {
-        "embeddings": counts["vitb16_224"] * n / rate / 3600,
-        "exact": 2 * n**2 * WIDTH / rate / 3600,
-        "temi": temi_flops / rate / 3600,
-        "proxy": counts["resnet34_112"] * n * EPOCHS / rate / 3600,
-    }
-    core_hours = {
-        "ivf": factor * n**exponent / 3600,
-        "dynamics": each * n**an_epoch * EPOCHS / 3600,
-        "elfs": elfs.seconds / 3600,
-        "d2": d2.seconds / 3600,
-    }
-    lines = [
-        ("images, 112 px", "N", 3 * 112**2 * n, None, None, "not built: shards on disk"),
-        ("embeddings, ViT-B/16", "N", WIDTH * 2 * n, gpu_hours["embeddings"], None,
-         "Dask: one task a shard; float16 .npy, memory-mapped"),
-        ("neighbours, exact", "N^2", WIDTH * 4 * n, gpu_hours["exact"], None,
-         "faiss on GPUs, blocks of queries"),
-        ("neighbours, IVF-PQ", f"N^{exponent:.2f}", per_code * n, None, core_hours["ivf"],
-         "faiss, inverted lists on disk, queries split over Dask workers"),
-        ("TEMI, 50 heads, 200 epochs", "N", WIDTH * 4 * n, gpu_hours["temi"], None,
-         "not built: heads split over GPUs, rows read from disk"),
-        ("proxy, ResNet-34, 112 px, 60 epochs", "N", 3 * 112**2 * n, gpu_hours["proxy"], None,
-         "torchrun; not built: images read by shard"),
-        ("dynamics, 60 epochs", "N", state * n, None, core_hours["dynamics"],
-         "in the training processes"),
-        ("ELFS, given beta", "N log N", elfs.bytes, None, core_hours["elfs"], "one process"),
-        ("D2, given neighbours", "N K", d2.bytes, None, core_hours["d2"], "one process"),
-    ]  # fmt: skip
-    return pd.DataFrame(
-        [
-            {
-                "Stage": stage,
-                "Grows as": law,
-                "GB": size(memory / 1e9),
-                "GPU hours": "" if gpu is None else f"{gpu:,.1f}",
-                f"hours on {GPUS} GPUs": "" if gpu is None else f"{gpu / GPUS:,.1f}",
-                "core hours": "" if core is None else f"{core:,.1f}",
-                "Carried by": engine,
-            }
-            for stage, law, memory, gpu, core, engine in lines
-        ]
-    )
-
-
 def assumptions_table(facts: dict) -> pd.DataFrame:
     published = gpu_rate(facts) / SHARE
     lines = [
@@ -333,7 +233,6 @@ def assumptions_table(facts: dict) -> pd.DataFrame:
 TABLES: Tables = {
     "scaling_measured.csv": measured_table,
     "scaling_imagenet.csv": imagenet_table,
-    "scaling_pool.csv": pool_table,
     "scaling_assumed.csv": assumptions_table,
 }
 

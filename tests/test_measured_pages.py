@@ -37,6 +37,7 @@ def bench(load) -> ModuleType:
         ("pseudo_labels", "book/data/pseudo_labels.json", "pseudo_labels"),
         ("gpu", "book/data/gpu.json", "performance"),
         ("bench_streaming", "book/data/streaming.json", "performance scaling"),
+        ("pool", "book/data/pool.json", "scaling"),
         ("bench_decoding", "book/data/decoding.json", "scaling"),
     ],
 )

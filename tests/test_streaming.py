@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -236,6 +237,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     for mib in (20, 100, 400):
         file = write_images(tmp_path / "images.npy", mib)
         streamed.append(peak(file, "streamed"))
+    streamed.append(peak(file, "streamed", "blocks"))
     assert max(streamed) - min(streamed) < 150  # MiB; two runs of one size are up to 70 apart
     assert peak(file, "resident") - max(streamed) > 300
 
@@ -306,6 +308,9 @@ def test_a_decoding_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, k
         images = Run(params, Store(store)).images
     assert 0 < len(read) <= 10 - 2  # not those of a block that was finished
     np.testing.assert_array_equal(images.array("train"), expected.train)
+    plain = io.BytesIO()
+    np.save(plain, expected.train)
+    assert (images.folder / "train.npy").read_bytes() == plain.getvalue()
     about = images.json("about")
     assert about["paths"] == list(expected.paths) and about["left_out"] == expected.left_out
     assert about["report"] == json.loads(json.dumps(expected.report))

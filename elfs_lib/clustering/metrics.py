@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import ThreadpoolController
 
-from elfs_lib.embedding.rows import forget, unit_rows
+from elfs_lib.embedding.rows import forget, read_rows, unit_rows
 from elfs_lib.errors import ElfsError
 
 # A cluster that holds less than this share of N / C is called nearly empty.
@@ -209,13 +209,12 @@ def kmeans_labels(
             f"classes is {classes}: it must be from 2 to the number of images, {count}."
         )
     step = -(-count // max(CLUSTERED, 256 * classes))
+    some = np.arange(0, count, step)
     model = KMeans(classes, n_init=restarts, random_state=seed, copy_x=False)
     with two_threads():
-        labels = model.fit_predict(unit_rows(embeddings[::step], range(0, count, step))).astype(
-            np.int64
-        )
         if step == 1:
-            return labels
+            return model.fit_predict(unit_rows(embeddings)).astype(np.int64)
+        model.fit(unit_rows(read_rows(embeddings, some), some))
         found = np.empty(count, np.int64)
         for start in range(0, count, BLOCK):
             part = slice(start, min(start + BLOCK, count))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from elfs_lib.embedding.ranking import Neighbors, rank
-from elfs_lib.embedding.rows import forget, unit_rows
+from elfs_lib.embedding.rows import forget, read_rows, unit_rows
 from elfs_lib.progress import track
 
 LEAST = 20_000  # rows; fewer are compared in full, which takes seconds
@@ -42,7 +42,6 @@ class Rows:
         self.embeddings = embeddings
         self.count, self.width = embeddings.shape
         self._scale = np.empty((self.count, 1), np.float32)
-        self._read = 0
         mean = np.zeros(self.width)
         for part in self.parts():
             rows = unit_rows(embeddings[part], range(part.start, part.stop))
@@ -61,12 +60,8 @@ class Rows:
 
     def some(self, which: np.ndarray) -> np.ndarray:
         """float32 [R, D] of length 1."""
-        found = np.asarray(self.embeddings)[which].astype(np.float32, copy=False)
+        found = read_rows(self.embeddings, which).astype(np.float32, copy=False)
         found *= self._scale[which]
-        self._read += found.nbytes
-        if self._read > HELD:
-            forget(self.embeddings)
-            self._read = 0
         return found
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from elfs_lib.errors import ElfsError
 
+READ = 4096  # rows that are read at a time
+
 
 def unit_rows(embeddings: np.ndarray, numbers: Sequence[int] | None = None) -> np.ndarray:
     """Rows scaled to length 1: float32 [N, D], a new C-ordered array.
@@ -43,6 +45,18 @@ def unit_rows(embeddings: np.ndarray, numbers: Sequence[int] | None = None) -> n
     rows /= largest
     rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
     return rows
+
+
+def read_rows(embeddings: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """The rows ``which`` [R] of an array [N, D], in memory. Of a memory map a few are read at a
+    time, for the system maps whole stretches of the file along with them."""
+    plain = np.asarray(embeddings)
+    found = np.empty((len(which), plain.shape[1]), plain.dtype)
+    for start in range(0, len(which), READ):
+        part = slice(start, start + READ)
+        found[part] = plain[which[part]]
+        forget(embeddings)
+    return found
 
 
 def forget(array: np.ndarray) -> None:
