@@ -122,7 +122,6 @@ PRIVATE = {
     "_urgency": "the order of tasks, without a scheduler",
     "_AddInput": "a layer inside a network, checked by itself",
     "_sha256": "hashing, which the tests of whole commands count",
-    "_spread": "the spacing of labels in a figure, checked by numbers",
 }
 
 

@@ -28,7 +28,8 @@ from elfs_lib.results.low_budget import (
     probe_lists,
     standing_table,
 )
-from elfs_lib.results.plots import _spread, accuracy_vs_labels
+from elfs_lib.results.plots import accuracy_vs_labels
+from elfs_lib.results.plots.comparison import spread_out
 from elfs_lib.selection import METHODS, SelectionInputs, select_by
 
 CLASSES = 3
@@ -318,9 +319,9 @@ def test_names_stand_where_the_lines_lie_apart(at_1, at_10, left):
 
 
 def test_names_move_no_farther_than_they_must():
-    assert _spread([0.0, 5.0, 9.0], 1.0, 0, 10) == [0.0, 5.0, 9.0]
-    assert _spread([5.0, 5.0], 1.0, 0, 10) == pytest.approx([4.5, 5.5])
-    assert _spread([9.9, 10.0], 1.0, 0, 10) == pytest.approx([9.0, 10.0])
+    assert spread_out([0.0, 5.0, 9.0], 1.0, 0, 10) == [0.0, 5.0, 9.0]
+    assert spread_out([5.0, 5.0], 1.0, 0, 10) == pytest.approx([4.5, 5.5])
+    assert spread_out([9.9, 10.0], 1.0, 0, 10) == pytest.approx([9.0, 10.0])
 
 
 def test_the_command_runs_on_digits(monkeypatch, tmp_path):
