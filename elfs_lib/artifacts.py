@@ -66,6 +66,11 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def versions_in_words(versions: Mapping[str, str]) -> str:
+    """Versions as people read them: "elfs 0.1.0, torch 2.14.1, ..."."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def _checksum(manifest: Mapping[str, Any]) -> str:
     """Hash of a manifest as it reads from its file, its own checksum left out."""
     facts = {name: value for name, value in manifest.items() if name != "checksum"}

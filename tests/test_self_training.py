@@ -12,6 +12,9 @@ from elfs_lib.clustering import self_training
 from elfs_lib.clustering.self_training import FineTuning, fine_tune, most_confident, relabel
 from elfs_lib.embedding.encoder_file import PreparedNetwork
 from elfs_lib.embedding.self_supervised import Seeds, fresh_network
+from elfs_lib.errors import ElfsError
+from elfs_lib.params import Params
+from elfs_lib.stages import Run
 from elfs_lib.training.loop import Length
 from elfs_lib.training.recipes import find_recipe
 
@@ -144,3 +147,21 @@ def test_rare_classes_count_as_much_as_frequent_ones():
     labels = (np.arange(200) % 10 == 0).astype(np.int64)
     images = np.tile(two_kinds()[0][:1], (200, 1, 1, 1))
     assert tune(images, labels, np.ones(200), keep=1.0).confidence.mean() < 0.75
+
+
+def test_a_run_fine_tunes_the_encoder_that_it_trained(tiny_run):
+    own = {"encoder": "self_supervised", "encoder_network": "convnet_tiny", "encoder_epochs": 1}
+    tuned = own | {"relabel_rounds": 1, "relabel_start": "encoder", "relabel_keep": 0.5}
+    plain, relabelled = (
+        Run(tiny_run.params.model_copy(update=changes), tiny_run.store) for changes in (own, tuned)
+    )
+    before, after = (run.pseudo.table("pseudo")["label"] for run in (plain, relabelled))
+    assert relabelled.pseudo.manifest["inputs"]["encoder"] == plain.artifact("encoder").key
+    assert relabelled.pseudo.manifest["changed_by_round"] == [
+        pytest.approx((before != after).mean())
+    ]
+
+
+def test_only_a_network_can_be_fine_tuned():
+    with pytest.raises(ElfsError, match="'relabel_start'"):
+        Params.make({"dataset": "digits", "encoder": "pixels", "relabel_start": "encoder"})

@@ -66,6 +66,8 @@ BASE = {
     "clusters": {"clustering": "kmeans"},
     "pseudo": {"relabel_rounds": 1},
 }
+# What self-labelling reads where it starts from the encoder, in place of the proxy's parameters.
+OF_ENCODER = {"encoder", "encoder_size", "encoder_checkpoint"}
 ARGUMENTS = {
     "proxy": {"seed": 0},
     "search": {"budget": 0.1, "score": "aum"},
@@ -118,7 +120,12 @@ def changed(params: Params, name: str) -> Params:
 
 
 @pytest.mark.parametrize(
-    "name, parameter", [(s.name, p) for s in STAGES.values() for p in sorted(s.reads)]
+    "name, parameter",
+    [
+        (each.name, parameter)
+        for each in STAGES.values()
+        for parameter in sorted(each.reads - (OF_ENCODER if each.name == "pseudo" else set()))
+    ],
 )
 def test_each_parameter_that_a_stage_declares_is_in_its_key(
     tiny_run: Run, name: str, parameter: str, tmp_path: Path
@@ -137,6 +144,21 @@ def test_each_parameter_that_a_stage_declares_is_in_its_key(
         base = tiny_run.params.model_copy(update=BASE.get(name, {}))
         both = base, changed(base, parameter)
     calls = [replace(run, params=p).call(name, **ARGUMENTS.get(name, {})) for p in both]
+    assert calls[0].key_params != calls[1].key_params
+
+
+@pytest.mark.parametrize("parameter", sorted(OF_ENCODER))
+def test_self_labelling_from_the_encoder_is_keyed_by_it(
+    parameter: str, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Given, "inputs", {"consensus": tiny_run.consensus})  # no need to embed
+    start = {"relabel_rounds": 1, "relabel_start": "encoder", "encoder": "dino_vits16"}
+    base = tiny_run.params.model_copy(update=start)
+    if parameter == "encoder_checkpoint":
+        base, other = with_checkpoint(base, tmp_path)
+    else:
+        other = changed(base, parameter)
+    calls = [Run(params, tiny_run.store).call("pseudo") for params in (base, other)]
     assert calls[0].key_params != calls[1].key_params
 
 

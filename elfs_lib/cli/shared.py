@@ -36,9 +36,9 @@ Overrides = Annotated[
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from elfs_lib.artifacts import package_versions
+        from elfs_lib.artifacts import package_versions, versions_in_words
 
-        print(", ".join(f"{name} {version}" for name, version in package_versions().items()))
+        print(versions_in_words(package_versions()))
         raise typer.Exit
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import Artifact, Draft, package_versions
+from elfs_lib.artifacts import Artifact, Draft, package_versions, versions_in_words
 from elfs_lib.data.duplicates import (
     ALIKE,
     ALIKE_COSINE,
@@ -430,7 +430,7 @@ def facts(choice: Choice) -> list[str]:
         )
     given = "estimated" if request.classes == "auto" else "given"
     changed = ", ".join(f"{name}={value}" for name, value in request.overrides.items())
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    versions = versions_in_words(package_versions())
     return [
         f"{len(run.paths):,} images, each cut to the square in its middle and stored at "
         f"{run.train_images.shape[-1]} pixels, {run.classes} classes ({given}), "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import Draft, Store, write_text_atomic
+from elfs_lib.artifacts import Draft, Store, versions_in_words, write_text_atomic
 from elfs_lib.clustering.metrics import clustering_accuracy, kmeans_labels
 from elfs_lib.embedding.neighbors import Neighbors, knn_accuracy, neighbor_information
 from elfs_lib.errors import ElfsError
@@ -142,7 +142,7 @@ def compare(run: Run, *, say: Callable[[str], None] = lambda text: None) -> dict
     means = summarise(results).set_index("method")
     paired = paired_difference(results, METHOD, BASELINE).iloc[0]
     facts = run.encoder_facts
-    versions = ", ".join(f"{k} {v}" for k, v in embedded.manifest["packages"].items())
+    versions = versions_in_words(embedded.manifest["packages"])
     costs = pd.DataFrame([part.embeddings.manifest for part in run.encoder_runs])
     if "cpu_s" not in costs:
         costs["cpu_s"] = np.nan

@@ -34,6 +34,7 @@ RESULT_COLUMNS: dict[str, str] = {
     "seconds": "wall time of the training",
     "device": "hardware that trained",
     "train_flops": "floating-point operations of the training",
+    "versions": "of the packages that trained",
 }
 REQUIRED = tuple(RESULT_COLUMNS)[:6]
 CONFIDENCE = 0.95

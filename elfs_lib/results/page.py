@@ -297,7 +297,7 @@ def reproduce(every: Tables) -> list[str]:
         f"{_listed(map(_recipe, table['recipe'].unique()))}, {_range(table['steps'])} steps each; "
         f"{table['train_flops'].sum() / 1e12:.3g} TFLOP in {table['seconds'].sum() / 60:.0f} min "
         f"of training on {', '.join(sorted(table['device'].unique()))}; "
-        f"{table['versions'].iloc[0]}."
+        f"{_listed(table['versions'].dropna().unique())}."
         for (dataset, setting), table in every.items()
     ]
 

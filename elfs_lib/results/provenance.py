@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from elfs_lib.artifacts import Artifact, package_versions
+from elfs_lib.artifacts import Artifact, package_versions, versions_in_words
 from elfs_lib.params import Params, parse_yaml, values_of_dataset
 from elfs_lib.project import project_root
 from elfs_lib.stages.run import Run
@@ -82,7 +82,7 @@ def as_yaml(value: object) -> str:
 
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    versions = versions_in_words(package_versions())
     brought = "".join(
         f", with somebody's own {what}, {name!r}, which no command makes"
         for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import package_versions, write_text_atomic
+from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.project import project_root
@@ -35,11 +35,9 @@ def write_results(
         grow: Whether trainings that the file holds and ``rows`` lack stay, if their setting and
             recipe are those of ``rows``: a sweep may go on over another store than it began with.
     """
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     table = evaluation.results_table(rows).assign(
         setting=provenance.setting(params, whole_pipelines=whole_pipelines),
         command=command or provenance.command(params),
-        versions=versions,
     )
     if grow and target.exists():
         table = _grown(table, _read(target))

@@ -144,8 +144,6 @@ def _pseudo_inputs(run: Run) -> dict[str, Call]:
 
 
 def _pseudo_key(given: Given) -> dict[str, Any]:
-    from elfs_lib.clustering.self_training import FineTuning
-
     keyed = given.key("relabel_rounds")
     if "consensus" in given.inputs:
         keyed |= given.key("pseudo_labels")
@@ -157,6 +155,8 @@ def _pseudo_key(given: Given) -> dict[str, Any]:
     keyed |= given.key("encoder", "encoder_size", "encoder_checkpoint")
     if keyed.pop("encoder_checkpoint") and "encoder" not in given.inputs:
         keyed["checkpoint"] = encoders.checkpoint_fingerprint(given.params.encoder_checkpoint)
+    from elfs_lib.clustering.self_training import FineTuning  # needs PyTorch
+
     return keyed | {"training": dataclasses.asdict(FineTuning())}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import Artifact, Draft, Store, is_large
+from elfs_lib.artifacts import Artifact, Draft, Store, is_large, versions_in_words
 from elfs_lib.clustering.metrics import collapse_notes
 from elfs_lib.clustering.registry import check_labels
 from elfs_lib.data import datasets
@@ -511,6 +511,7 @@ class Run:
             "hard_prune_ratio": chosen.artifact.json("info").get("hard_prune_ratio"),
             "pseudo_label_accuracy": 100 * quality["accuracy"] if quality else None,
             **trained.artifact.json("result"),
+            "versions": versions_in_words(trained.artifact.manifest["packages"]),
         }
 
     def results(self) -> pd.DataFrame:
