@@ -36,9 +36,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 def configure_runtime() -> None:
     """Set what holds for the whole process: the arithmetic of torch, and malloc.
 
-    Called wherever work starts: before a stage computes, by the first call of a notebook, by
-    ``select``, in each process of torchrun. Whoever calls only the parts (:mod:`elfs_lib.training`,
-    ...) calls it first, or has torch's own settings.
+    Called wherever work starts: before a stage computes, whoever asks for it (a command, a
+    notebook, a worker), by ``select``, and in each process of torchrun. A page that only reads what
+    is there never imports torch. Whoever calls only the parts (:mod:`elfs_lib.training`, ...) calls
+    this first, or has torch's own settings.
 
     - float32 is float32: no TF32 on CUDA. Exact neighbours rely on its rounding.
     - With ``ELFS_DETERMINISTIC=1`` in the environment, torch is restricted to algorithms that give

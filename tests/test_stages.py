@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,16 +83,6 @@ def with_checkpoint(params: Params, folder: Path) -> tuple[Params, Params]:
     return base, base.model_copy(update={"encoder_checkpoint": str(file)})
 
 
-def fine_tuned(params: Params, folder: Path, name: str) -> tuple[Params, Params]:
-    """Self-labelling that starts from a pretrained encoder, and from another one."""
-    base, other = with_checkpoint(params, folder)
-    start = {"relabel_rounds": 1, "relabel_start": "encoder"}
-    changes = {"encoder": {"encoder": "dino_vitb16"}, "encoder_size": {"encoder_size": 32}}
-    if name in changes:
-        other = base.model_copy(update=changes[name])
-    return base.model_copy(update=start), other.model_copy(update=start)
-
-
 def with_files(params: Params, folder: Path) -> list[Params]:
     found = []
     for number in range(2):
@@ -130,11 +119,7 @@ def changed(params: Params, name: str) -> Params:
 def test_each_parameter_that_a_stage_declares_is_in_its_key(
     tiny_run: Run, name: str, parameter: str, tmp_path: Path
 ):
-    run = Run(tiny_run.params, tiny_run.store)
-    if name == "pseudo" and parameter.startswith("encoder"):
-        both = fine_tuned(tiny_run.params, tmp_path, parameter)
-        run = run.with_embeddings(np.eye(run.n, 9) + 1, "so that no encoder is loaded")
-    elif parameter == "encoder_checkpoint":
+    if parameter == "encoder_checkpoint":
         both = with_checkpoint(tiny_run.params, tmp_path)
     elif parameter == "embeddings_path":
         both = with_files(tiny_run.params, tmp_path)
@@ -143,7 +128,7 @@ def test_each_parameter_that_a_stage_declares_is_in_its_key(
     else:
         base = tiny_run.params.model_copy(update=BASE.get(name, {}))
         both = base, changed(base, parameter)
-    calls = [replace(run, params=p).call(name, **ARGUMENTS.get(name, {})) for p in both]
+    calls = [Run(p, tiny_run.store).call(name, **ARGUMENTS.get(name, {})) for p in both]
     assert calls[0].key_params != calls[1].key_params
 
 
@@ -398,18 +383,16 @@ def test_no_stage_is_made_by_a_run_that_only_looks(tiny_params: Params, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_the_runtime_is_configured_wherever_work_starts(tiny_params: Params, tmp_path, monkeypatch):
+def test_the_runtime_is_configured_wherever_work_starts(tiny_params: Params, tmp_path: Path):
     def tf32() -> bool:
         return torch.backends.cuda.matmul.allow_tf32
 
     starts = {
         "stage": lambda: Run(tiny_params, Store(tmp_path)).images,
-        "notebook": lambda: Run.from_notebook(tiny_params.model_dump()),
         "own images": lambda: read_images(digits, Request(10, 20), Store(tmp_path)),
     }
     digits = np.zeros((40, 1, 8, 8), np.uint8)
     read_images(digits, Request(10, 20), Store(tmp_path))  # which is found, and not made, below
-    monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path))
     for name, start in starts.items():
         torch.backends.cuda.matmul.allow_tf32 = True
         start()

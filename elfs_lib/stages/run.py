@@ -102,9 +102,6 @@ class Run:
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Run:
         """Open a run from a notebook's variables and check it before any work starts."""
-        from elfs_lib.compute import configure_runtime
-
-        configure_runtime()
         run = cls(Params.from_notebook(namespace), default_store())
         run.check()
         return run
