@@ -47,8 +47,8 @@ CLUSTERS, K, BUDGET = 100, 50, 0.01
 BLOCK = 2**14
 ASKED = 500  # rows whose neighbours are compared with the exact ones
 PASSES = 3  # epochs of the linear proxy
-# A stage takes time to start, for each row, and in the search for the codes that a row is compared
-# with, whose number grows as the square root of N.
+# What a stage's time is a sum of: a start, something for each row, and for the search the codes
+# that a row is compared with, which grow as the square root of N.
 POWERS = {
     "neighbours": (0, 1, 1.5),
     "k-means": (0, 1),

@@ -329,13 +329,16 @@ def test_what_was_decoded_to_a_folder_is_not_decoded_again(tmp_path, monkeypatch
     assert isinstance(again.train, np.memmap)
 
 
-@pytest.mark.parametrize("damage", ["log", "pixels", "no log", "no pixels"])
+@pytest.mark.parametrize("damage", ["log", "pixels", "no log", "no pixels", "zeros in the log"])
 def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, damage: str):
     source, scratch = photos(tmp_path / "photos"), tmp_path / "scratch"
     load_images(source, scratch=scratch)
     file = scratch / ("train.log" if "log" in damage else "train.npy")
     if damage.startswith("no"):
         file.unlink()
+    elif damage.startswith("zeros"):
+        first = file.read_bytes().partition(b"\n")[0]
+        file.write_bytes(first + b"\n" + bytes(100) + b"\n")
     else:
         os.truncate(file, file.stat().st_size - 5)
     same_images(load_images(source, scratch=scratch), load_images(source))

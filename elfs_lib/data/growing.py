@@ -87,11 +87,11 @@ class Growing:
         """What a log of the same source says, and its lines; the last may be half written."""
         try:
             lines = self._log_file.read_text(encoding="utf-8").split("\n")[:-1]
-        except (OSError, UnicodeDecodeError):
-            lines = []
-        if lines[:1] != [about]:
-            return [], [about]
-        return [fate for line in lines[1:] for fate in json.loads(line)], lines
+            if lines[:1] == [about]:
+                return [fate for line in lines[1:] for fate in json.loads(line)], lines
+        except (OSError, ValueError):  # there is none, or a disk failed
+            pass
+        return [], [about]
 
     def __enter__(self) -> None:
         pass
