@@ -6,6 +6,7 @@ where its 95% interval excludes zero.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +169,13 @@ def on_betas(chosen: pd.DataFrame) -> list[str]:
 
 
 def other_searches(every: Tables) -> pd.DataFrame:
-    """ELFS against random and CCS over the whole pipelines whose search is another; empty where
-    there are none."""
+    """ELFS against random and CCS over the whole pipelines whose search is another, and nothing
+    else; empty where there are none."""
     rows = []
     for (dataset, setting), table in every.items():
-        if not setting.startswith(WHOLE_PIPELINES) or "search_" not in setting:
+        changed = re.findall(r"(\w+)=", setting)
+        others = [name for name in changed if not name.startswith("search_")]
+        if not setting.startswith(WHOLE_PIPELINES) or not changed or others:
             continue
         against = {
             rival: paired_difference(table, "elfs", rival, strict=False).set_index("budget")
@@ -192,7 +195,7 @@ def other_searches(every: Tables) -> pd.DataFrame:
                     if budget in pairs.index
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
 # ------------------------------------------------------------- what a small run cannot show
