@@ -23,7 +23,7 @@ from benchmarks import bench_dynamics, bench_embedding, bench_neighbors, bench_t
 from benchmarks.machine import cpu_model
 from benchmarks.timing import CPU, Row, clock, clock_name
 from elfs_lib.artifacts import package_versions
-from elfs_lib.compute import matmul_peak
+from elfs_lib.compute import configure_runtime, matmul_peak
 
 MODULES = (bench_embedding, bench_neighbors, bench_temi, bench_dynamics)
 COLUMNS = "{:34} {:26} {:>9} {:>9} {:>20} {:>7}"
@@ -46,6 +46,7 @@ def main() -> None:
         "--only", choices=[m.__name__.partition("bench_")[2] for m in MODULES], help="one part"
     )
     arguments = parser.parse_args()
+    configure_runtime()
     names = ("float32", "bfloat16")
     peaks = {name: matmul_peak(getattr(torch, name), CPU, clock) for name in names}
     facts = {

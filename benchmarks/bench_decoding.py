@@ -43,15 +43,15 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 def measure(folder: Path, count: int) -> dict:
+    from elfs_lib.data.base import Source
     from elfs_lib.data.datasets import load_images
     from elfs_lib.training.loader import StreamedLoader
 
     write_photos(folder / "photos", count)
     read = sum(file.stat().st_size for file in (folder / "photos").iterdir())
     wall, cpu = time.perf_counter(), time.process_time()
-    images = load_images(
-        "image_folder", path=folder / "photos", image_size=SIDE, scratch=folder / "decoded"
-    ).train
+    source = Source("image_folder", path=folder / "photos", image_size=SIDE)
+    images = load_images(source, scratch=folder / "decoded").train
     decoding = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     options = {"batch": 64, "crop": "resized", "side": 224, "flip": True}
     some = np.arange(min(CROPPED, count))

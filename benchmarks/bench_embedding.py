@@ -20,7 +20,7 @@ from benchmarks.timing import Row, compare
 from elfs_lib.compute import autocast, resolve_device, resolve_precision
 from elfs_lib.data.decoding import decode_images
 from elfs_lib.embedding import embed as embedding
-from elfs_lib.embedding.networks import _transform
+from elfs_lib.embedding.networks import input_transform
 from elfs_lib.embedding.self_supervised import PreparedNetwork
 
 LIGHT = ("EfficientNet-Lite0", "tf_efficientnet_lite0")
@@ -38,7 +38,7 @@ def run(quick: bool) -> Iterator[Row]:
         title, architecture = kind
         model = timm.create_model(architecture, num_classes=0).eval()
         config = timm.data.resolve_model_data_config(model)
-        network = PreparedNetwork(model, _transform(side, config))
+        network = PreparedNetwork(model, input_transform(side, config))
         embedder = embedding.Embedder("bench", network, device, dtype)
         model, batch = embedder.network, embedder.batch
         ready = torch.randn(min(batch, count), 3, side, side, device=device)

@@ -26,6 +26,7 @@ from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import cpu_model
 from elfs_lib.artifacts import package_versions
 from elfs_lib.clustering.temi import TemiConfig, fit_temi
+from elfs_lib.compute import configure_runtime
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loop import Length, Seeds, train
@@ -240,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--render", action="store_true", help="only write the tables again")
     arguments = parser.parse_args()
+    configure_runtime()
     file = DATA / "scaling.json"
     if not arguments.render:
         DATA.mkdir(exist_ok=True)

@@ -32,30 +32,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import cpu_model
+from benchmarks.selection_design import BASE, DESIGN, IMAGENET, around
+from elfs_lib.compute import configure_runtime
 from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select_by
 from elfs_lib.selection.cost import GROWTH, measured_as
 from elfs_lib.selection.zcore import zcore_samples
 
-BASE = {"n": 40_000, "dim": 64, "classes": 10, "share": 0.1}
-
-
-def around(base: dict, sizes: tuple[int, ...]) -> list[dict]:
-    """A point, and what differs from it in one way: other N, D, C and budgets."""
-    return [
-        base,
-        *({**base, "n": n} for n in sizes),
-        *({**base, "dim": dim} for dim in (256, 768)),
-        *({**base, "classes": classes} for classes in (100, 1000)),
-        *({**base, "share": share} for share in (0.02, 0.3)),
-    ]
-
-
-DESIGN = around(BASE, (10_000, 20_000, 80_000, 160_000, 320_000))
 # ZCore's default of up to a million samples takes minutes, and its time is linear in them: it is
 # measured at two small numbers and extrapolated along the line
 ZCORE_SAMPLES = (2_000, 8_000)
-# What the largest known users bring; 4 GB of embeddings, a budget that fits an evening
-IMAGENET = {"n": 1_281_167, "dim": 768, "classes": 1000, "share": 0.001}
 NEIGHBORS = 50
 # Made for some hundred images. At a fixed share of N their time grows with N^2: they are measured
 # at sizes that take seconds, and never at that of ImageNet
@@ -232,6 +217,7 @@ def main() -> None:
     parser.add_argument("--ratios", action="store_true", help="only compare with textbook loops")
     parser.add_argument("--methods", nargs="+", help="measure only these")
     arguments = parser.parse_args()
+    configure_runtime()
     os.environ["ELFS_PROGRESS"] = "0"
     print(machine())
     if arguments.ratios:
@@ -250,7 +236,7 @@ def main() -> None:
             f'{{\n "machine": {json.dumps(machine())},\n "rows": [\n{lines}\n ]\n}}\n'
         )
         print(f"Wrote {len(rows)} rows to {GROWTH.name}.")
-        from benchmarks import selection_page  # which imports this module
+        from benchmarks import selection_page  # matplotlib, which measuring does not need
 
         selection_page.main()
 

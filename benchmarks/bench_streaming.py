@@ -23,6 +23,7 @@ import torch
 from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.machine import machine_name
 from benchmarks.timing import clock_name, compare
+from elfs_lib.compute import configure_runtime
 
 FACTS = DATA / "streaming.json"
 SIZES = (20, 100, 400)  # MiB of images
@@ -31,9 +32,11 @@ WAYS = {"resident": "full", "streamed": "full", "streamed in blocks": "blocks"}
 PEAK = """
 import resource, sys
 import numpy as np
+from elfs_lib.compute import configure_runtime
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
+configure_runtime()
 images = np.load(sys.argv[1], mmap_mode="r", allow_pickle=False)
 train(
     images, np.arange(len(images)) % 10, 10, find_recipe("speedrun_tiny"), Length(steps=30),
@@ -101,6 +104,7 @@ def measure(folder: Path) -> dict:
     from elfs_lib.training.loop import Length, Seeds, train
     from elfs_lib.training.recipes import find_recipe
 
+    configure_runtime()
     memory = []
     for mib in SIZES:
         file = write_images(folder / "images.npy", mib)

@@ -78,7 +78,7 @@ def run(quick: bool) -> Iterator[Row]:
     for width, taken in ((768, 768), (1280, 1280), (1280, 128)):
         config = temi.TemiConfig(classes=10, heads=heads, batch=1024)
         plain = PlainTemi(width, config)
-        fast = temi._Trainer(taken, config, torch.Generator().manual_seed(0), device, dtype)
+        fast = temi.Trainer(taken, config, torch.Generator().manual_seed(0), device, dtype)
         x, y = torch.randn(2, config.batch, width)
         pairs = torch.cat([x, y])[:, :taken].to(dtype)
         yield compare(

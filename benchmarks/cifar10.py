@@ -21,8 +21,7 @@ class Labelled:
 
 def labelled() -> Labelled:
     """Both splits, from where ``ELFS_DATA_DIR`` says."""
-    source = {"name": "cifar10"}
-    images = load_images(**source)
-    labels = label_oracle(**source, left_out=images.left_out)
+    images = load_images("cifar10")
+    labels = label_oracle("cifar10", left_out=images.left_out)
     train, test = (labels.open(split, purpose="analysis") for split in ("train", "test"))
     return Labelled(images.train, train, images.test, test)

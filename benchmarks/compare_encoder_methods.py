@@ -26,7 +26,7 @@ from benchmarks.book_data import DATA, Tables, write_tables
 from benchmarks.cifar10 import labelled
 from benchmarks.machine import machine_name
 from benchmarks.timing import clock_name, seconds
-from elfs_lib.compute import resolve_device
+from elfs_lib.compute import configure_runtime, resolve_device
 from elfs_lib.embedding.embed import Views, embed
 from elfs_lib.embedding.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.embedding.encoder_file import save_encoder
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
+    configure_runtime()
     data = labelled()
     chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
     images, labels = data.train[chosen], data.train_labels[chosen]

@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 
 from benchmarks.book_data import DATA, Tables, write_tables
-from elfs_lib.compute import matmul_peak, resolve_device, resolve_precision
+from elfs_lib.compute import configure_runtime, matmul_peak, resolve_device, resolve_precision
 from elfs_lib.errors import ElfsError
 
 FACTS = DATA / "gpu.json"
@@ -214,7 +214,7 @@ def training(setting: Setting, way: str, batch: int) -> tuple:
 def temi_step(setting: Setting, way: str, heads: int) -> tuple:
     """Milliseconds of one step on 512 features, batch 1,024, 10 clusters."""
     from benchmarks.bench_temi import PlainTemi, step_flops
-    from elfs_lib.clustering.temi import TemiConfig, _Trainer
+    from elfs_lib.clustering.temi import TemiConfig, Trainer
 
     batch = setting.of(1024, 32)
     config = TemiConfig(classes=10, heads=setting.of(heads, 2), batch=batch)
@@ -225,7 +225,7 @@ def temi_step(setting: Setting, way: str, heads: int) -> tuple:
         return 1000 * spent, None, {}
     generator = torch.Generator().manual_seed(0)
     graphs = way == "graphs" and setting.device.type == "cuda"
-    trainer = _Trainer(512, config, generator, setting.device, setting.dtype, graphs=graphs)
+    trainer = Trainer(512, config, generator, setting.device, setting.dtype, graphs=graphs)
     pairs = pairs.to(setting.dtype)
     steps = setting.of(20, 2)
 
@@ -510,6 +510,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, no compiler")
     parser.add_argument("--out", type=Path, default=FACTS)
     arguments = parser.parse_args()
+    configure_runtime()
     setting = Setting(resolve_device(arguments.device), arguments.tiny)
     name = (
         torch.cuda.get_device_name(setting.device)

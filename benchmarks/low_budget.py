@@ -31,8 +31,8 @@ from elfs_lib.project import default_store
 from elfs_lib.results.evaluation import display_name
 from elfs_lib.results.low_budget import (
     ADVICE,
-    COLUMNS,
     LABELS_PER_CLASS,
+    LOW_BUDGET_COLUMNS,
     Choice,
     Chooser,
     choose_lists,
@@ -153,7 +153,7 @@ def train_on(lists: Mapping[Choice, np.ndarray], run: Run) -> pd.DataFrame:
         }
         for choice, own in sorted(lists.items(), key=lambda item: item[0].seed)
     ]
-    return pd.DataFrame(rows)[list(COLUMNS)]
+    return pd.DataFrame(rows)[list(LOW_BUDGET_COLUMNS)]
 
 
 def setting(run: Run) -> dict:

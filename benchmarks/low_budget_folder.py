@@ -18,11 +18,12 @@ import pandas as pd
 
 from benchmarks.book_data import DATA
 from elfs_lib.artifacts import write_text_atomic
+from elfs_lib.compute import configure_runtime
 from elfs_lib.data.datasets import label_oracle, load_images
 from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.label_lock import stage_lock
-from elfs_lib.results.low_budget import COLUMNS, difference_table, linear_probe
+from elfs_lib.results.low_budget import LOW_BUDGET_COLUMNS, difference_table, linear_probe
 from elfs_lib.selection import SelectionInputs, select_by
 
 ENCODER, PHOTOS, CLASSES, BUDGET, NEIGHBORS = "efficientnet_lite0", 1500, 10, 100, 50
@@ -69,10 +70,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     given = parser.parse_args()
+    configure_runtime()
     images = load_images("cifar10")
     labels = label_oracle("cifar10", left_out=images.left_out).open("test", purpose="analysis")
     rows = [row for seed in given.seeds for row in repetition(images.test, labels, seed)]
-    table = pd.DataFrame(rows)[list(COLUMNS)]
+    table = pd.DataFrame(rows)[list(LOW_BUDGET_COLUMNS)]
     for name, made in (("folder", table), ("folder_differences", difference_table(table))):
         text = made.to_csv(index=False, float_format="%.10g", lineterminator="\n")
         write_text_atomic(given.out / f"low_budget_{name}.csv", text)

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from benchmarks.bench_selection import BASE, DESIGN, IMAGENET
 from benchmarks.book_data import Tables, write_figure, write_tables
+from benchmarks.selection_design import BASE, DESIGN, IMAGENET
 from elfs_lib.results.evaluation import display_name
 from elfs_lib.selection import METHODS, expected_cost
 from elfs_lib.selection.cost import GROWTH, is_measured, measured_as

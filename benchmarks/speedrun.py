@@ -21,7 +21,13 @@ from benchmarks.cifar10 import labelled
 from benchmarks.machine import machine_name
 from benchmarks.timing import clock, clock_name
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.compute import COMPILE, matmul_peak, resolve_device, resolve_precision
+from elfs_lib.compute import (
+    COMPILE,
+    configure_runtime,
+    matmul_peak,
+    resolve_device,
+    resolve_precision,
+)
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
@@ -75,6 +81,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", default="off", choices=COMPILE, help="auto: CUDA graphs")
     arguments = parser.parse_args()
+    configure_runtime()
     recipe, length = find_recipe(arguments.recipe), Length(epochs=arguments.epochs)
     device = resolve_device(arguments.device)
     peak = matmul_peak(resolve_precision("auto", device), device, clock)

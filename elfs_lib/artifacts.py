@@ -1,8 +1,8 @@
 """Content-keyed stage folders: written once, atomically, checked when read, shared by everyone.
 
 A stage's folder is ``<root>/<stage>/<key>``, where ``key`` is a hash of the stage's name, its
-version, its parameters and the contents of its inputs. Whoever asks for the same stage again, in
-this process or another, gets the folder that is there.
+version, its parameters and the contents of its inputs. Asking for the same stage again, in this
+process or another, returns the existing folder.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def stage_key(stage: str, version: int, params: Mapping, contents: Mapping[str, 
 
 @functools.cache  # ten milliseconds, asked for at each stage
 def package_versions() -> dict[str, str]:
-    """Versions of ELFS and of the packages that decide the numbers, as far as they say."""
+    """Versions of ELFS and of the packages that decide the numbers, where they state one."""
     versions = {"elfs": elfs_lib.__version__}  # which need not be installed: its source will do
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):  # another build of it, or none
@@ -250,7 +250,7 @@ class Store:
         Args:
             stage: Name of the stage; also the name of its folder.
             build: Writes the output through the :class:`Draft` it is given.
-            version: Raised by whoever changes what ``build`` computes.
+            version: To be raised when the output of ``build`` changes.
             params: Everything outside the inputs that the output depends on, the seed included.
             inputs: Artifacts that ``build`` reads.
             seed: Repeated in the manifest for readers.
@@ -301,7 +301,7 @@ class Store:
         except ElfsError:
             if not self.repair:
                 raise
-            os.replace(folder, draft_folder)  # at once: a kill leaves it whole, or gone
+            os.replace(folder, draft_folder)  # atomic: after a kill it is complete or absent
             shutil.rmtree(draft_folder)
             found = None
         if found:

@@ -24,34 +24,43 @@ COMPILE = ("off", "auto", "on")
 # Arithmetic of a training from which torch.compile pays: it takes about a minute, and a GPU does
 # this much in about as long.
 WORTH_COMPILING = 5e15
-# Calls before a capture, in which libraries choose their algorithms and optimisers make their
-# state.
+# Calls before a capture, while libraries choose algorithms and optimisers create their state.
 WARM_UP = 3
 
-# mallopt(3): blocks up to this come from memory that is kept, and this much of it may lie idle.
+# mallopt(3): blocks up to this come from memory that is kept, and this much of it may stay unused.
 KEPT_BLOCK = 2**27
 KEPT_IDLE = 2**29
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
+def configure_runtime() -> None:
+    """Set what holds for the whole process: the arithmetic of torch, and malloc.
+
+    Called wherever work starts: before a stage computes, whoever asks for it (a command, a
+    notebook, a worker), by ``select``, and in each process of torchrun. A page that only reads what
+    is there never imports torch. Whoever calls only the parts (:mod:`elfs_lib.training`, ...) calls
+    this first, or has torch's own settings.
+
+    - float32 is float32: no TF32 on CUDA. Exact neighbours rely on its rounding.
+    - With ``ELFS_DETERMINISTIC=1`` in the environment, torch is restricted to algorithms that give
+      the same bits every time; an operation that has none raises torch's own error, which names
+      it. This must be set before the process first uses cuBLAS.
+    - The process keeps the memory of large arrays that are freed (Linux).
+    """
+    if os.environ.get("ELFS_DETERMINISTIC", "0") != "0":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at first use
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _keep_freed_memory()
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that exists here.
-
-    With ``ELFS_DETERMINISTIC=1`` in the environment, torch is held to algorithms that give the same
-    bits every time; an operation that has none raises torch's own error, which names it. From the
-    first call on, the process keeps the memory of large arrays that are freed (Linux).
 
     Raises:
         ElfsError: if the device is unknown or this machine does not have it.
     """
-    if os.environ.get("ELFS_DETERMINISTIC", "0") != "0":
-        # cuBLAS reads this when it is first used, and every stage asks for its device before that
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
-    _keep_freed_memory()
-    # float32 means float32, whatever the environment says: exact neighbours count on its rounding
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -121,7 +130,7 @@ def matmul_peak(
         device: Where.
         clock: Seconds since any moment.
     """
-    size = 2048 if device.type == "cpu" else 8192  # what is small for a GPU ends too soon
+    size = 2048 if device.type == "cpu" else 8192  # a product that is small for a GPU ends too soon
     a = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     def product() -> float:
@@ -148,10 +157,10 @@ def compiles(choice: str, device: torch.device, flops: float) -> bool:
     """Whether torch.compile should work on a network.
 
     Args:
-        choice: "off", "auto" or "on". ``auto`` is no on everything but CUDA, and there on what ends
-            before a compiler would be through.
+        choice: "off", "auto" or "on". ``auto`` compiles on CUDA only, and there only work that
+            takes longer than compiling.
         device: Where the network is.
-        flops: Multiplications and additions of all that it is to do.
+        flops: Multiplications and additions of the whole work.
     """
     choose("compile", choice, COMPILE)
     return choice == "on" or (
@@ -171,7 +180,7 @@ def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Modul
 
     Args:
         network: Its parameters stay its own, and are those of what is returned.
-        run: Puts the network to use once, backwards too if it is to train, for torch compiles what
+        run: Runs the network once, with a backward pass if it is to be trained: torch compiles what
             it sees. Buffers (running moments) are put back afterwards, and gradients dropped.
     """
     held = [buffer.clone() for buffer in network.buffers()]
@@ -181,7 +190,7 @@ def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Modul
         grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
         if not all(torch.isfinite(grad).all() for grad in grads):
             raise FloatingPointError("the gradient is not finite")
-    except Exception as error:  # a compiler below a compiler: anything may come
+    except Exception as error:  # compilers call compilers: any exception may come
         reason = next(iter(str(error).strip().splitlines()), "")[:120]
         print(
             f"torch.compile failed ({type(error).__name__}: {reason}): going on without it.",
@@ -196,16 +205,17 @@ def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Modul
 
 
 class Replayed:
-    """Work on tensors that a GPU repeats as a CUDA graph, without being told each kernel again.
+    """Work on tensors that a GPU repeats as a CUDA graph, without Python launching each kernel
+    again.
 
-    A step of a small network is hundreds of kernels that end sooner than Python can ask for them.
+    A step of a small network is hundreds of kernels that finish faster than Python can launch them.
     The first calls with tensors of new shapes are run as they are, the next is captured, and from
-    then on replayed. So what the work reads besides its arguments must be tensors that keep their
-    place, such as weights; numbers stay what they were at the capture. If the capture fails, all
-    calls are run as they are, and one sentence says so.
+    then on replayed. So what the work reads besides its arguments must be tensors that stay at
+    their address, such as weights; numbers keep their value of the capture. If the capture fails,
+    all calls are run as they are, and one sentence says so.
 
     Args:
-        work: Takes tensors, returns a tuple of tensors. It must not wait for the GPU.
+        work: Takes tensors, returns a tuple of tensors. It must not synchronise with the GPU.
         capture: What makes a graph of a call without arguments: returns its result, of which the
             values are not there yet, and what fills them in, as often as it is called.
     """
@@ -242,7 +252,7 @@ class Replayed:
 
 
 class _Capture:
-    """Captures on the current stream; all graphs share their memory, for one runs at a time."""
+    """Captures on the current stream; all graphs share their memory, since one runs at a time."""
 
     def __init__(self) -> None:
         self._pool = None

@@ -1,4 +1,4 @@
-"""The one exception that users see, and what many checks share before they raise it."""
+"""The exception that users see, and what many checks share."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
 
 
 def is_whole(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value is a whole number in ``low`` .. ``high``: Python's or numpy's, and not a
-    truth value, which Python takes for a number.
+    """Whether a value is a whole number in ``low`` .. ``high``: Python's or NumPy's, and not a
+    bool, which Python counts as an integer.
     """
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
@@ -79,6 +79,16 @@ class Fault(NamedTuple):
     kind: str
     value: object
     words: str
+
+
+def fault_sentence(name: str, value: object, fault: Fault) -> str:
+    """What is wrong with a value, in a sentence.
+
+    Args:
+        name: What the value is called.
+    """
+    but = " but" if fault.words.startswith("should") else ":"
+    return f"{name} is {value!r}{but} {fault.words}."
 
 
 def own_error(error: pydantic.ValidationError) -> ElfsError | None:

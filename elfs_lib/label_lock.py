@@ -23,7 +23,7 @@ POLICIES = ("never", *PURPOSES)
 
 
 class LabelLockError(ElfsError):
-    """Labels were asked for where they must stay shut."""
+    """Labels were requested where they must stay locked."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def stage_lock(policy: str, *, stage: str = "this stage") -> Iterator[list[str]]
     """Run a stage under a label policy.
 
     Args:
-        policy: ``never`` (labels stay shut), ``analysis`` (figures and measurements about a
+        policy: ``never`` (labels stay locked), ``analysis`` (figures and measurements about a
             choice already made), ``evaluation`` (training on the labelled coreset, testing),
             or ``supervised`` (methods that select with labels, shown as a reference; not an upper
             bound).
@@ -98,8 +98,8 @@ class LabelOracle:
         Args:
             split: ``train`` or ``test``.
             purpose: ``analysis``, ``evaluation`` or ``supervised``. Inside a stage it must be the
-                stage's policy; outside of any stage (a plot in a notebook) only ``analysis``
-                will do.
+                stage's policy; outside of any stage (a plot in a notebook) only ``analysis`` is
+                allowed.
 
         Returns:
             int64 [N], classes 0..C-1, a fresh copy.
@@ -125,7 +125,7 @@ class LabelOracle:
 
     def digest(self) -> str:
         """Hash of all labels, as 16 hexadecimal digits: part of the keys of stages that open
-        labels, so that corrected labels are not served what wrong ones gave.
+        labels, so that results of wrong labels are not reused for corrected ones.
 
         Raises:
             LabelLockError: if a label-free stage is running.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,13 +18,15 @@ import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from elfs_lib.bounds import STRICT, parameter
 from elfs_lib.clustering.registry import CLUSTERINGS
+from elfs_lib.clustering.temi_config import Start, TemiConfig, Weighting
 from elfs_lib.data.base import SIZE_RANGE
 from elfs_lib.data.datasets import DATASETS
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.embedding.encoder_checks import check_encoder
 from elfs_lib.embedding.encoders import check_method
-from elfs_lib.errors import ElfsError, choose, first_fault, own_error
+from elfs_lib.errors import ElfsError, choose, fault_sentence, first_fault, own_error
 from elfs_lib.project import project_root
 from elfs_lib.selection import METHODS, SCORES
 from elfs_lib.selection.double_end import RATIOS
@@ -32,7 +35,7 @@ from elfs_lib.training.recipes import RECIPES, find_recipe
 Share = float | int
 
 _Item = TypeVar("_Item")
-# YAML and papermill write lists; text is no list of its letters, and stays for the message
+# YAML and papermill write lists; a text is not split into letters: the message shows it
 ListOf = Annotated[
     tuple[_Item, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
@@ -42,14 +45,14 @@ OffAutoOn = Annotated[
     BeforeValidator(lambda v: ("off", "on")[v] if isinstance(v, bool) else v),
 ]
 _RECIPES = ", ".join(RECIPES)
+_temi = partial(parameter, TemiConfig)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Params(BaseModel):
     """One run's parameters. Field descriptions are the documentation of the YAML keys."""
 
-    # strict: true is no number and '0.1' no share, whatever Python makes of them
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, **STRICT)
 
     # data
     dataset: str = Field("digits", description="name of the dataset")
@@ -59,9 +62,7 @@ class Params(BaseModel):
     image_size: int | None = Field(
         None, ge=SIZE_RANGE[0], le=SIZE_RANGE[1], description="stored side in pixels"
     )
-    classes: int | None = Field(
-        None, ge=2, le=32767, description="number of classes; null: the dataset's"
-    )
+    classes: int | None = _temi("classes", "number of classes; null: the dataset's", default=None)
     flip: bool = Field(True, description="whether a mirrored image keeps its class")
     crop_pad: int = Field(4, ge=0, le=64, description="random shift in pixels when training")
     # how to compute
@@ -110,30 +111,24 @@ class Params(BaseModel):
     clustering: str = Field(
         "temi", description=f"what gives the pseudo-labels; {', '.join(CLUSTERINGS)}"
     )
-    temi_heads: int = Field(50, ge=1, description="H, clustering heads")
-    temi_epochs: int = Field(200, ge=1, description="passes over the images")
-    temi_batch: int = Field(1024, ge=2, description="images a step, each with one neighbour")
-    temi_learning_rate: float = Field(
-        1e-4, gt=0, description="for a batch of 256, scaled with the batch"
+    temi_heads: int = _temi("heads", "H, clustering heads")
+    temi_epochs: int = _temi("epochs", "passes over the images")
+    temi_batch: int = _temi("batch", "images a step, each with one neighbour")
+    temi_learning_rate: float = _temi("learning_rate", "for a batch of 256, scaled with the batch")
+    temi_warmup_epochs: int = _temi("warmup_epochs", "in which the rate rises linearly")
+    temi_weight_decay: float = _temi("weight_decay", "of AdamW")
+    temi_teacher_momentum: float = _temi("teacher_momentum", "EMA of the teacher's weights")
+    temi_beta: float = _temi("beta", "exponent of the PMI")
+    temi_weighting: Weighting = _temi("weighting", "whose probabilities weigh the pairs")
+    temi_start: Start = _temi(
+        "start", "weights, or a spectral clustering that each head learns first"
     )
-    temi_warmup_epochs: int = Field(20, ge=0, description="in which the rate rises linearly")
-    temi_weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
-    temi_teacher_momentum: float = Field(
-        0.996, ge=0, lt=1, description="EMA of the teacher's weights"
-    )
-    temi_beta: float = Field(0.6, gt=0, le=1, description="exponent of the PMI")
-    temi_weighting: Literal["teacher", "student_teacher"] = Field(
-        "teacher", description="whose probabilities weigh the pairs"
-    )
-    temi_start: Literal["random", "spectral"] = Field(
-        "random", description="weights, or a spectral clustering that each head learns first"
-    )
-    temi_hidden: int = Field(512, ge=8, description="width of the hidden layer")
-    temi_bottleneck: int = Field(256, ge=8, description="width of the layer before the clusters")
-    temi_pca: int | None = Field(None, ge=2, description="reduce embeddings to this many numbers")
-    temi_standardize: bool = Field(False, description="scale features to variance 1 first")
-    temi_loss_epochs: int = Field(1, ge=1, description="epochs a head's loss is averaged over")
-    temi_keep_heads: float = Field(1.0, gt=0, le=1, description="share of heads in the mean")
+    temi_hidden: int = _temi("hidden", "width of the hidden layer")
+    temi_bottleneck: int = _temi("bottleneck", "width of the layer before the clusters")
+    temi_pca: int | None = _temi("pca", "reduce embeddings to this many numbers")
+    temi_standardize: bool = _temi("standardize", "scale features to variance 1 first")
+    temi_loss_epochs: int = _temi("loss_epochs", "epochs a head's loss is averaged over")
+    temi_keep_heads: float = _temi("keep_heads", "share of heads in the mean")
     pseudo_labels: Literal["aligned_mean", "lowest_loss", "plain_mean"] = Field(
         "aligned_mean", description="how the heads agree on a label"
     )
@@ -292,10 +287,8 @@ class Params(BaseModel):
                     f"Parameter {fault.key!r} is the text {fault.value!r} and should be a list: "
                     f"papermill takes one as -y '{fault.key}: {fault.value}'."
                 ) from None
-            but = " but" if fault.words.startswith("should") else ":"
-            raise ElfsError(
-                f"Parameter {fault.key!r} is {fault.value!r}{but} {fault.words}."
-            ) from None
+            said = fault_sentence(f"Parameter {fault.key!r}", fault.value, fault)
+            raise ElfsError(said) from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:

@@ -17,7 +17,7 @@ def project_root() -> Path:
 def default_store(*, repair: bool = False, look: bool = False) -> Store:
     """The artifacts folder: ``ELFS_ARTIFACTS_DIR``, else ``_artifacts`` in the project.
 
-    ``ELFS_REPAIR=1`` makes it repair too, for what takes no arguments: a notebook.
+    ``ELFS_REPAIR=1`` makes it repair too, for notebooks, which take no such argument.
     """
     root = os.environ.get("ELFS_ARTIFACTS_DIR") or project_root() / "_artifacts"
     return Store(root, repair=repair or os.environ.get("ELFS_REPAIR") == "1", look=look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ ORDER = (
     "photos",
     "cli",
 )
-BASE = {"errors", "progress", "compute", "artifacts", "label_lock", "project"}
+BASE = {"errors", "bounds", "progress", "compute", "artifacts", "label_lock", "project"}
 LONGEST = 550  # lines, but for a reason that the module's docstring gives: "One file: ..."
 
 
@@ -74,12 +75,8 @@ def test_rooms_import_one_way(module: str):
     assert not later, f"{module} may not import {later}: {' < '.join(ORDER[1:])}"
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    graph = {
-        module: {name for name in imported(path, for_types=False) if name in MODULES} - {module}
-        for module, path in MODULES.items()
-        if path.name != "__init__.py"  # a room's own offers what its modules hold
-    }
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """The modules that import each other in a circle."""
     while free := [module for module, names in graph.items() if not names & graph.keys()]:
         for module in free:
             del graph[module]
@@ -87,7 +84,71 @@ def test_no_modules_import_each_other_in_a_circle():
     while ends := graph.keys() - set().union(*graph.values(), set()):
         for module in ends:
             del graph[module]
-    assert not graph, f"in a circle: {sorted(graph)}"
+    return sorted(graph)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    library = {
+        module: {name for name in imported(path, for_types=False) if name in MODULES} - {module}
+        for module, path in MODULES.items()
+        if path.name != "__init__.py"  # a room's own offers what its modules hold
+    }
+    assert not circles(library)
+    benchmarks = {}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        found = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        whole = {alias.name for n in found if n.module == "benchmarks" for alias in n.names}
+        parts = {n.module.removeprefix("benchmarks.") for n in found if n.module}
+        benchmarks[path.stem] = whole | parts
+    assert not circles({name: found & benchmarks.keys() for name, found in benchmarks.items()})
+
+
+#: Private names that tests or benchmarks use, and why. All others they must not know.
+PRIVATE = {
+    "_CHUNK": "smaller blocks, so that a small set is decoded in several",
+    "_decode_one": "decoding of one file, which the tests of a killed process count",
+    "_Job": "what one rank hands to the others, which has no caller",
+    "_help": "the other ranks' side of a training, which a test takes with threads",
+    "_Capture": "stands for a GPU, which tests do not have",
+    "_exact_on": "the path of a GPU, run on the CPU",
+    "_floor_keys": "the bound that lets a block be skipped: compared with all blocks",
+    "_kernels": "which Jupyter kernels this machine has",
+    "_execute": "a notebook, whose run the tests of a sweep replace by a moment",
+    "_execute_all": "the notebooks of a book, whose run a test replaces by nothing",
+    "_gpus": "which GPUs this machine has",
+    "_slurm_cluster": "SLURM, which tests do not have",
+    "_ASIDE": "the name that a killed sweep leaves behind",
+    "_outcome": "what a failed future says, without a scheduler",
+    "_urgency": "the order of tasks, without a scheduler",
+    "_AddInput": "a layer inside a network, checked by itself",
+    "_sha256": "hashing, which the tests of whole commands count",
+}
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_private_names_are_used_for_a_reason(folder: str):
+    used = set()
+    for path in sorted((ROOT / folder).glob("*.py")):
+        used |= private_names(ast.parse(path.read_text()))
+    assert used <= PRIVATE.keys()
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Names with an underscore that a module takes from the library or the benchmarks: imported,
+    as attributes of modules of theirs, or replaced by ``monkeypatch``."""
+    modules, found = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and re.match("elfs_lib|benchmarks", node.module or ""):
+            modules |= {alias.asname or alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in modules:
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".setattr"):
+            target, name = (ast.unparse(argument) for argument in node.args[:2])
+            if target in modules:
+                found.add(name.strip("'"))
+    return {name for name in found if re.match("_[^_]", name)}
 
 
 @pytest.mark.parametrize("folder", ["elfs_lib", "benchmarks"])

@@ -57,7 +57,7 @@ def test_colour_changes_leave_grey_grey_and_can_take_colour_away():
     colour = torch.from_numpy(noise(8)).float() / 255
     view = augment(colour, Augmentation(grey=1.0), generator())
     torch.testing.assert_close(view, view[:, :1].expand_as(view), atol=1e-4, rtol=0)
-    view = augmentation._recolour(colour, Augmentation(jitter=0, grey=0), generator())
+    view = augmentation.recolour(colour, Augmentation(jitter=0, grey=0), generator())
     torch.testing.assert_close(view, colour, atol=1e-5, rtol=0)
 
 
@@ -68,13 +68,13 @@ def test_light_by_hand():
     assert changed < 0.8
     bright = x * (1 + 0.8 * brightness - 0.4)
     want = bright.mean() + (bright - bright.mean()) * (1 + 0.8 * contrast - 0.4)
-    found = augmentation._light(x, 0.4, generator())
+    found = augmentation.light(x, 0.4, generator())
     torch.testing.assert_close(found, want)
 
 
 def test_blur_keeps_the_mean_and_lowers_the_detail():
     x = torch.from_numpy(noise(16, 1, 224)).float() / 255
-    view = augmentation._blur(x, generator())
+    view = augmentation.blur(x, generator())
     blurred = view.std((1, 2, 3)) < 0.95 * x.std((1, 2, 3))
     assert 0 < int(blurred.sum()) < 16
     torch.testing.assert_close(view.mean((2, 3)), x.mean((2, 3)), atol=0.02, rtol=0)
@@ -83,7 +83,7 @@ def test_blur_keeps_the_mean_and_lowers_the_detail():
 @pytest.mark.parametrize("shape", [(4, 640), (640, 4)])
 def test_a_narrow_image_is_blurred_no_farther_than_its_edges_mirror(shape: tuple[int, int]):
     images = torch.rand((8, 1, *shape), generator=generator())
-    blurred = augmentation._blur(images, generator())
+    blurred = augmentation.blur(images, generator())
     assert blurred.shape == images.shape
     assert blurred.min() >= images.min() and blurred.max() <= images.max()
     changed = (blurred - images).abs().amax((1, 2, 3)) > 1e-3
@@ -104,12 +104,12 @@ def test_a_fixed_crop_is_square_and_of_its_area():
 
 def test_solarisation_inverts_the_bright_half_of_its_share():
     x = torch.rand(400, 3, 4, 4, generator=generator())
-    found = augmentation._solarise(x, 0.1, generator(1))
+    found = augmentation.solarise(x, 0.1, generator(1))
     changed = (found != x).flatten(1).any(1)
     assert 0.05 < changed.float().mean() < 0.15
     want = torch.where(x >= 0.5, 1 - x, x)
     torch.testing.assert_close(found[changed], want[changed])
-    torch.testing.assert_close(augmentation._solarise(x, 1.0, generator()), want)
+    torch.testing.assert_close(augmentation.solarise(x, 1.0, generator()), want)
 
 
 def test_changes_that_are_left_out_change_nothing():

@@ -77,7 +77,7 @@ def test_a_function_that_breaks_its_promise_is_named(groups, monkeypatch, labels
         return Clusters(labels, confidence)
 
     monkeypatch.setitem(CLUSTERINGS, "broken", Clustering("broken", function, "none", "broken"))
-    with pytest.raises(ElfsError, match="'broken' broke its promise: "):
+    with pytest.raises(ElfsError, match="clustering 'broken' is wrong"):
         cluster("broken", groups[0], 3)
 
 

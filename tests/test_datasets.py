@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from elfs_lib.artifacts import Store
 from elfs_lib.data import datasets, decoding, readers
-from elfs_lib.data.base import Images, merge_reports
+from elfs_lib.data.base import Images, Source, default_data_dir, merge_reports
 from elfs_lib.data.datasets import (
     DATASETS,
     check_dataset,
@@ -63,7 +63,7 @@ def test_digits_are_scaled_split_and_aligned():
 
 
 def test_digits_resized():
-    images = load_images("digits", image_size=16)
+    images = load_images(Source("digits", image_size=16))
     assert images.train.shape == (1437, 1, 16, 16) and images.train.dtype == np.uint8
     small = load_images("digits").train
     assert abs(images.train.mean() - small.mean()) < 3
@@ -86,16 +86,16 @@ def test_fashion_mnist_from_idx_files(tmp_path, monkeypatch, suffix):
         arrays[part] = rng.integers(0, 256, (count, 28, 28), np.uint8)
         write_idx(raw / f"{part}-images-idx3-ubyte{suffix}", arrays[part])
         write_idx(raw / f"{part}-labels-idx1-ubyte{suffix}", np.arange(count, dtype=np.uint8))
-    images = load_images("fashion_mnist", tmp_path)
+    images = load_images(Source("fashion_mnist", tmp_path))
     assert np.array_equal(images.train[:, 0], arrays["train"])
     assert np.array_equal(images.test[:, 0], arrays["t10k"])
-    assert load_labels("fashion_mnist", "test", tmp_path).tolist() == [0, 1, 2]
+    assert load_labels(Source("fashion_mnist", tmp_path), "test").tolist() == [0, 1, 2]
     assert images.class_names[9] == "Ankle boot"
 
     broken = raw / f"train-images-idx3-ubyte{suffix}"
     broken.write_bytes(broken.read_bytes()[:-40])
     with pytest.raises(ElfsError, match="not a whole IDX file"):
-        load_images("fashion_mnist", tmp_path)
+        load_images(Source("fashion_mnist", tmp_path))
 
 
 def test_images_come_without_reading_a_label(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_images_come_without_reading_a_label(tmp_path, monkeypatch):
     for part in ("train", "t10k"):
         write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((2, 28, 28), np.uint8))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"would fail if read")
-    assert len(load_images("fashion_mnist", tmp_path).train) == 2
+    assert len(load_images(Source("fashion_mnist", tmp_path)).train) == 2
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -121,14 +121,14 @@ def test_torchvision_adapter(tmp_path, channels_last):
 
     (tmp_path / "part").write_bytes(b"x")
     reader = readers.Torchvision(build, ("part",), 3, "targets", channels_last)
-    request = readers.Request(tmp_path)
-    images = reader.images(request)
+    source = Source("digits", tmp_path)
+    images = reader.images(source)
     assert np.array_equal(images.train, pixels[0]) and np.array_equal(images.test, pixels[1])
     assert images.train.flags.c_contiguous and images.class_names == ("a", "b", "c")
-    assert reader.labels(request, "test").tolist() == [0, 1, 2, 0, 1, 2]
-    assert len(reader.identity(request)) == 1
+    assert reader.labels(source, "test").tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(reader.identity(source)) == 1
     with pytest.raises(readers.MissingDataset):
-        readers.Torchvision(build, ("part", "gone"), 3, "targets").identity(request)
+        readers.Torchvision(build, ("part", "gone"), 3, "targets").identity(source)
 
 
 def write_cifar10(root, pixels, labels):
@@ -169,16 +169,16 @@ def test_torchvision_layouts(tmp_path, monkeypatch, name, side, write):
     train, test, train_labels, test_labels = write(tmp_path, pixels, rng.integers(0, 10, (6, 4)))
     # The real classes compare checksums first: small files are refused...
     with pytest.raises(ElfsError, match="fetch them again"):
-        load_images(name, tmp_path)
+        load_images(Source(name, tmp_path))
     # ... and read once that check is taken away.
     module = f"torchvision.datasets.{'cifar' if name == 'cifar10' else name}"
     monkeypatch.setattr(f"{module}.check_integrity", lambda *_: True)
-    images = load_images(name, tmp_path)
+    images = load_images(Source(name, tmp_path))
     assert np.array_equal(images.train, train) and np.array_equal(images.test, test)
     assert images.train.flags.c_contiguous and images.train.dtype == np.uint8
-    assert load_labels(name, "train", tmp_path).tolist() == train_labels.tolist()
-    assert load_labels(name, "test", tmp_path).tolist() == test_labels.tolist()
-    assert load_images(name, tmp_path, image_size=16).test.shape == (4, 3, 16, 16)
+    assert load_labels(Source(name, tmp_path), "train").tolist() == train_labels.tolist()
+    assert load_labels(Source(name, tmp_path), "test").tolist() == test_labels.tolist()
+    assert load_images(Source(name, tmp_path, image_size=16)).test.shape == (4, 3, 16, 16)
 
 
 def test_altered_cifar_files_are_refused_before_they_are_unpickled(tmp_path):
@@ -188,7 +188,7 @@ def test_altered_cifar_files_are_refused_before_they_are_unpickled(tmp_path):
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
         (folder / name).write_bytes(trap)
     with pytest.raises(ElfsError, match="fetch them again"):
-        load_images("cifar10", tmp_path)
+        load_images(Source("cifar10", tmp_path))
     assert not (tmp_path / "trap").exists()
 
 
@@ -211,14 +211,14 @@ def test_cifar10_from_parquet(tmp_path):
         ("test-00000-of-00001", cells[9:], [1, 0, 0]),
     ):
         image_files.parquet_file(folder / f"{name}.parquet", part, labels, metadata=metadata)
-    images = load_images("cifar10", tmp_path)
+    images = load_images(Source("cifar10", tmp_path))
     assert images.train.shape == (9, 3, 32, 32) and images.test.shape == (3, 3, 32, 32)
     for row, cell in enumerate(cells[:9]):
         expected = np.asarray(Image.open(io.BytesIO(cell))).transpose(2, 0, 1)
         assert np.array_equal(images.train[row], expected)
     assert images.class_names == ("plane", "car") and images.num_classes == 10
     assert "JPEG copies" in images.source and images.paths is None
-    assert load_labels("cifar10", "train", tmp_path).tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 0]
+    assert load_labels(Source("cifar10", tmp_path), "train").tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 0]
 
 
 def test_every_dataset_that_can_be_missing_says_where_to_get_it(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_every_dataset_that_can_be_missing_says_where_to_get_it(tmp_path, monkey
             continue
         for call in (check_dataset, load_images, source_fingerprint, labelled_splits):
             with pytest.raises(ElfsError) as error:
-                call(name, tmp_path)
+                call(Source(name, tmp_path))
             message = str(error.value)
             assert f"dataset {name!r} is not in data_dir" in message and "http" in message
             assert message.endswith(".") and "\n" not in message
@@ -252,19 +252,19 @@ def test_missing_dataset_is_downloaded(tmp_path, monkeypatch):
         readers.Torchvision(build, ("part",), 3, "targets"),
         "",
         "nowhere",
-        download=datasets._download(build, "http://localhost/"),
+        download=datasets.downloader(build, "http://localhost/"),
     )
     monkeypatch.setitem(DATASETS, "made_up", spec)
-    check_dataset("made_up", tmp_path / "new")
-    check_dataset("made_up", tmp_path / "new")
+    check_dataset(Source("made_up", tmp_path / "new"))
+    check_dataset(Source("made_up", tmp_path / "new"))
     assert asked == [("train", True), ("test", True)]
 
 
 def test_data_dir_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("ELFS_DATA_DIR", str(tmp_path))
-    assert datasets.default_data_dir() == tmp_path
+    assert default_data_dir() == tmp_path
     monkeypatch.delenv("ELFS_DATA_DIR")
-    assert datasets.default_data_dir().parts[-3:] == (".cache", "elfs", "data")
+    assert default_data_dir().parts[-3:] == (".cache", "elfs", "data")
 
 
 # --- parameters ------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_data_dir_from_the_environment(tmp_path, monkeypatch):
 def test_wrong_parameters_are_one_sentence(name, options, says):
     for call in (check_dataset, load_images, labelled_splits, source_fingerprint):
         with pytest.raises(ElfsError, match=says):
-            call(name, **options)
+            call(Source(name, **options))
 
 
 def test_registry_entries_are_complete():
@@ -314,11 +314,11 @@ def cells(count: int, **options) -> list[bytes]:
 def test_parquet_file_without_labels(tmp_path, column, as_struct):
     file = tmp_path / "pool.parquet"
     image_files.parquet_file(file, cells(5), image=column, struct=as_struct)
-    images = load_images("parquet", path=file)
+    images = load_images(Source("parquet", path=file))
     assert images.train.shape == (5, 3, 20, 20) and images.test is None
     assert images.train[:, 2, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert images.paths[3] == "pool.parquet#3" and images.num_classes is None
-    assert labelled_splits("parquet", path=file) == ()
+    assert labelled_splits(Source("parquet", path=file)) == ()
 
 
 def test_parquet_damaged_rows_are_reported_and_labels_stay_aligned(tmp_path):
@@ -326,7 +326,7 @@ def test_parquet_damaged_rows_are_reported_and_labels_stay_aligned(tmp_path):
     data = [good[0], b"garbage", good[2], None, good[4], good[5], good[4], *good[7:]]
     image_files.parquet_file(tmp_path / "train.parquet", data, list(range(9)), label="labels")
     image_files.parquet_file(tmp_path / "validation.parquet", good[:2], [7, 8], label="labels")
-    images = load_images("parquet", path=tmp_path)
+    images = load_images(Source("parquet", path=tmp_path))
     assert images.report == {
         "damaged": ["train.parquet#1"],
         "duplicates": [
@@ -338,16 +338,16 @@ def test_parquet_damaged_rows_are_reported_and_labels_stay_aligned(tmp_path):
     assert images.left_out == {"train": [1, 3]} and len(images.test) == 2
     expected = [0, 2, 4, 5, 6, 7, 8]
     assert images.train[:, 2, 0, 0].tolist() == [0, 2, 4, 5, 4, 7, 8]
-    assert load_labels("parquet", "train", path=tmp_path).tolist() == expected
-    told = load_labels("parquet", "train", path=tmp_path, left_out=images.left_out)
+    assert load_labels(Source("parquet", path=tmp_path), "train").tolist() == expected
+    told = load_labels(Source("parquet", path=tmp_path), "train", left_out=images.left_out)
     assert told.tolist() == expected
-    assert load_labels("parquet", "test", path=tmp_path).tolist() == [7, 8]
+    assert load_labels(Source("parquet", path=tmp_path), "test").tolist() == [7, 8]
 
 
 def test_labels_told_what_was_left_out_decode_nothing(tmp_path, monkeypatch):
     image_files.parquet_file(tmp_path / "train.parquet", cells(3), [0, 1, 2])
     monkeypatch.setattr(decoding, "decode_images", None)
-    labels = load_labels("parquet", "train", path=tmp_path, left_out={"train": [1]})
+    labels = load_labels(Source("parquet", path=tmp_path), "train", left_out={"train": [1]})
     assert labels.tolist() == [0, 2]
 
 
@@ -356,7 +356,7 @@ def test_parquet_splits_by_file_or_folder_name(tmp_path):
     image_files.parquet_file(tmp_path / "d" / "train" / "0.parquet", good[:2])
     image_files.parquet_file(tmp_path / "d" / "test" / "0.parquet", good[2:3])
     image_files.parquet_file(tmp_path / "d" / "validation-0.parquet", good[3:])
-    images = load_images("parquet", path=tmp_path)
+    images = load_images(Source("parquet", path=tmp_path))
     assert images.train[:, 2, 0, 0].tolist() == [0, 1]
     assert images.test[:, 2, 0, 0].tolist() == [2]
     assert images.report == {"unused": ["d/validation-0.parquet"]}
@@ -376,7 +376,7 @@ def test_parquet_splits_by_file_or_folder_name(tmp_path):
 def test_parquet_splits_by_the_word_wherever_it_stands(tmp_path, train, test):
     for shade, name in enumerate([*train, *test]):
         image_files.parquet_file(tmp_path / name, cells(4)[shade : shade + 1])
-    images = load_images("parquet", path=tmp_path)
+    images = load_images(Source("parquet", path=tmp_path))
     assert images.train[:, 2, 0, 0].tolist() == [*range(len(train))]
     assert images.test[:, 2, 0, 0].tolist() == [len(train)]
     for name in (*train, *test):
@@ -397,13 +397,13 @@ def test_parquet_files_that_could_be_any_split_are_refused(tmp_path, names, mess
     for name in names:
         image_files.parquet_file(tmp_path / name, cells(1))
     with pytest.raises(ElfsError, match=message):
-        check_dataset("parquet", path=tmp_path)
+        check_dataset(Source("parquet", path=tmp_path))
 
 
 def test_parquet_files_of_one_split_are_all_there_is(tmp_path):
     for part in "ab":
         image_files.parquet_file(tmp_path / f"test-{part}.parquet", cells(1))
-    images = load_images("parquet", path=tmp_path)
+    images = load_images(Source("parquet", path=tmp_path))
     assert len(images.train) == 2 and images.test is None and not images.splits
 
 
@@ -413,16 +413,16 @@ def test_parquet_classes_are_matched_by_name(tmp_path):
     image_files.parquet_file(tmp_path / "train-1.parquet", cells(2), [0, 1], metadata=second)
     image_files.parquet_file(tmp_path / "train-2.parquet", cells(1), ["dog"])
     image_files.parquet_file(tmp_path / "test.parquet", cells(2), [0, 1], metadata=second)
-    assert load_images("parquet", path=tmp_path).class_names == ("cat", "dog")
-    assert load_labels("parquet", "train", path=tmp_path).tolist() == [0, 1, 1, 1, 0, 1]
-    assert load_labels("parquet", "test", path=tmp_path).tolist() == [1, 0]
+    assert load_images(Source("parquet", path=tmp_path)).class_names == ("cat", "dog")
+    assert load_labels(Source("parquet", path=tmp_path), "train").tolist() == [0, 1, 1, 1, 0, 1]
+    assert load_labels(Source("parquet", path=tmp_path), "test").tolist() == [1, 0]
     image_files.parquet_file(tmp_path / "test.parquet", cells(2), ["cat", "dog"])
-    assert load_labels("parquet", "test", path=tmp_path).tolist() == [0, 1]
+    assert load_labels(Source("parquet", path=tmp_path), "test").tolist() == [0, 1]
     image_files.parquet_file(
         tmp_path / "test.parquet", cells(2), [0, 1], metadata=named_classes("cat", "eel")
     )
     with pytest.raises(ElfsError, match="'eel', which train lacks"):
-        load_labels("parquet", "test", path=tmp_path)
+        load_labels(Source("parquet", path=tmp_path), "test")
 
 
 @pytest.mark.parametrize("mixed", [("train", "test"), ("test", "train"), ("train", "train-1")])
@@ -432,8 +432,8 @@ def test_parquet_names_and_numbers_are_not_mixed(tmp_path, mixed, metadata):
     image_files.parquet_file(tmp_path / f"{mixed[0]}.parquet", cells(2), named, metadata=metadata)
     image_files.parquet_file(tmp_path / f"{mixed[1]}.parquet", cells(2), [0, 1])
     with pytest.raises(ElfsError, match="cannot be matched"):
-        for split in labelled_splits("parquet", path=tmp_path):
-            load_labels("parquet", split, path=tmp_path)
+        for split in labelled_splits(Source("parquet", path=tmp_path)):
+            load_labels(Source("parquet", path=tmp_path), split)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_parquet_names_and_numbers_are_not_mixed(tmp_path, mixed, metadata):
 )
 def test_parquet_labels_of_many_types(tmp_path, labels):
     image_files.parquet_file(tmp_path / "x.parquet", cells(3), labels)
-    assert load_labels("parquet", "train", path=tmp_path).tolist() == [1, 0, 1]
+    assert load_labels(Source("parquet", path=tmp_path), "train").tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("statistics", [True, False])
@@ -457,7 +457,7 @@ def test_parquet_labels_of_many_types(tmp_path, labels):
 def test_parquet_labels_that_are_all_none_are_no_labels(tmp_path, labels, statistics):
     image_files.parquet_file(tmp_path / "train.parquet", cells(2), [0, 1], statistics=statistics)
     image_files.parquet_file(tmp_path / "test.parquet", cells(2), labels, statistics=statistics)
-    assert labelled_splits("parquet", path=tmp_path) == ("train",)
+    assert labelled_splits(Source("parquet", path=tmp_path)) == ("train",)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_parquet_labels_that_are_no_classes_are_refused_before_work(
         statistics=statistics,
     )
     with pytest.raises(ElfsError, match=message):
-        check_dataset("parquet", path=tmp_path)
+        check_dataset(Source("parquet", path=tmp_path))
 
 
 @pytest.mark.parametrize("statistics", [True, False])
@@ -490,43 +490,43 @@ def test_parquet_images_as_views_and_as_paths(tmp_path, statistics):
     file = tmp_path / "x.parquet"
     views = pa.array(cells(3), pa.binary_view())
     image_files.parquet_file(file, views, struct=False, statistics=statistics)
-    assert load_images("parquet", path=tmp_path).train.shape[0] == 3
+    assert load_images(Source("parquet", path=tmp_path)).train.shape[0] == 3
     image_files.parquet_file(file, pa.array([None] * 3, pa.binary()), statistics=statistics)
     with pytest.raises(ElfsError, match="the paths of its images and not their bytes"):
-        check_dataset("parquet", path=tmp_path)
+        check_dataset(Source("parquet", path=tmp_path))
 
 
 def test_parquet_label_names_become_numbers(tmp_path):
     image_files.parquet_file(tmp_path / "train.parquet", cells(4), ["dog", "cat", "dog", "eel"])
     image_files.parquet_file(tmp_path / "test.parquet", cells(2), ["eel", "cat"])
-    assert load_labels("parquet", "train", path=tmp_path).tolist() == [1, 0, 1, 2]
-    assert load_labels("parquet", "test", path=tmp_path).tolist() == [2, 0]
+    assert load_labels(Source("parquet", path=tmp_path), "train").tolist() == [1, 0, 1, 2]
+    assert load_labels(Source("parquet", path=tmp_path), "test").tolist() == [2, 0]
     image_files.parquet_file(tmp_path / "test.parquet", cells(2), ["eel", "ape"])
     with pytest.raises(ElfsError, match="'ape', which train lacks"):
-        load_labels("parquet", "test", path=tmp_path)
+        load_labels(Source("parquet", path=tmp_path), "test")
 
 
 def test_parquet_grey_images_keep_one_channel(tmp_path):
     data = [image_files.encoded(Image.new("L", (9, 9), i)) for i in range(3)]
     image_files.parquet_file(tmp_path / "x.parquet", data)
-    assert load_images("parquet", path=tmp_path / "x.parquet").train.shape == (3, 1, 9, 9)
+    assert load_images(Source("parquet", path=tmp_path / "x.parquet")).train.shape == (3, 1, 9, 9)
 
 
 def test_parquet_wrong_schema_names_the_columns(tmp_path):
     image_files.parquet_file(tmp_path / "x.parquet", ["a", "b"], [0, 1], image="url", struct=False)
     with pytest.raises(ElfsError, match=r"has no image column.*url \(string\), label \(int64\)"):
-        check_dataset("parquet", path=tmp_path)
+        check_dataset(Source("parquet", path=tmp_path))
     image_files.parquet_file(tmp_path / "x.parquet", ["a", "b"], image="img", struct=False)
     with pytest.raises(ElfsError, match=r"img \(string\)"):
-        check_dataset("parquet", path=tmp_path)
+        check_dataset(Source("parquet", path=tmp_path))
 
 
 def test_parquet_that_is_none(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(ElfsError, match="not a readable Parquet file"):
-        check_dataset("parquet", path=tmp_path / "x.parquet")
+        check_dataset(Source("parquet", path=tmp_path / "x.parquet"))
     with pytest.raises(ElfsError, match="has no .parquet file"):
-        check_dataset("parquet", path=_made(tmp_path / "empty"))
+        check_dataset(Source("parquet", path=_made(tmp_path / "empty")))
 
 
 def test_parquet_damaged_in_the_middle(tmp_path):
@@ -536,13 +536,13 @@ def test_parquet_damaged_in_the_middle(tmp_path):
     data[4:600] = bytes(596)
     file.write_bytes(data)
     with pytest.raises(ElfsError, match="is damaged after row"):
-        load_images("parquet", path=file, image_size=8)
+        load_images(Source("parquet", path=file, image_size=8))
 
 
 def test_parquet_labels_with_gaps(tmp_path):
     image_files.parquet_file(tmp_path / "x.parquet", cells(3), [0, None, 1])
     with pytest.raises(ElfsError, match="1 gaps"):
-        load_labels("parquet", "train", path=tmp_path)
+        load_labels(Source("parquet", path=tmp_path), "train")
 
 
 # --- image folders ---------------------------------------------------------------------------
@@ -557,7 +557,7 @@ def _made(folder):
 def awkward(tmp_path_factory):
     root = tmp_path_factory.mktemp("awkward") / "my pictures é"
     report = image_files.awkward_folder(root)
-    return root, report, load_images("image_folder", path=root, image_size=16)
+    return root, report, load_images(Source("image_folder", path=root, image_size=16))
 
 
 def reported(images: Images, folder: Path) -> dict[str, list]:
@@ -624,7 +624,7 @@ def test_order_and_pixels_do_not_depend_on_threads_or_chunks(awkward, monkeypatc
     root, report, images = awkward
     monkeypatch.setattr(decoding, "_CHUNK", 3)
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
-    again = load_images("image_folder", path=root, image_size=16)
+    again = load_images(Source("image_folder", path=root, image_size=16))
     assert np.array_equal(again.train, images.train)
     assert again.paths == images.paths and reported(again, root) == report
 
@@ -663,7 +663,7 @@ def test_png_files_with_much_text_or_a_large_profile_are_whole(tmp_path):
     picture.save(tmp_path / "profile.png", icc_profile=bytes(2**21))
     data = (tmp_path / "text.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) * 3 // 4])
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert images.report["damaged"] == ["cut.png"]
     assert len(images.paths) == 3 and (images.train == images.train[:1]).all()
 
@@ -691,7 +691,7 @@ def test_unreadable_files_and_folders(tmp_path):
     (tmp_path / "a" / "000.png").chmod(0)
     (tmp_path / "b").chmod(0)
     try:
-        images = load_images("image_folder", path=tmp_path)
+        images = load_images(Source("image_folder", path=tmp_path))
         found = reported(images, tmp_path)
     finally:
         (tmp_path / "b").chmod(0o755)
@@ -708,15 +708,15 @@ def test_files_that_fail_to_open(tmp_path, monkeypatch):
         return real(self)
 
     monkeypatch.setattr(decoding.Path, "read_bytes", read_bytes)
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert reported(images, tmp_path) == {"unreadable": ["a/000.png", "b/000.png"]}
-    assert load_labels("image_folder", "train", path=tmp_path).tolist() == [0, 1]
+    assert load_labels(Source("image_folder", path=tmp_path), "train").tolist() == [0, 1]
 
 
 def test_pipes_are_not_waited_for(tmp_path):
     image_files.class_folders(tmp_path, {"a": 2})
     os.mkfifo(tmp_path / "pipe.png")
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert reported(images, tmp_path) == {"not_an_image": ["pipe.png"]}
 
 
@@ -726,7 +726,7 @@ def test_file_names_that_are_not_utf8(tmp_path):
         os.link(tmp_path / "a" / "000.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert reported(images, tmp_path) == {"bad_name": ["caf\\xe9.png"]}
     json.dumps(reported(images, tmp_path)).encode("utf-8")
 
@@ -740,7 +740,7 @@ def test_linked_folders_are_read_once_under_their_own_name(tmp_path):
     os.symlink(elsewhere, root / "outside")
     os.symlink(elsewhere, root / "outside again")
     os.symlink(root, elsewhere / "back")
-    images = load_images("image_folder", path=root)
+    images = load_images(Source("image_folder", path=root))
     assert set(images.paths) == {"m/000.png", "outside/deep/000.png", "outside/deep/001.png"}
     assert reported(images, root) == {
         "repeated_link": ["a link that sorts first", "outside again", "outside/back"]
@@ -753,24 +753,26 @@ def test_the_artifacts_among_the_photos_are_none_of_them(tmp_path):
     store = Store(tmp_path / "_artifacts")
     store.run("stage", lambda draft: draft.json("about", 1), version=1, params={})
     image_files.class_folders(tmp_path / "_artifacts", {"stage": 1})
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert set(images.paths) == {"photos/000.png", "photos/001.png"}
     assert reported(images, tmp_path) == {
         "cache": ["_artifacts"],
         "not_an_image": ["photos/CACHEDIR.TAG"],
     }
     # a folder that is asked for is read, whatever it holds
-    assert load_images("image_folder", path=tmp_path / "_artifacts").paths == ("stage/000.png",)
+    assert load_images(Source("image_folder", path=tmp_path / "_artifacts")).paths == (
+        "stage/000.png",
+    )
 
 
 def test_class_folders_are_labels(tmp_path):
     image_files.class_folders(tmp_path, {"dog": 3, "cat": 2})
     (tmp_path / "README.txt").write_text("about")
     (tmp_path / "LICENSE").write_text("about")
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert images.class_names == ("cat", "dog") and images.num_classes == 2
-    assert labelled_splits("image_folder", path=tmp_path) == ("train",)
-    labels = load_labels("image_folder", "train", path=tmp_path)
+    assert labelled_splits(Source("image_folder", path=tmp_path)) == ("train",)
+    labels = load_labels(Source("image_folder", path=tmp_path), "train")
     assert labels.tolist() == [int(path.startswith("dog/")) for path in images.paths]
     assert images.train.shape == (5, 3, 12, 12)  # all of one small size: kept
 
@@ -778,22 +780,24 @@ def test_class_folders_are_labels(tmp_path):
 def test_the_order_of_a_folder_says_nothing_about_its_classes(tmp_path):
     for place in ("here", "there"):
         image_files.class_folders(tmp_path / place, {"cat": 100, "dog": 100})
-    found = [load_images("image_folder", path=tmp_path / place) for place in ("here", "there")]
+    found = [
+        load_images(Source("image_folder", path=tmp_path / place)) for place in ("here", "there")
+    ]
     assert found[0].paths == found[1].paths  # a copy is read in the same order
-    labels = load_labels("image_folder", "train", path=tmp_path / "here")
+    labels = load_labels(Source("image_folder", path=tmp_path / "here"), "train")
     # 50 dogs among the first 100 of a random order, standard deviation 3.5
     assert abs(labels[:100].sum() - 50) < 5 * 3.5
     (tmp_path / "here" / "cat" / "more.png").write_bytes(
         (tmp_path / "here" / "cat" / "000.png").read_bytes()[:-1] + b"x"
     )
-    more = load_images("image_folder", path=tmp_path / "here")
+    more = load_images(Source("image_folder", path=tmp_path / "here"))
     assert tuple(path for path in more.paths if path != "cat/more.png") == found[0].paths
 
 
 def test_a_test_folder_without_images_is_no_split(tmp_path):
     image_files.class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
     (tmp_path / "test").mkdir()
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert len(images.train) == 5 and images.test is None
 
 
@@ -801,18 +805,22 @@ def test_train_and_test_folders(tmp_path):
     image_files.class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
     image_files.class_folders(tmp_path / "val", {"cat": 1, "dog": 1})
     image_files.class_folders(tmp_path, {"spare": 1})
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert len(images.train) == 5 and len(images.test) == 2
     assert reported(images, tmp_path)["unused"] == ["spare/000.png"]
-    assert labelled_splits("image_folder", path=tmp_path) == ("train", "test")
-    for label, path in zip(load_labels("image_folder", "train", path=tmp_path), images.paths):
+    assert labelled_splits(Source("image_folder", path=tmp_path)) == ("train", "test")
+    for label, path in zip(
+        load_labels(Source("image_folder", path=tmp_path), "train"), images.paths
+    ):
         assert path.split("/")[:2] == ["train", ["cat", "dog"][label]]
-    for label, picture in zip(load_labels("image_folder", "test", path=tmp_path), images.test):
+    for label, picture in zip(
+        load_labels(Source("image_folder", path=tmp_path), "test"), images.test
+    ):
         with Image.open(tmp_path / "val" / ["cat", "dog"][label] / "000.png") as file:
             assert np.array_equal(picture, np.asarray(file).transpose(2, 0, 1))
     image_files.class_folders(tmp_path / "val", {"ape": 1})
     with pytest.raises(ElfsError, match="'ape', which train lacks"):
-        load_labels("image_folder", "test", path=tmp_path)
+        load_labels(Source("image_folder", path=tmp_path), "test")
 
 
 @pytest.mark.parametrize(
@@ -828,7 +836,7 @@ def test_train_and_test_folders(tmp_path):
 def test_split_folders_by_the_word_wherever_it_stands(tmp_path, train, test):
     image_files.class_folders(tmp_path / train, {"test tube": 3, "cat": 2})
     image_files.class_folders(tmp_path / test, {"cat": 1, "test tube": 1})
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert len(images.train) == 5 and len(images.test) == 2
     assert images.class_names == ("cat", "test tube")
     assert images.splits == f"Folders taken for train: {train}; test: {test}."
@@ -836,12 +844,12 @@ def test_split_folders_by_the_word_wherever_it_stands(tmp_path, train, test):
 
 def test_folders_that_may_be_splits_or_not(tmp_path):
     image_files.class_folders(tmp_path, {"valid": 2, "invalid": 2})
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert images.class_names == ("invalid", "valid") and images.test is None
     assert "valid/ is read like any other folder" in images.splits
     image_files.class_folders(tmp_path, {"freight train": 2})
     with pytest.raises(ElfsError, match="'freight train' and 'valid' in .* may be splits or not"):
-        check_dataset("image_folder", path=tmp_path)
+        check_dataset(Source("image_folder", path=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -851,9 +859,9 @@ def test_flat_and_nested_folders_are_unlabelled(tmp_path, names):
     for shade, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         image_files.gradient(shade=shade).save(tmp_path / name)
-    images = load_images("image_folder", path=tmp_path)
+    images = load_images(Source("image_folder", path=tmp_path))
     assert images.class_names is None and images.num_classes is None
-    assert labelled_splits("image_folder", path=tmp_path) == ()
+    assert labelled_splits(Source("image_folder", path=tmp_path)) == ()
     assert sorted(images.paths) == sorted(names)
 
 
@@ -865,44 +873,44 @@ def test_flat_and_nested_folders_are_unlabelled(tmp_path, names):
 def test_default_size(tmp_path, sizes, stored):
     for shade, size in enumerate(sizes):
         image_files.gradient(*size, shade=shade).save(tmp_path / f"{shade}.png")
-    assert load_images("image_folder", path=tmp_path).train.shape[-1] == stored
+    assert load_images(Source("image_folder", path=tmp_path)).train.shape[-1] == stored
 
 
 def test_folders_without_a_usable_image(tmp_path):
     with pytest.raises(ElfsError, match="no image files"):
-        check_dataset("image_folder", path=tmp_path)
+        check_dataset(Source("image_folder", path=tmp_path))
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ElfsError, match=r"no image files \(1 not an image\)"):
-        check_dataset("image_folder", path=tmp_path)
+        check_dataset(Source("image_folder", path=tmp_path))
     (tmp_path / "x.jpg").write_text("x")
     with pytest.raises(ElfsError, match=r"no usable train image \(1 damaged\)"):
-        load_images("image_folder", path=tmp_path)
+        load_images(Source("image_folder", path=tmp_path))
     with pytest.raises(ElfsError, match="is a file: give a directory"):
-        check_dataset("image_folder", path=tmp_path / "x.jpg")
+        check_dataset(Source("image_folder", path=tmp_path / "x.jpg"))
 
 
 def test_what_cannot_fit_in_memory_is_refused_first(tmp_path, monkeypatch):
     image_files.class_folders(tmp_path, {"a": 2})
     monkeypatch.setattr(decoding.os, "sysconf", lambda name: 1000)
     with pytest.raises(ElfsError, match="choose a smaller image_size"):
-        load_images("image_folder", path=tmp_path, image_size=1024)
+        load_images(Source("image_folder", path=tmp_path, image_size=1024))
 
 
 def test_imagenet_layout(tmp_path):
     root = tmp_path / "imagenet"
     image_files.class_folders(root / "train", {"n01": 2, "n02": 1}, size=80)
     image_files.class_folders(root / "val", {"n01": 1, "n02": 1}, size=80)
-    images = load_images("imagenet", tmp_path, image_size=16)
+    images = load_images(Source("imagenet", tmp_path, image_size=16))
     assert images.train.shape == (3, 3, 16, 16) and images.test.shape == (2, 3, 16, 16)
     assert images.class_names == ("n01", "n02")
-    labels = load_labels("imagenet", "train", tmp_path)
+    labels = load_labels(Source("imagenet", tmp_path), "train")
     assert [f"train/n0{label + 1}" for label in labels] == [p[:9] for p in images.paths]
     torch.save(({"n01": ("tench", "fish"), "n02": ("hen",)}, []), root / "meta.bin")
-    before = source_fingerprint("imagenet", tmp_path)
-    assert load_images("imagenet", tmp_path).class_names == ("tench", "hen")
-    assert load_images("imagenet", tmp_path).train.shape[-1] == 64
+    before = source_fingerprint(Source("imagenet", tmp_path))
+    assert load_images(Source("imagenet", tmp_path)).class_names == ("tench", "hen")
+    assert load_images(Source("imagenet", tmp_path)).train.shape[-1] == 64
     image_files.gradient().save(root / "train" / "n01" / "new.png")
-    assert source_fingerprint("imagenet", tmp_path) != before
+    assert source_fingerprint(Source("imagenet", tmp_path)) != before
 
 
 # --- fingerprints ----------------------------------------------------------------------------
@@ -912,7 +920,7 @@ def test_fingerprint_changes_with_the_images_and_nothing_else(tmp_path):
     image_files.class_folders(tmp_path / "pics", {"a": 2, "b": 1})
 
     def fingerprint(**options):
-        return source_fingerprint("image_folder", path=tmp_path / "pics", **options)
+        return source_fingerprint(Source("image_folder", path=tmp_path / "pics", **options))
 
     first = fingerprint()
     assert first == fingerprint() and len(first) == 16
@@ -920,7 +928,7 @@ def test_fingerprint_changes_with_the_images_and_nothing_else(tmp_path):
     (tmp_path / "pics" / "list.csv").write_text("written by us")
     assert fingerprint() == first
     os.rename(tmp_path / "pics", tmp_path / "moved")
-    assert source_fingerprint("image_folder", path=tmp_path / "moved") == first
+    assert source_fingerprint(Source("image_folder", path=tmp_path / "moved")) == first
     os.rename(tmp_path / "moved", tmp_path / "pics")
     image = tmp_path / "pics" / "a" / "000.png"
     os.utime(image, ns=(0, 0))
@@ -932,7 +940,7 @@ def test_fingerprint_changes_with_the_images_and_nothing_else(tmp_path):
 
 def test_fingerprint_of_digits():
     assert source_fingerprint("digits") == source_fingerprint("digits")
-    assert source_fingerprint("digits") != source_fingerprint("digits", image_size=16)
+    assert source_fingerprint("digits") != source_fingerprint(Source("digits", image_size=16))
 
 
 # --- the real thing, where it is installed ---------------------------------------------------
@@ -943,8 +951,8 @@ def test_fingerprint_of_digits():
     reason="the Debian package dataset-fashion-mnist is not installed",
 )
 def test_fashion_mnist_package(tmp_path):
-    images = load_images("fashion_mnist", tmp_path)
+    images = load_images(Source("fashion_mnist", tmp_path))
     assert images.train.shape == (60000, 1, 28, 28) and images.test.shape == (10000, 1, 28, 28)
-    labels = load_labels("fashion_mnist", "train", tmp_path)
+    labels = load_labels(Source("fashion_mnist", tmp_path), "train")
     assert np.bincount(labels).tolist() == [6000] * 10
     assert labels[:4].tolist() == [9, 0, 0, 3]

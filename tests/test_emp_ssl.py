@@ -199,13 +199,13 @@ def test_errors_are_one_sentence():
     with pytest.raises(ElfsError, match="too few"):
         train_emp_ssl(noise(3), TINY)
     for name, value, told in (
-        ("crops", 1, "crops is 1: it must be at least 2"),
-        ("crop_area", 0, "crop_area is 0: it must be 0.01 to 1"),
-        ("eps", 0, "eps is 0: it must be at least"),
-        ("momentum", 1, "momentum is 1: it must be 0.01 to 0.999"),
+        ("crops", 1, "crops is 1"),
+        ("crop_area", 0, "crop_area is 0"),
+        ("eps", 0, "eps is 0"),
+        ("momentum", 1, "momentum is 1"),
     ):
         with pytest.raises(ElfsError, match=told):
-            train_emp_ssl(noise(20), replace(TINY, **{name: value}))
+            replace(TINY, **{name: value})
     with pytest.raises(ElfsError, match="not finite in epoch"):
         train_emp_ssl(noise(20), replace(TINY, invariance=1e38), device="cpu")
     told = "'emp_ssl' but encoder 'adapted_efficientnet_lite0' adapts pretrained weights"

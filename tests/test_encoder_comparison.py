@@ -20,7 +20,12 @@ from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.results import encoder_comparison
-from elfs_lib.results.encoder_comparison import COLUMNS, as_shown, compare_encoders, sentences
+from elfs_lib.results.encoder_comparison import (
+    ENCODER_COLUMNS,
+    as_shown,
+    compare_encoders,
+    sentences,
+)
 from elfs_lib.stages import Run
 from elfs_lib.stages.embedding import encoder_training
 
@@ -70,7 +75,7 @@ def plain_information(images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_rows_grow_and_hold_what_they_say(compared: pd.DataFrame, project: Path):
-    assert list(compared.columns) == list(COLUMNS) and len(compared) == 2
+    assert list(compared.columns) == list(ENCODER_COLUMNS) and len(compared) == 2
     assert compared["knn_accuracy"].is_monotonic_decreasing
     row = compared.set_index("encoder").loc["pixels"]
     assert row["is_default"] and not row["saw_labels"] and row["dimensions"] == 64
@@ -148,7 +153,7 @@ def test_joined_encoders_share_the_work_of_each(tiny_params, tmp_path: Path, mon
 
 def test_a_checkpoint_and_a_size_stay_with_the_encoder_of_the_file():
     file = {"encoder": "pixels", "encoder_size": 16}
-    params = encoder_comparison._params
+    params = encoder_comparison.params_with
     assert params(file, {}, "pixels").encoder_size == 16
     assert params(file, {}, "self_supervised").encoder_size is None
     assert params(file, {"encoder_size": 64}, "self_supervised").encoder_size == 64
@@ -157,22 +162,22 @@ def test_a_checkpoint_and_a_size_stay_with_the_encoder_of_the_file():
 def test_each_input_size_of_an_encoder_has_a_row_of_its_own(tmp_path: Path):
     table, rows = tmp_path / "table.csv", made_up("70", "80").to_dict("records")
     for row in rows:
-        encoder_comparison._write(table, row)
+        encoder_comparison.write_row(table, row)
     for size, accuracy in ((16, 71.0), (16, 72.0), (None, 73.0)):
         changes = {"encoder": "b", "input_size": size, "temi_accuracy": accuracy}
-        encoder_comparison._write(table, rows[1] | changes)
+        encoder_comparison.write_row(table, rows[1] | changes)
     found = pd.read_csv(table)
     assert sorted(map(encoder_comparison.named, found.itertuples())) == ["a", "b", "b at 16 px"]
     assert set(found["temi_accuracy"]) == {35.0, 72.0, 73.0}
     assert "b at 16 px against the default, a" in " ".join(sentences(found))
-    encoder_comparison._write(table, rows[0] | {"seed": 1, "is_default": False})
+    encoder_comparison.write_row(table, rows[0] | {"seed": 1, "is_default": False})
     again = pd.read_csv(table)
     assert len(again) == 4 and again["is_default"].sum() == 1
     said = " ".join(sentences(again))
     assert "a, seed 1 against the default, a" in said and "of 3 that were measured" in said
     before = found[found["input_size"].isna()].drop(columns=["input_size", "seed"])
     before.to_csv(table, index=False)  # as tables were before there was the column
-    encoder_comparison._write(table, rows[0] | {"input_size": 32})
+    encoder_comparison.write_row(table, rows[0] | {"input_size": 32})
     found = pd.read_csv(table)
     assert found["is_default"].sum() == 1 and "a at 32 px" in " ".join(sentences(found))
 
@@ -229,7 +234,7 @@ def made_up(*by_seed: str) -> pd.DataFrame:
     for number, text in enumerate(by_seed):
         values = [float(part) for part in text.split()]
         rows.append(
-            dict.fromkeys(COLUMNS)
+            dict.fromkeys(ENCODER_COLUMNS)
             | {
                 "dataset": "cifar10", "encoder": "abc"[number], "input_size": np.nan,
                 "seed": np.nan,

@@ -19,11 +19,11 @@ from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.encoder_checks import check_encoder
 from elfs_lib.embedding.encoders import ENCODERS, checkpoint_fingerprint, describe, trains_here
 from elfs_lib.embedding.networks import (
-    _input_side,
-    _under_our_names,
+    input_side,
     load_encoder,
     read_checkpoint,
     resize_and_normalise,
+    under_our_names,
 )
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
 from elfs_lib.errors import ElfsError
@@ -187,9 +187,9 @@ def test_describe_says_what_was_seen():
 
 def test_input_size_rule():
     lite0, dino = ENCODERS["efficientnet_lite0"], ENCODERS["dino_vitb16"]
-    assert [_input_side(lite0, (s, s)) for s in (28, 64, 65, 500)] == [128, 128, 224, 224]
-    assert _input_side(dino, (32, 32)) == 224
-    assert _input_side(ENCODERS["dinov2_vits14"], (32, 32)) == 224
+    assert [input_side(lite0, (s, s)) for s in (28, 64, 65, 500)] == [128, 128, 224, 224]
+    assert input_side(dino, (32, 32)) == 224
+    assert input_side(ENCODERS["dinov2_vits14"], (32, 32)) == 224
 
 
 def test_concatenation_normalises_each():
@@ -436,7 +436,7 @@ def test_dinov2_blocks_in_chunks_are_blocks():
 
     given = {f"teacher.backbone.{chunked(name)}": value for name, value in ours.items()}
     assert any(".blocks.1.3." in name for name in given)
-    found = _under_our_names(model, given, ours.keys(), "weights.pth")
+    found = under_our_names(model, given, ours.keys(), "weights.pth")
     assert found.keys() == ours.keys()
     assert all(torch.equal(found[name], ours[name]) for name in ours)
 

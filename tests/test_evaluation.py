@@ -8,7 +8,7 @@ from scipy import stats
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.results.evaluation import (
-    COLUMNS,
+    RESULT_COLUMNS,
     best_label_free,
     best_supervised,
     count_verdicts,
@@ -51,7 +51,7 @@ def rows(dataset="toy"):
 
 def test_results_table_sorts_and_adds_what_is_missing():
     table = results_table(rows()[::-1])
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(RESULT_COLUMNS)
     assert table["budget"].is_monotonic_increasing
     assert table["steps"].isna().all()
     pd.testing.assert_frame_equal(table, results_table(table))

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elfs_lib import compute
-from elfs_lib.clustering.temi import TemiConfig, _Trainer
+from elfs_lib.clustering.temi import TemiConfig, Trainer
 from elfs_lib.compute import Replayed, compiled, compiles
 from elfs_lib.embedding.embed import Embedder
 from elfs_lib.embedding.self_supervised import PreparedNetwork
@@ -155,7 +155,7 @@ def test_temi_replayed_is_temi(monkeypatch):
     config = TemiConfig(classes=3, heads=2, hidden=16, bottleneck=8, batch=20)
     pairs = torch.randn(10, 40, 12, generator=torch.Generator().manual_seed(0))
     plain, fast = (
-        _Trainer(12, config, torch.Generator().manual_seed(1), CPU, torch.float32, graphs=graphs)
+        Trainer(12, config, torch.Generator().manual_seed(1), CPU, torch.float32, graphs=graphs)
         for graphs in (False, True)
     )
     for number, rows in enumerate(pairs, 1):

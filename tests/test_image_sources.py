@@ -110,7 +110,7 @@ def test_a_list_of_files_keeps_its_order_and_names(tmp_path: Path):
     assert read_source(paths, 16).pixels.shape == (5, 3, 16, 16)
     with pytest.raises(ElfsError, match="twice"):
         read_source([paths[0], paths[0]])
-    with pytest.raises(ElfsError, match="is no file"):
+    with pytest.raises(ElfsError, match="gone.png"):
         read_source([*paths, tmp_path / "gone.png"])
     (tmp_path / "bad.png").write_bytes(b"nothing")
     with pytest.raises(ElfsError, match=r"bad.png cannot be read"):
@@ -185,7 +185,7 @@ def test_scores_and_pseudo_labels_that_are_given_are_not_computed(monkeypatch):
         assert found["pseudo_class"].tolist() == labels[found["index"]].tolist()
     with pytest.raises(ElfsError, match="searches its beta by training"):
         elfs_lib.select(**given, budget=12)
-    with pytest.raises(ElfsError, match="59 scores for 60 images"):
+    with pytest.raises(ElfsError, match="for each of the 60 images"):
         elfs_lib.select(**given | {"scores": scores[1:]}, budget=12, hard_prune_ratio=0.25)
     with pytest.raises(ElfsError, match="hard end 'lowest'"):
         elfs_lib.select(**given, hard="lowest", budget=12)
@@ -196,13 +196,13 @@ def test_scores_and_pseudo_labels_that_are_given_are_not_computed(monkeypatch):
 def test_embeddings_beside_images_take_the_place_of_the_encoder(monkeypatch):
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     changes = {name: value for name, value in TINY.items() if name != "encoder"}
-    seen, made = [], own_images._choice
+    seen, made = [], own_images.choice_of
 
     def look(chooser, *others):
         seen.append(np.array(chooser.run.embeddings.array("embeddings")))
         return made(chooser, *others)
 
-    monkeypatch.setattr(own_images, "_choice", look)
+    monkeypatch.setattr(own_images, "choice_of", look)
     found = elfs_lib.select(DIGITS, embeddings=rows, classes=3, budget=12, method="elfs", **changes)
     assert len(found) == 12 and {"pseudo_class", "confidence"} <= {*found.columns}
     np.testing.assert_array_equal(seen[0], rows)
@@ -221,5 +221,5 @@ def test_embeddings_are_not_guessed_to_be_in_the_order_of_a_folder(tmp_path: Pat
         elfs_lib.select(budget=3)
 
 
-def test_every_field_of_what_is_brought_is_optional():
-    assert all(field.default is None for field in dataclasses.fields(own_images.Brought))
+def test_every_field_of_what_is_provided_is_optional():
+    assert all(field.default is None for field in dataclasses.fields(own_images.Provided))

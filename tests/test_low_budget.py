@@ -18,7 +18,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError, LabelOracle
 from elfs_lib.results.evaluation import paired_difference
 from elfs_lib.results.low_budget import (
-    COLUMNS,
+    LOW_BUDGET_COLUMNS,
     Choice,
     choose_lists,
     coverage_table,
@@ -28,7 +28,8 @@ from elfs_lib.results.low_budget import (
     probe_lists,
     standing_table,
 )
-from elfs_lib.results.plots import _spread, accuracy_vs_labels
+from elfs_lib.results.plots import accuracy_vs_labels
+from elfs_lib.results.plots.comparison import spread_out
 from elfs_lib.selection import METHODS, SelectionInputs, select_by
 
 CLASSES = 3
@@ -194,7 +195,7 @@ def test_a_probe_that_does_not_converge_is_an_error(monkeypatch):
 
 def test_the_table_has_a_row_for_each_list():
     table = make_table()
-    assert list(table) == list(COLUMNS) and len(table) == 3 * 3 * 3
+    assert list(table) == list(LOW_BUDGET_COLUMNS) and len(table) == 3 * 3 * 3
     assert (table["count"] == CLASSES * table["labels_per_class"]).all()
     assert table["accuracy"].between(0, 100).all()
     assert table["classes_covered"].between(1, CLASSES).all()
@@ -237,7 +238,7 @@ def test_the_tables_say_differences_and_coverage_in_words():
         for method, accuracy, step in (("random", 50.0, 1.0), ("typiclust", 60.0, 3.0))
         for seed in (0, 1, 2)
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(LOW_BUDGET_COLUMNS))
     shown = difference_table(table)
     assert shown["Method"].tolist() == ["Random (%)", "TypiClust"]
     assert shown["Seeds"].tolist() == [3, 3]
@@ -261,7 +262,7 @@ def test_a_method_is_ahead_or_behind_only_where_the_interval_leaves_out_zero():
         for n, by_seed in zip((1, 2, 5), by_size, strict=True)
         for seed, step in enumerate(by_seed)
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(LOW_BUDGET_COLUMNS))
     assert standing_table(table, "random").to_dict("records") == [
         {"Method": "ELFS", "Ahead of Random": "5", "Behind Random": "", "Neither": "1, 2"},
         {"Method": "TypiClust", "Ahead of Random": "1", "Behind Random": "5", "Neither": "2"},
@@ -283,7 +284,9 @@ def test_the_figure_names_every_line_at_its_end_and_no_name_covers_another():
         for n in (1, 10, 100)
         for seed in (0, 1)
     ]
-    figure = accuracy_vs_labels(pd.DataFrame(rows, columns=list(COLUMNS)), title="Digits")
+    figure = accuracy_vs_labels(
+        pd.DataFrame(rows, columns=list(LOW_BUDGET_COLUMNS)), title="Digits"
+    )
     figure.canvas.draw()
     (axes,) = figure.axes
     assert len(axes.lines) == len(axes.texts) == len(methods)
@@ -296,7 +299,7 @@ def test_the_figure_names_every_line_at_its_end_and_no_name_covers_another():
     two = [*rows, ("cifar10", *rows[0][1:])]
     for bad in ([], two):
         with pytest.raises(ElfsError, match="empty|several datasets"):
-            accuracy_vs_labels(pd.DataFrame(bad, columns=list(COLUMNS)))
+            accuracy_vs_labels(pd.DataFrame(bad, columns=list(LOW_BUDGET_COLUMNS)))
 
 
 @pytest.mark.parametrize(("at_1", "at_10", "left"), [((20, 50), (80, 81), True),
@@ -307,7 +310,7 @@ def test_names_stand_where_the_lines_lie_apart(at_1, at_10, left):
         for place, method in enumerate(("random", "typiclust"))
         for n, values in ((1, at_1), (10, at_10))
     ]
-    figure = accuracy_vs_labels(pd.DataFrame(rows, columns=list(COLUMNS)))
+    figure = accuracy_vs_labels(pd.DataFrame(rows, columns=list(LOW_BUDGET_COLUMNS)))
     figure.canvas.draw()
     (axes,) = figure.axes
     sides = {(text.xyann[0] < 0, text.xyann[0] > 1, text.get_ha()) for text in axes.texts}
@@ -316,9 +319,9 @@ def test_names_stand_where_the_lines_lie_apart(at_1, at_10, left):
 
 
 def test_names_move_no_farther_than_they_must():
-    assert _spread([0.0, 5.0, 9.0], 1.0, 0, 10) == [0.0, 5.0, 9.0]
-    assert _spread([5.0, 5.0], 1.0, 0, 10) == pytest.approx([4.5, 5.5])
-    assert _spread([9.9, 10.0], 1.0, 0, 10) == pytest.approx([9.0, 10.0])
+    assert spread_out([0.0, 5.0, 9.0], 1.0, 0, 10) == [0.0, 5.0, 9.0]
+    assert spread_out([5.0, 5.0], 1.0, 0, 10) == pytest.approx([4.5, 5.5])
+    assert spread_out([9.9, 10.0], 1.0, 0, 10) == pytest.approx([9.0, 10.0])
 
 
 def test_the_command_runs_on_digits(monkeypatch, tmp_path):
@@ -337,10 +340,10 @@ def test_the_command_runs_on_digits(monkeypatch, tmp_path):
     small = ("-p", "eval_steps=3", "--from-scratch")
     trained = run("--methods", "random", "typiclust", "--seeds", "0", *small)
     run("--methods", "random", "typiclust", "--seeds", "0")
-    assert list(trained) == list(COLUMNS) and len(trained) == 2 * 2
+    assert list(trained) == list(LOW_BUDGET_COLUMNS) and len(trained) == 2 * 2
     assert trained["accuracy"].between(5, 60).all()  # of three steps
     before = run("--methods", "random", "typiclust", "facility_location", "--seeds", "0", "1")
-    assert list(before) == list(COLUMNS) and len(before) == 3 * 2 * 2
+    assert list(before) == list(LOW_BUDGET_COLUMNS) and len(before) == 3 * 2 * 2
     assert (before[before["labels_per_class"] == 10]["accuracy"] > 75).all()
     assert (tmp_path / "low_budget_digits.svg").stat().st_size > 5000
     for table in ("differences", "coverage", "standing"):

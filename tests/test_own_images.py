@@ -12,7 +12,6 @@ import sys
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 import image_files
@@ -29,6 +28,7 @@ from elfs_lib.artifacts import NotBuilt, Store
 from elfs_lib.cli import commands as cli
 from elfs_lib.clustering.class_count import ClassEstimate, estimate_classes
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.data.decoding import LEFT_OUT
 from elfs_lib.data.duplicates import find_copies
 from elfs_lib.data.label_files import LOCAL_FILES, read_labels, tasks
@@ -41,8 +41,8 @@ from elfs_lib.photos import choosing as own_images
 from elfs_lib.photos import gallery
 from elfs_lib.photos import labels as own_labels
 from elfs_lib.photos import run as photos_run
-from elfs_lib.photos.assessment import LINEAR, NETWORK, _learning_curve, _linear
-from elfs_lib.photos.choice import COLUMNS, pick
+from elfs_lib.photos.assessment import LINEAR, NETWORK, learning_curve, linear_model
+from elfs_lib.photos.choice import LISTED_COLUMNS, pick
 from elfs_lib.photos.choosing import choose_images, read_images, select
 from elfs_lib.photos.labels import evaluate, import_labels
 from elfs_lib.photos.lists import (
@@ -54,7 +54,7 @@ from elfs_lib.photos.lists import (
     stored_labels,
 )
 from elfs_lib.photos.request import BUDGETS, Request
-from elfs_lib.photos.run import OwnRun
+from elfs_lib.photos.run import Photos, photo_stages
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS, SelectionInputs, select_by
 from elfs_lib.selection.double_end import double_end_prune
@@ -145,7 +145,7 @@ def test_any_label_free_method_makes_the_list(folder: Path, made: ListFiles, met
     store = read_record(made.record).store
     choice = choose_images(folder, by(method), store)
     run, listed = choice.run, choice.listed
-    group = run.copies.group
+    group = choice.photos.copies.group
     assert len(listed) == 20 == len(np.unique(group[listed["index"]]))
     assert len(listed) + len(choice.rest) == run.n
     assert {*choice.rest["kind"]} <= {"not_chosen", "copy"}
@@ -174,16 +174,16 @@ def test_the_method_goes_by_labels_a_class(number: int, advice: tuple[int, str])
     start, method = advice
     assert not METHODS[method].supervised
     auto = Request(10, 20, method="auto")
-    assert own_images._method(auto, 10 * start, 10)[0] == method
+    assert own_images.method_for(auto, 10 * start, 10)[0] == method
     if number:
-        assert own_images._method(auto, 10 * start - 1, 10)[0] == ADVICE[number - 1][1] != method
-    assert f"{start:.3g} labels a class" in own_images._method(auto, 10 * start, 10)[1]
+        assert own_images.method_for(auto, 10 * start - 1, 10)[0] == ADVICE[number - 1][1] != method
+    assert f"{start:.3g} labels a class" in own_images.method_for(auto, 10 * start, 10)[1]
 
 
 def test_a_random_list_is_named_where_none_is_told_from_it():
     auto = Request(10, 20, method="auto")
     for each, said in ((AS_RANDOM - 1, False), (AS_RANDOM, True), (ADVICE[-1][0], False)):
-        assert ("one would serve as well" in own_images._method(auto, 10 * each, 10)[1]) is said
+        assert ("random list" in own_images.method_for(auto, 10 * each, 10)[1]) is said
 
 
 def test_the_advice_counts_the_labels_that_there_are(folder: Path, made: ListFiles):
@@ -213,7 +213,7 @@ def test_a_list_keeps_its_method_when_the_advice_changes(tmp_path: Path, monkeyp
 def test_a_method_that_trains_nothing_trains_nothing(folder: Path, made: ListFiles, monkeypatch):
     store = read_record(made.record).store
     monkeypatch.setattr(Run, "proxies", property(lambda self: pytest.fail("trained")))
-    monkeypatch.setattr(OwnRun, "search", lambda *args: pytest.fail("searched"))
+    monkeypatch.setattr(Run, "search", lambda *args, **kwargs: pytest.fail("searched"))
     choice = choose_images(folder, replace(by("typiclust"), compare=True), store)
     assert choice.hard_prune_ratio is None and "hard_prune_ratio" not in choice.budgets
     assert list(choice.budgets["overlap"])[-1] == 1
@@ -246,7 +246,7 @@ def test_images_drawn_at_random_are_never_listed(tmp_path: Path):
     request = Request(2, 12, overrides=TINY, method="typiclust", holdout=14)
     choice = make_list(tmp_path / "photos", files, request, store)
     held = pd.read_csv(files.holdout)["path"].tolist()
-    group = choice.run.copies.group
+    group = choice.photos.copies.group
     rows = {path: row for row, path in enumerate(choice.run.paths)}
     of_held = {group[rows[path]] for path in held}
     twins = choice.rest[np.isin(group[choice.rest["index"]], [*of_held])]
@@ -269,14 +269,12 @@ def test_images_drawn_at_random_are_never_listed(tmp_path: Path):
 
 def test_the_draw_is_uniform():
     """Whatever the list prefers: each image is drawn as often."""
-    run = SimpleNamespace(
-        paths=[str(row) for row in range(30)],
-        copies=SimpleNamespace(group=np.r_[np.arange(29), 3]),  # the last is a copy of 3
-    )
+    paths = [str(row) for row in range(30)]
+    group = np.r_[np.arange(29), 3]  # the last is a copy of 3
     drawn = np.zeros(30)
     for seed in range(600):
         request = Request(2, 5, seed=seed, holdout=6, done=("7",))
-        held = own_images._hold_out(run, request).held
+        held = own_images.hold_out(paths, group, request).held
         assert len(held) == 6 and not {"3", "29"} <= {*held}
         drawn[[int(path) for path in held]] += 1
     assert drawn[7] == 0
@@ -330,14 +328,14 @@ def test_the_learning_curve_rises_where_labels_help_and_its_band_holds_the_truth
     rows, tests = np.arange(80), np.arange(80, 200)
     folds = np.arange(80) % 5
     for held in ((tests, targets[tests]), None):
-        table = _learning_curve(points, rows, targets[rows], folds, 0, held)
+        table = learning_curve(points, rows, targets[rows], folds, 0, held)
         assert table["labels"].tolist() == ([20, 40, 80] if held else [16, 32, 64])
         assert table["accuracy"].is_monotonic_increasing
         assert (table["low"] < table["accuracy"]).all() and (
             table["accuracy"] < table["high"]
         ).all()
-    table = _learning_curve(points, rows, targets[rows], folds, 0, (tests, targets[tests]))
-    model = _linear(points[rows], targets[rows])
+    table = learning_curve(points, rows, targets[rows], folds, 0, (tests, targets[tests]))
+    model = linear_model(points[rows], targets[rows])
     true = 100 * (model.predict(points[200:]) == targets[200:]).mean()
     assert table["low"].iloc[-1] < true < table["high"].iloc[-1]
     direct = 100 * (model.predict(points[tests]) == targets[tests]).mean()
@@ -456,7 +454,7 @@ def test_classes_are_counted_where_there_are_some():
 def test_the_list_is_exact_and_every_file_is_accounted_for(folder: Path, made: ListFiles):
     listed = pd.read_csv(made.csv)
     rest = pd.read_csv(made.rest)
-    assert list(listed.columns) == COLUMNS
+    assert list(listed.columns) == LISTED_COLUMNS
     assert listed["rank"].tolist() == list(range(1, 21))
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert sorted([*listed["path"], *rest["path"]]) == sorted(files)
@@ -501,7 +499,7 @@ def test_an_encoder_trained_on_the_images_sees_them_all_at_once(tmp_path: Path, 
     values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos"), "image_size": 16}
     changes = {"encoder_network": "convnet_tiny", "encoder_epochs": 1}
     params = Params.make(values | changes | {"encoder": "self_supervised", "device": "cpu"})
-    run = OwnRun(params, Store(tmp_path / "store"))
+    run = Run(params, Store(tmp_path / "store"), substitutes=photo_stages())
     assert run.embeddings.array("embeddings").shape == (20, 32)
     assert len(np.unique(run.embeddings.array("embeddings"), axis=0)) == 20
 
@@ -525,7 +523,7 @@ def test_copies_go_to_the_rest_and_say_what_of(folder: Path, made: ListFiles):
     # all images listed but the copies: so one of the group is on the list
     request = Request(3, 120, overrides={**TINY, "hard_prune_ratio": 0.0})
     choice = choose_images(folder, request, Store(made.csv.parent / "artifacts"))
-    assert choice.run.copies.exact == 3
+    assert choice.photos.copies.exact == 3
     copies = choice.rest[choice.rest["kind"] == "copy"]
     assert len(copies) + 120 <= 123 and len(copies) >= 3
     assert copies["reason"].str.contains("same pixels as|near copy of").all()
@@ -549,7 +547,7 @@ def test_the_list_does_not_depend_on_labels_or_class_folders(tmp_path: Path, mon
         raise AssertionError("the selection opened the labels")
 
     monkeypatch.setattr(datasets, "load_labels", refuse)
-    monkeypatch.setattr(own_images.OwnRun, "labels", property(refuse))
+    monkeypatch.setattr(Run, "labels", property(refuse))
     frames = []
     for name, place in {
         "flat": lambda i: f"{i:03}.png",
@@ -564,7 +562,7 @@ def test_the_list_does_not_depend_on_labels_or_class_folders(tmp_path: Path, mon
 
 def test_arrays_and_folders_give_the_same_list(tmp_path: Path):
     fill(tmp_path / "photos", 60)
-    order = datasets.load_images("image_folder", path=tmp_path / "photos").paths
+    order = datasets.load_images(Source("image_folder", path=tmp_path / "photos")).paths
     array = np.stack([np.asarray(picture(int(Path(name).stem))) for name in order])[:, None]
     here = select(array, classes=3, budget=9, **TINY)
     there = select(tmp_path / "photos", classes=3, budget=0.15, **TINY)
@@ -582,7 +580,7 @@ def test_auto_classes_are_estimated_and_a_number_by_hand_wins(tmp_path: Path):
     store = Store(tmp_path)
     said: list[str] = []
     auto = choose_images(array, Request("auto", 30, overrides=TINY), store, say=said.append)
-    assert auto.run.classes == auto.run.class_estimate.classes
+    assert auto.run.classes == auto.photos.class_estimate.classes
     assert any("silhouette" in note for note in auto.notes)
     assert "[4/7] counting classes" in said and "silhouette" not in " ".join(said)
     assert choose_images(array, Request(4, 30, overrides=TINY), store).run.classes == 4
@@ -613,7 +611,8 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
     def embeddings(**changes) -> np.ndarray:
         values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos")}
         params = Params.make({**values, "encoder": "efficientnet_lite0", **changes})
-        return OwnRun(params, Store(tmp_path / "store")).embeddings.array("embeddings")
+        run = Run(params, Store(tmp_path / "store"), substitutes=photo_stages())
+        return run.embeddings.array("embeddings")
 
     assert embeddings(image_size=32).shape == (12, 16)
     assert shapes == [(5, 3, 120, 120), (5, 3, 120, 120), (2, 3, 120, 120)]
@@ -626,7 +625,7 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
 
 def test_a_budget_below_the_estimated_classes_says_that_they_are_an_estimate(monkeypatch, tmp_path):
     found = ClassEstimate(9, 4, 12, np.arange(2), np.zeros((2, 1)), 30)
-    monkeypatch.setattr(OwnRun, "class_estimate", found)
+    monkeypatch.setattr(Photos, "class_estimate", found)
     array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
     with pytest.raises(ElfsError, match="below the 9 classes that the images suggest .4 to 12 fit"):
         choose_images(array, Request("auto", 8, overrides=TINY), Store(tmp_path))
@@ -927,10 +926,10 @@ def test_the_assessment_says_which_labels_it_opened_and_repeats_itself(made: Lis
     labels = assessment.artifact.manifest["labels"]
     assert labels == {"policy": "evaluation", "opened": ["train:evaluation"]}
     table = assessment.accuracies
-    run = open_choice(other.record).run
+    photos = open_choice(other.record).photos
     labels = dict(zip(frame["path"], frame["label"], strict=True))
     with pytest.raises(ElfsError, match="not in the folder"):
-        own_labels.assess(run, labels | {"gone.png": "sort0"})
+        own_labels.assess(photos, labels | {"gone.png": "sort0"})
     assert table["images"].sum() == len(frame) and np.ptp(table["images"]) <= 1
     assert table[[NETWORK, LINEAR]].stack().between(0, 100).all()
     for folds in (1, 200):
@@ -1236,7 +1235,7 @@ def test_a_class_too_many_is_named_with_its_image(tmp_path: Path):
 
 
 def test_what_cannot_work_is_said_before_the_work(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(OwnRun, "embeddings", property(lambda self: pytest.fail("it worked")))
+    monkeypatch.setattr(Run, "embeddings", property(lambda self: pytest.fail("it worked")))
     digits = np.zeros((40, 1, 8, 8), np.uint8)
     for wrong, words in (
         ({"neighbors": 40}, "'neighbors' is 40 but there are only 40 images"),
@@ -1338,7 +1337,7 @@ def test_a_folder_may_be_named_by_a_link_or_from_home(tmp_path: Path, monkeypatc
     assert read_record(files.record).named == "photos"
     sent = json.loads(files.tasks.read_text())
     assert all(task["data"]["image"].startswith(LOCAL_FILES + "photos/") for task in sent)
-    run = read_images("~/photos", read_record(files.record).request, store)
+    run = read_images("~/photos", read_record(files.record).request, store).run
     assert run.params.data_path == str(tmp_path / "photos")
 
 
@@ -1474,9 +1473,8 @@ def test_beta_is_searched_in_the_order_of_the_list(balanced: bool, tmp_path: Pat
     searched = []
     monkeypatch.setattr(Run, "search", search)
     with pytest.raises(NotBuilt):
-        OwnRun(Params(), Store(tmp_path), None, None, balanced).hard_prune_ratio(10)
+        Photos(Run(Params(), Store(tmp_path)), balanced=balanced).hard_prune_ratio(10)
     assert searched == [(10, balanced)]
     given = Params(hard_prune_ratio=0.1)
-    assert (
-        own_images.OwnRun(given, Store(tmp_path), None, None, balanced).hard_prune_ratio(10) == 0.1
-    )
+    photos = Photos(Run(given, Store(tmp_path)), balanced=balanced)
+    assert photos.hard_prune_ratio(10) == 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
+from elfs_lib.clustering.temi_config import TemiConfig
+from elfs_lib.embedding.embed import Views
+from elfs_lib.embedding.emp_ssl import EmpSslConfig
+from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params, check_floor, parse_yaml, read_yaml
 from elfs_lib.stages import Run
@@ -211,3 +216,31 @@ def test_a_wrong_parameter_is_a_value_error_of_one_sentence():
             Params.make(TINY | wrong)
         assert type(caught.value) is ElfsError
         assert "\n" not in str(caught.value) and "validation" not in str(caught.value)
+
+
+SETS = [
+    ("classes", TemiConfig, "classes"),
+    ("encoder_epochs", SelfSupervisedConfig, "epochs"),
+    ("encoder_epochs", EmpSslConfig, "epochs"),
+    ("encoder_views", Views, "count"),
+    ("encoder_view_area", Views, "area"),
+    *((n, TemiConfig, n[5:]) for n in Params.model_fields if n.startswith("temi_")),
+]
+
+
+@pytest.mark.parametrize("name, config, field", SETS)
+def test_a_parameter_has_the_bounds_of_what_it_sets(name: str, config: type, field: str):
+    stated = next(f.metadata for f in dataclasses.fields(config) if f.name == field)
+    bounds = [vars_of(bound) for bound in Params.model_fields[name].metadata]
+    assert {k: v for bound in bounds for k, v in bound.items()} == stated
+
+
+def vars_of(bound: object) -> dict[str, float]:
+    return {k: getattr(bound, k) for k in ("ge", "gt", "le", "lt") if hasattr(bound, k)}
+
+
+def test_a_configuration_takes_numpys_numbers_and_no_other_type():
+    assert TemiConfig(classes=np.int64(3), beta=np.float32(0.5)).classes == 3
+    for field, wrong in (("heads", True), ("heads", 2.5), ("beta", "0.5"), ("standardize", 1)):
+        with pytest.raises(ElfsError, match=f"^{field} is {wrong!r}"):
+            TemiConfig(classes=3, **{field: wrong})

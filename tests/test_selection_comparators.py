@@ -15,7 +15,7 @@ from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.selection import METHODS, SCORES, Selection, SelectionInputs, select_by
 from elfs_lib.selection.by_class import proportional_slots
-from elfs_lib.selection.zcore import _triangular
+from elfs_lib.selection.zcore import triangular
 
 OPTIONS = {"zcore": {"samples": 300, "neighbors": 20, "samples_per_subspace": 100}}
 
@@ -85,7 +85,7 @@ def test_exact_count_no_duplicates_same_seed_same_list(method):
         ([0, 1, 1], [1.0, 2.0, 3.0], "an image twice"),
         ([0, 1, 90], [1.0, 2.0, 3.0], "not among the 90"),
         ([0, 1, -1], [1.0, 2.0, 3.0], "not among the 90"),
-        ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], "no whole numbers"),
+        ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], "not whole numbers"),
         ([0, 1, 2], [1.0, np.nan, 3.0], "not finite"),
     ],
 )
@@ -422,7 +422,7 @@ def slow_zcore(embeddings, seed, samples, per, dims, neighbors, exponent):
     low, mode, high = embeddings.min(0), np.median(embeddings, 0), embeddings.max(0)
     for start in range(0, samples, per):
         d = rng.choice(dim, dims, replace=False)
-        for draw in _triangular(rng, low[d], mode[d], high[d], min(per, samples - start)):
+        for draw in triangular(rng, low[d], mode[d], high[d], min(per, samples - start)):
             covered = int(np.abs(embeddings[:, d] - draw).sum(1).argmin())
             scores[covered] += 1
             gap = np.abs(embeddings[:, d] - embeddings[covered, d]).sum(1)
@@ -476,7 +476,7 @@ def test_zcore_prefers_the_lonely_to_the_crowded():
 
 def test_triangular_draws_follow_the_triangular_distribution():
     low, mode, high = np.array([-1.0, 0.0]), np.array([0.5, 0.0]), np.array([1.0, 0.0])
-    draws = _triangular(np.random.default_rng(0), low, mode, high, 4000)
+    draws = triangular(np.random.default_rng(0), low, mode, high, 4000)
     assert (draws[:, 1] == 0).all()
     law = stats.triang(c=0.75, loc=-1, scale=2)
     assert stats.kstest(draws[:, 0], law.cdf).pvalue > 1e-3

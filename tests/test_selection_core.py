@@ -201,6 +201,13 @@ def test_each_elfs_line_uses_its_own_score_with_its_polarity(method):
     got = select_by(method, inputs, 10, hard_prune_ratio=0.2)
     assert got.indices.tolist() == expected.tolist()
     np.testing.assert_array_equal(got.scores, scores[score][expected])
+    assert got.info == {
+        "score": score,
+        "hard_prune_ratio": 0.2,
+        "dropped_hard": 8,
+        "score_hardest_kept": scores[score][expected[0]],
+        "score_easiest_kept": scores[score][expected[-1]],
+    }
     # ... and reads no other column
     alone = SelectionInputs(n, scores={score: scores[score]})
     assert select_by(method, alone, 10, hard_prune_ratio=0.2).indices.tolist() == expected.tolist()

@@ -278,10 +278,10 @@ def test_strangers_are_those_of_other_clusters(monkeypatch):
 def test_later_gains_are_not_computed_for_all_images(monkeypatch):
     """Lazy greedy: far fewer gains than a pass over all images for each pick."""
     inputs, computed = make_inputs(800, dim=16), []
-    plain = coverage._gains
+    plain = coverage.coverage_gains
     monkeypatch.setattr(
         coverage,
-        "_gains",
+        "coverage_gains",
         lambda rows, which, *rest: computed.append(len(which)) or plain(rows, which, *rest),
     )
     for method in COVERAGE:
@@ -293,13 +293,13 @@ def test_later_gains_are_not_computed_for_all_images(monkeypatch):
 @pytest.mark.parametrize("method", COVERAGE)
 def test_images_that_cover_themselves_alone_are_taken_by_index_at_once(monkeypatch, method):
     inputs, computed = SelectionInputs(300, embeddings=np.eye(300, dtype=np.float32)), []
-    plain = coverage._gains
+    plain = coverage.coverage_gains
 
     def counted(rows, which, *rest):
         computed.append(len(which))
         return plain(rows, which, *rest)
 
-    monkeypatch.setattr(coverage, "_gains", counted)
+    monkeypatch.setattr(coverage, "coverage_gains", counted)
     options = {"prob_cover": {"delta": 0.5}}.get(method, {})
     assert run(method, inputs, 200, **options).indices.tolist() == list(range(200))
     assert sum(computed) <= 700 + 200 * coverage.FIRST

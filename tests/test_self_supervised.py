@@ -104,7 +104,7 @@ def test_embedding_does_not_depend_on_the_batch():
 
 
 def test_larger_images_use_resnet18():
-    assert self_supervised._default_network((2, 3, 48, 48)) == "resnet18"
+    assert self_supervised.default_network((2, 3, 48, 48)) == "resnet18"
     device = torch.device("cpu")
     seeds = self_supervised.Seeds.of(0, device)
     start = self_supervised.fresh_network(noise(2, side=48), "resnet18", seeds, device)
@@ -135,8 +135,8 @@ def test_errors_are_one_sentence():
     with pytest.raises(ElfsError, match="too few"):
         train_encoder(noise(3), TINY)
     with pytest.raises(ElfsError, match="temperature is 0"):
-        train_encoder(noise(20), replace(TINY, temperature=0))
-    with pytest.raises(ElfsError, match="min_crop is 2: it must be 0.01 to 1"):
-        train_encoder(noise(20), replace(TINY, min_crop=2))
+        replace(TINY, temperature=0)
+    with pytest.raises(ElfsError, match="min_crop is 2"):
+        replace(TINY, min_crop=2)
     with pytest.raises(ElfsError, match="did you mean 'convnet'"):
         train_encoder(noise(20), replace(TINY, network="convnett"))

@@ -69,7 +69,7 @@ def test_few_images_and_few_neighbours():
 def test_a_step_of_imitation_follows_the_gradient_of_cross_entropy():
     config = TemiConfig(**START | {"batch": 6})
     generator = torch.Generator().manual_seed(0)
-    trainer = temi._Trainer(5, config, generator, torch.device("cpu"), torch.float32)
+    trainer = temi.Trainer(5, config, generator, torch.device("cpu"), torch.float32)
     inputs = torch.randn(6, 5, generator=generator)
     targets = torch.randint(4, (3, 6), generator=generator)
     expected = []
@@ -91,12 +91,12 @@ def test_heads_start_from_their_clusterings_and_the_teacher_with_them():
     starts = torch.from_numpy(spectral_labels(near, 4, count=3))
     config = TemiConfig(**START)
     generator = torch.Generator().manual_seed(0)
-    trainer = temi._Trainer(12, config, generator, torch.device("cpu"), torch.float32)
+    trainer = temi.Trainer(12, config, generator, torch.device("cpu"), torch.float32)
     inputs = torch.from_numpy(points)
     for _ in range(8):
         trainer.start_from(inputs, starts, generator)
     with torch.no_grad():
-        named = temi._forward(inputs, trainer.teacher, 0.1).logits.argmax(1)
+        named = temi.forward(inputs, trainer.teacher, 0.1).logits.argmax(1)
     assert ((named == starts).float().mean(1) > 0.95).all()
 
 
@@ -110,5 +110,5 @@ def test_spectral_starts_reach_a_lower_loss():
 
 
 def test_the_start_is_a_choice():
-    with pytest.raises(temi.ElfsError, match="TEMI start"):
+    with pytest.raises(temi.ElfsError, match="start is 'spectre'"):
         TemiConfig(classes=3, start="spectre")

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from elfs_lib.artifacts import Artifact, Draft, Store
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
 from elfs_lib.params import Params
+from elfs_lib.photos.choosing import read_images
+from elfs_lib.photos.request import Request
 from elfs_lib.selection import METHODS
 from elfs_lib.stages import STAGES, Run
 from elfs_lib.stages.graph import Given, UndeclaredParameter, stage
@@ -334,6 +337,18 @@ def test_embeddings_of_somebodys_own_reuse_nothing_of_others(tiny_run: Run, tmp_
     )
 
 
+def test_scores_of_somebodys_own_take_the_place_of_the_proxys(tiny_run: Run):
+    scores = np.random.default_rng(0).normal(size=tiny_run.n)
+    own = tiny_run.with_scores(scores, "drawn")
+    np.testing.assert_array_equal(own.scores["aum"], scores)
+    chosen = own.coreset("elfs", 100, hard_prune_ratio=0.25).table("coreset")["index"]
+    cut = round(0.25 * tiny_run.n)
+    assert set(chosen) == set(np.argsort(scores)[cut : cut + 100])
+    for wrong in (scores[:5], np.where(np.arange(tiny_run.n) == 3, np.nan, scores)):
+        with pytest.raises(ElfsError, match="for each of the 1437 images"):
+            tiny_run.with_scores(wrong, "wrong")
+
+
 @pytest.mark.parametrize(
     "labels, words",
     [
@@ -366,3 +381,19 @@ def test_no_stage_is_made_by_a_run_that_only_looks(tiny_params: Params, tmp_path
     for method in METHODS:
         assert run.call("coreset", method=method, budget=0.1).inputs
     assert not list(tmp_path.iterdir())
+
+
+def test_the_runtime_is_configured_wherever_work_starts(tiny_params: Params, tmp_path: Path):
+    def tf32() -> bool:
+        return torch.backends.cuda.matmul.allow_tf32
+
+    starts = {
+        "stage": lambda: Run(tiny_params, Store(tmp_path)).images,
+        "own images": lambda: read_images(digits, Request(10, 20), Store(tmp_path)),
+    }
+    digits = np.zeros((40, 1, 8, 8), np.uint8)
+    read_images(digits, Request(10, 20), Store(tmp_path))  # which is found, and not made, below
+    for name, start in starts.items():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        start()
+        assert not tf32(), name

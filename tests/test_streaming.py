@@ -23,7 +23,7 @@ from PIL import Image
 
 from elfs_lib.artifacts import Draft, Store
 from elfs_lib.data import decoding, growing
-from elfs_lib.data.base import Images
+from elfs_lib.data.base import Images, Source
 from elfs_lib.data.datasets import load_images
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
@@ -246,8 +246,8 @@ FORK = multiprocessing.get_context("fork")
 KINDS = ["good", "one is broken", "grey"]
 
 
-def photos(folder: Path, kind: str = "good") -> dict:
-    """Nine files in two folders and a copy of one; where they are, as load_images takes it."""
+def photos(folder: Path, kind: str = "good") -> Source:
+    """Nine files in two folders and a copy of one; where they are."""
     image_files.class_folders(folder, {"a": 5, "b": 4}, size=20)
     files = sorted(folder.rglob("*.*"))
     shutil.copy(files[0], folder / "a" / f"copy{files[0].suffix}")
@@ -258,7 +258,7 @@ def photos(folder: Path, kind: str = "good") -> dict:
             Image.open(file).convert("L").save(file.with_suffix(".png"))
             if file.suffix != ".png":
                 file.unlink()
-    return {"name": "image_folder", "path": folder, "image_size": 12}
+    return Source("image_folder", path=folder, image_size=12)
 
 
 def same_images(found: Images, expected: Images) -> None:
@@ -296,9 +296,9 @@ def killed(work: Callable[[], object]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decoding_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, kind: str):
     source, store = photos(tmp_path / "photos", kind), tmp_path / "store"
-    values = {"dataset": "image_folder", "data_path": str(source["path"]), "image_size": 12}
+    values = {"dataset": "image_folder", "data_path": str(source.path), "image_size": 12}
     params = Params.make({**values, "classes": 2, "encoder": "pixels"})
-    expected = load_images(**source)
+    expected = load_images(source)
     with monkeypatch.context() as patch:
         kill_after(patch, 7)
         killed(lambda: Run(params, Store(store)).images)
@@ -321,10 +321,10 @@ def test_a_decoding_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, k
 
 def test_what_was_decoded_to_a_folder_is_not_decoded_again(tmp_path, monkeypatch):
     source, scratch = photos(tmp_path / "photos", "one is broken"), tmp_path / "scratch"
-    expected = load_images(**source)
-    same_images(load_images(**source, scratch=scratch), expected)
+    expected = load_images(source)
+    same_images(load_images(source, scratch=scratch), expected)
     monkeypatch.setattr(decoding, "_decode_one", None)
-    again = load_images(**source, scratch=scratch)
+    again = load_images(source, scratch=scratch)
     same_images(again, expected)
     assert isinstance(again.train, np.memmap)
 
@@ -332,7 +332,7 @@ def test_what_was_decoded_to_a_folder_is_not_decoded_again(tmp_path, monkeypatch
 @pytest.mark.parametrize("damage", ["log", "pixels", "no log", "no pixels", "zeros in the log"])
 def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, damage: str):
     source, scratch = photos(tmp_path / "photos"), tmp_path / "scratch"
-    load_images(**source, scratch=scratch)
+    load_images(source, scratch=scratch)
     file = scratch / ("train.log" if "log" in damage else "train.npy")
     if damage.startswith("no"):
         file.unlink()
@@ -341,24 +341,24 @@ def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, damage: str):
         file.write_bytes(first + b"\n" + bytes(100) + b"\n")
     else:
         os.truncate(file, file.stat().st_size - 5)
-    same_images(load_images(**source, scratch=scratch), load_images(**source))
+    same_images(load_images(source, scratch=scratch), load_images(source))
 
 
 @pytest.mark.parametrize("change", ["a file", "the size", "Pillow"])
 def test_a_source_that_changed_is_decoded_anew(tmp_path, monkeypatch, change: str):
     source, scratch = photos(tmp_path / "photos"), tmp_path / "scratch"
-    load_images(**source, scratch=scratch)
+    load_images(source, scratch=scratch)
     if change == "a file":
-        file = min(source["path"].rglob("*.*"))
+        file = min(source.path.rglob("*.*"))
         Image.new("RGB", (20, 20), "red").save(file)
         os.utime(file, (1, 1))
     elif change == "the size":
-        source["image_size"] = 10
+        source = dataclasses.replace(source, image_size=10)
     else:
         monkeypatch.setattr("PIL.__version__", "0")
-    expected = load_images(**source)
+    expected = load_images(source)
     read = kill_after(monkeypatch, 99)
-    same_images(load_images(**source, scratch=scratch), expected)
+    same_images(load_images(source, scratch=scratch), expected)
     assert len(read) == 10
 
 
@@ -384,7 +384,7 @@ def test_a_folder_without_an_image_is_one_sentence_when_it_is_decoded_to_disk(tm
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "x.png").write_bytes(b"no image")
     with pytest.raises(ElfsError, match="no usable train image"):
-        load_images("image_folder", path=tmp_path / "photos", scratch=tmp_path / "scratch")
+        load_images(Source("image_folder", path=tmp_path / "photos"), scratch=tmp_path / "scratch")
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
@@ -393,7 +393,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, m
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda folder: usage(9000, 8000, 2000))
     monkeypatch.setattr(decoding, "decode_images", None)
     with pytest.raises(ElfsError, match="ELFS_ARTIFACTS_DIR"):
-        load_images(**source, scratch=scratch)
+        load_images(source, scratch=scratch)
     (scratch / "train.npy").write_bytes(b"0" * 3000)  # what is there already takes no more room
     monkeypatch.setattr(decoding, "decode_images", decode)
-    load_images(**source, scratch=scratch)
+    load_images(source, scratch=scratch)

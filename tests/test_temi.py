@@ -24,6 +24,7 @@ from elfs_lib.clustering.temi import (
     fit_temi,
     temi_losses,
 )
+from elfs_lib.clustering.temi_config import WEIGHTINGS
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
@@ -71,11 +72,11 @@ def plain_losses(qs: list, qt: list, marginal, beta: float, weighting: str) -> l
 
 
 def new_heads(config: TemiConfig, width: int, seed: int) -> temi.Heads:
-    made = temi._new_heads(width, config, torch.Generator().manual_seed(seed))
+    made = temi.new_heads(width, config, torch.Generator().manual_seed(seed))
     return temi.Heads(*(w.double().requires_grad_() for w in made))
 
 
-@pytest.mark.parametrize("weighting", temi.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("beta", [0.6, 1.0])
 def test_losses_and_gradients_match_the_plain_loop(weighting, beta):
     config = TemiConfig(classes=4, heads=3, batch=5, hidden=7, bottleneck=6)
@@ -90,12 +91,12 @@ def test_losses_and_gradients_match_the_plain_loop(weighting, beta):
     gradients = torch.autograd.grad(sum(expected), list(student))
 
     with torch.no_grad():
-        seen = temi._forward(x, student, 0.1)
-        taught = temi._forward(x, teacher, 0.3)
+        seen = temi.forward(x, student, 0.1)
+        taught = temi.forward(x, teacher, 0.3)
         losses, by_logits = temi_losses(
             seen.logits, taught.logits, marginal, beta=beta, weighting=weighting
         )
-        found = temi._backward(x, student, seen, by_logits, 0.1)
+        found = temi.backward(x, student, seen, by_logits, 0.1)
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=1e-12)
     for name, ours, theirs in zip(temi.Heads._fields, found, gradients, strict=True):
         torch.testing.assert_close(
@@ -165,7 +166,7 @@ def test_steps_match_a_plain_loop_with_torch_autograd(monkeypatch, group_floats)
         learning_rate=0.05,
         teacher_momentum=0.8,
     )
-    trainer = temi._Trainer(7, config, torch.Generator().manual_seed(0), CPU, torch.float32)
+    trainer = temi.Trainer(7, config, torch.Generator().manual_seed(0), CPU, torch.float32)
     assert len(trainer.groups) == (3 if group_floats == 1 else 1)
     student = temi.Heads(*(w.detach().double().requires_grad_() for w in trainer.student))
     teacher = temi.Heads(*(w.detach().clone() for w in student))
@@ -174,15 +175,15 @@ def test_steps_match_a_plain_loop_with_torch_autograd(monkeypatch, group_floats)
     generator = torch.Generator().manual_seed(1)
     for step in range(4):
         x = torch.randn(12, 7, generator=generator)
-        warmth = (step + 1) / 4
-        losses = trainer.step(x, warmth)
+        lr_share = (step + 1) / 4
+        losses = trainer.step(x, lr_share)
         qs = [plain_logits(student, h, x.double(), 0.1).softmax(1) for h in range(3)]
         qt = [plain_logits(teacher, h, x.double(), 0.1).softmax(1).detach() for h in range(3)]
         marginal = 0.9 * marginal + 0.1 * torch.stack([q.mean(0) for q in qt])
         expected = torch.stack(plain_losses(qs, qt, marginal, 0.6, "teacher"))
         optimizer.zero_grad()
         expected.sum().backward()
-        optimizer.param_groups[0]["lr"] = 0.05 * 6 / 256 * warmth
+        optimizer.param_groups[0]["lr"] = 0.05 * 6 / 256 * lr_share
         optimizer.step()
         with torch.no_grad():
             for slow, fast in zip(teacher, student, strict=True):
@@ -201,7 +202,7 @@ def test_bfloat16_steps_stay_near_float32():
     x = torch.randn(128, 10, generator=torch.Generator().manual_seed(5))
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
-        trainer = temi._Trainer(10, config, torch.Generator().manual_seed(0), CPU, dtype)
+        trainer = temi.Trainer(10, config, torch.Generator().manual_seed(0), CPU, dtype)
         losses[dtype] = torch.stack([trainer.step(x.to(dtype), 1.0) for _ in range(5)])
     torch.testing.assert_close(losses[torch.float32], losses[torch.bfloat16], rtol=0.03, atol=0.01)
 
@@ -315,7 +316,7 @@ def crowd(accuracies, seed=0, classes=4, count=400):
 def test_consensus_equals_a_slow_reference(seed, monkeypatch):
     heads, _ = crowd([0.8, 0.5, 0.6, 0.3, 0.7], seed)
     monkeypatch.setattr(temi, "BLOCK_FLOATS", 60)
-    mapping, weights = temi._settle(heads, 1, np.arange(5), 4)
+    mapping, weights = temi.agree(heads, 1, np.arange(5), 4)
     expected, shares = slow_consensus(heads, 1, 4)
     renamed, theirs = mapping[np.arange(5)[:, None], heads], np.array(expected)
     assert (renamed == theirs[np.arange(5)[:, None], heads]).all()
@@ -324,11 +325,11 @@ def test_consensus_equals_a_slow_reference(seed, monkeypatch):
 
 def test_consensus_is_better_than_a_poor_reference_and_mistrusts_poor_heads():
     heads, truth = crowd([0.3, 0.7, 0.7, 0.7, 0.3, 0.3], count=3000)
-    mapping, weights = temi._settle(heads, 0, np.arange(6), 4)
-    voted = temi._vote(np.take_along_axis(mapping, heads, axis=1), weights, 4)
+    mapping, weights = temi.agree(heads, 0, np.arange(6), 4)
+    voted = temi.vote(np.take_along_axis(mapping, heads, axis=1), weights, 4)
     assert clustering_accuracy(voted.astype(int), truth) > 0.85
     assert weights[[0, 4, 5]].max() < 0.5 * weights[[1, 2, 3]].min()
-    _, fewer = temi._settle(heads, 0, np.array([1, 2]), 4)
+    _, fewer = temi.agree(heads, 0, np.array([1, 2]), 4)
     assert (fewer[[0, 3, 4, 5]] == 0).all() and fewer.sum() == pytest.approx(1)
 
 
@@ -338,7 +339,7 @@ def test_aligned_mean_is_the_mean_of_renumbered_heads(fitted, monkeypatch):
     again = fit_temi(points, near, SMALL, precision="float32")
     np.testing.assert_allclose(again.probabilities, result.probabilities, atol=1e-6)
     heads = temi.Heads(*(result.state[f"head.{name}"] for name in temi.Heads._fields))
-    inputs = temi._prepare(
+    inputs = temi.prepare(
         torch.from_numpy(points / np.linalg.norm(points, axis=1, keepdims=True)),
         {"mean": result.state["input.mean"], "features": result.state["input.features"]},
     )
@@ -380,7 +381,7 @@ def test_inputs_are_centred_scaled_and_finite(options):
     points, _ = ring()
     rows = torch.from_numpy(points)
     config = dataclasses.replace(SMALL, **options)
-    inputs = temi._prepare(rows, temi._fit_preparation(rows, config))
+    inputs = temi.prepare(rows, temi.fit_preparation(rows, config))
     assert torch.isfinite(inputs).all()  # feature 5 is constant
     torch.testing.assert_close(inputs.mean(0), torch.zeros(inputs.shape[1]), atol=1e-5, rtol=0)
     assert inputs.square().mean().item() == pytest.approx(1, rel=1e-5)
@@ -411,8 +412,8 @@ def test_heads_that_lost_clusters_do_not_lead_and_are_named(monkeypatch):
         curves[-1, 1] = -99.0  # and its loss looks the best of all
         return heads, curves
 
-    train = temi._train
-    monkeypatch.setattr(temi, "_train", one_cluster_head)
+    train = temi.train_heads
+    monkeypatch.setattr(temi, "train_heads", one_cluster_head)
     result = fit_temi(points, near, SMALL, precision="float32")
     assert result.reference != 1
     assert clustering_accuracy(result.pseudo["aligned_mean"], labels) > 0.95
@@ -429,8 +430,8 @@ def test_collapse_of_all_heads_is_said(monkeypatch):
             put_all_in_one_cluster(heads, h)
         return heads, curves
 
-    train = temi._train
-    monkeypatch.setattr(temi, "_train", collapsed)
+    train = temi.train_heads
+    monkeypatch.setattr(temi, "train_heads", collapsed)
     result = fit_temi(points, near, dataclasses.replace(SMALL, epochs=1), precision="float32")
     assert any("aligned mean: 2 of 3 clusters are empty" in note for note in result.notes)
 

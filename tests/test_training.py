@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import itertools
 import math
+import os
 import platform
 
 import numpy as np
@@ -14,7 +15,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from elfs_lib.compute import matmul_peak, release_memory, resident, resolve_device
+from elfs_lib.compute import (
+    configure_runtime,
+    matmul_peak,
+    release_memory,
+    resident,
+    resolve_device,
+)
 from elfs_lib.errors import ElfsError
 from elfs_lib.training import loop
 from elfs_lib.training.dynamics import DynamicsRecorder
@@ -649,13 +656,29 @@ def test_float32_is_float32_whatever_was_set_before():
     """Exact neighbours on a GPU count on it."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     resolve_device("cpu")
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    configure_runtime()
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_environment_asks_for_deterministic_algorithms(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    configure_runtime()
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv("ELFS_DETERMINISTIC", "1")
+    try:
+        configure_runtime()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc alone")
 def test_freed_memory_is_used_again_until_it_is_released(request: pytest.FixtureRequest):
     resource = pytest.importorskip("resource")
-    resolve_device("cpu")
+    configure_runtime()
     libc = ctypes.CDLL(None)
     # Small pages, which can be counted, where the system would give huge ones (PR_SET_THP_DISABLE)
     libc.prctl(41, 1, 0, 0, 0)

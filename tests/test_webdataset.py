@@ -13,7 +13,7 @@ from image_files import encoded, gradient
 from PIL import Image
 
 from elfs_lib.data import decoding
-from elfs_lib.data.base import MissingDataset
+from elfs_lib.data.base import MissingDataset, Source
 from elfs_lib.data.datasets import check_dataset, labelled_splits, load_images, load_labels
 from elfs_lib.errors import ElfsError
 
@@ -46,24 +46,24 @@ def shades(images: np.ndarray) -> list[int]:
 def test_shards_are_read_in_order_with_their_labels(tmp_path):
     shard(tmp_path / "set-0001.tar", samples([30, 40], [1, 0]))
     shard(tmp_path / "set-0000.tar", samples([10, 20, 25], [2, 1, 7]))
-    images = load_images("webdataset", path=tmp_path)
+    images = load_images(Source("webdataset", path=tmp_path))
     assert shades(images.train) == [10, 20, 25, 30, 40] and images.test is None
     assert images.train.shape == (5, 3, 16, 16) and images.report == {}
     assert images.paths[0] == "set-0000.tar#0000.png" and images.paths[3] == "set-0001.tar#0000.png"
-    assert labelled_splits("webdataset", path=tmp_path) == ("train",)
-    assert load_labels("webdataset", "train", path=tmp_path).tolist() == [2, 1, 7, 1, 0]
-    one = load_images("webdataset", path=tmp_path / "set-0001.tar")
+    assert labelled_splits(Source("webdataset", path=tmp_path)) == ("train",)
+    assert load_labels(Source("webdataset", path=tmp_path), "train").tolist() == [2, 1, 7, 1, 0]
+    one = load_images(Source("webdataset", path=tmp_path / "set-0001.tar"))
     assert shades(one.train) == [30, 40]
-    disk = load_images("webdataset", path=tmp_path, scratch=tmp_path / "scratch")
+    disk = load_images(Source("webdataset", path=tmp_path), scratch=tmp_path / "scratch")
     np.testing.assert_array_equal(disk.train, images.train)
 
 
 def test_splits_go_by_the_names_of_files(tmp_path):
     shard(tmp_path / "imagenet-train-0.tar", samples([10, 20]))
     shard(tmp_path / "imagenet-validation-0.tar", samples([30], [1]))
-    images = load_images("webdataset", path=tmp_path)
+    images = load_images(Source("webdataset", path=tmp_path))
     assert shades(images.train) == [10, 20] and shades(images.test) == [30]
-    assert labelled_splits("webdataset", path=tmp_path) == ("test",)
+    assert labelled_splits(Source("webdataset", path=tmp_path)) == ("test",)
 
 
 def test_what_is_no_image_of_the_layout_is_left_out(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_what_is_no_image_of_the_layout_is_left_out(tmp_path, monkeypatch):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         archive.addfile(link)
     monkeypatch.setattr(decoding, "MAX_BYTES", 10_000)
-    images = load_images("webdataset", path=file)
+    images = load_images(Source("webdataset", path=file))
     assert shades(images.train) == [10, 20, 30]
     assert images.report == {"damaged": ["x.tar#b/3.png"], "too_large": ["x.tar#b/5.bmp"]}
     assert images.left_out == {"train": [2, 4]}
@@ -98,24 +98,24 @@ def test_what_is_no_image_of_the_layout_is_left_out(tmp_path, monkeypatch):
 )
 def test_labels_that_are_none_are_one_sentence(tmp_path, labels: list[str], words: str):
     file = shard(tmp_path / "x.tar", samples([1, 2], labels))
-    load_images("webdataset", path=file)  # which reads no label
+    load_images(Source("webdataset", path=file))  # which reads no label
     with pytest.raises(ElfsError, match=words):
-        load_labels("webdataset", "train", path=file)
+        load_labels(Source("webdataset", path=file), "train")
     shard(file, [*samples([1], [0]), ("1.png", encoded(gradient()))])
     with pytest.raises(ElfsError, match="no label for 1.png"):
-        load_labels("webdataset", "train", path=file)
+        load_labels(Source("webdataset", path=file), "train")
 
 
 def test_archives_that_cannot_be_read_are_one_sentence(tmp_path):
     with pytest.raises(MissingDataset, match="has no .tar file"):
-        check_dataset("webdataset", path=tmp_path)
+        check_dataset(Source("webdataset", path=tmp_path))
     file = shard(tmp_path / "x.tar", [("1.txt", b"words")])
     with pytest.raises(ElfsError, match="x.tar has no image"):
-        check_dataset("webdataset", path=file)
+        check_dataset(Source("webdataset", path=file))
     shard(file, samples([1, 2]), "w:gz")
     with pytest.raises(ElfsError, match="x.tar is not a whole tar file"):
-        check_dataset("webdataset", path=file)
+        check_dataset(Source("webdataset", path=file))
     shard(file, [("1.png", encoded(gradient())), ("2.png", bytes(50_000))])
     os.truncate(file, 20_000)
     with pytest.raises(ElfsError, match="x.tar is not a whole tar file"):
-        load_images("webdataset", path=file)
+        load_images(Source("webdataset", path=file))

@@ -82,7 +82,7 @@ def examine(params_file: Path | None = None, overrides: Mapping | None = None) -
 
 
 def _tried(look: Callable[[], Finding]) -> Finding:
-    """A finding also where the look fails: the others are what a user came for."""
+    """A finding even where the check fails, so that the others are still shown."""
     what = {"_machine": "cores and memory", "<lambda>": "run"}
     name = what.get(look.__name__, look.__name__.strip("_"))
     try:
@@ -129,9 +129,15 @@ def _training() -> Finding:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from elfs_lib.compute import matmul_peak, resolve_device, resolve_precision
+    from elfs_lib.compute import (
+        configure_runtime,
+        matmul_peak,
+        resolve_device,
+        resolve_precision,
+    )
     from elfs_lib.training.models import build_network
 
+    configure_runtime()
     device = resolve_device("auto")
     rate = matmul_peak(resolve_precision("auto", device), device)
     image = torch.zeros(1, 3, 32, 32)
@@ -176,8 +182,8 @@ def _notebooks() -> Finding:
 
 
 def _data() -> Finding:
-    from elfs_lib.data.base import MissingDataset
-    from elfs_lib.data.datasets import DATASETS, default_data_dir, source_fingerprint
+    from elfs_lib.data.base import MissingDataset, default_data_dir
+    from elfs_lib.data.datasets import DATASETS, source_fingerprint
 
     there, absent = [], []
     for name, spec in DATASETS.items():
@@ -218,7 +224,7 @@ def _artifacts() -> Finding:
     found = f"{folder} (ELFS_ARTIFACTS_DIR): {free / GIB:.0f} GiB free"
     if not os.access(near, os.W_OK):
         return Finding("artifacts", MISSING, f"{found}, and {near} cannot be written to")
-    with tempfile.TemporaryFile(dir=near):  # read-only file systems say it no sooner
+    with tempfile.TemporaryFile(dir=near):  # read-only file systems report it only here
         pass
     if free < LEAST_DISK:
         return Finding("artifacts", MISSING, f"{found}: make room, or name another folder")
@@ -231,10 +237,11 @@ def _run(params_file: Path, overrides: Mapping | None) -> Finding:
     from elfs_lib.embedding.encoders import ENCODERS, split_encoders
     from elfs_lib.embedding.networks import stored_weights
     from elfs_lib.params import Params
+    from elfs_lib.stages.embedding import source
 
     p = Params.load(params_file, overrides)
     resolve_device(p.device)
-    source_fingerprint(p.dataset, image_size=p.image_size, path=p.data_path)
+    source_fingerprint(source(p))
     parts = split_encoders(p.encoder, p.encoder_checkpoint)
     fetched = [
         name

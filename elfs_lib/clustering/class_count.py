@@ -1,7 +1,7 @@
-"""How many classes do unlabelled images have? An estimate, with what it is worth.
+"""How many classes do unlabelled images have? An estimate with its uncertainty.
 
 Silhouette (Rousseeuw 1987) of k-means clusterings over a grid of K, on random subsets of the
-images: subsets disagree where the images do not say, and that is the uncertainty reported.
+images: subsets disagree where the images leave it open, and that is the uncertainty reported.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def estimate_classes(
         subsets: Random subsets, each drawn without repetition: a repeated image would be a
             cluster of its own. Where there are fewer images than two subsets' worth, half of
             them at a time, so that subsets differ.
-        subset_size: Largest subset; no more than an eighth of it are tried as K.
+        subset_size: Largest subset; K is at most an eighth of it.
 
     Raises:
         ElfsError: if there are fewer than 10 images, or they are all the same.
@@ -90,7 +90,7 @@ def estimate_classes(
     for column in track(range(subsets), "Counting classes"):
         chosen = points[rng.permutation(len(points))[:size]]
         different = len(np.unique(chosen, axis=0))
-        ks = [int(k) for k in grid if k < different]  # of copies there are no more clusters
+        ks = [int(k) for k in grid if k < different]  # copies make no further clusters
         with two_threads():
             found = [
                 KMeans(k, n_init=2, random_state=seed + column).fit_predict(chosen) for k in ks

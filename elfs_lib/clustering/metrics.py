@@ -1,4 +1,4 @@
-"""Clusterings: the k-means baseline, agreement with other labels, and clusters gone missing.
+"""Clusterings: the k-means baseline, agreement with other labels, and empty clusters.
 
 Agreement with true labels is analysis only: nothing here feeds the choice of a coreset.
 """
@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 from elfs_lib.embedding.rows import forget, read_rows, unit_rows
 from elfs_lib.errors import ElfsError
 
-# A cluster that holds less than this share of its fair part (N / C) is called nearly empty.
+# A cluster that holds less than this share of N / C is called nearly empty.
 NEARLY_EMPTY = 0.1
 
 CLUSTERED = 2**16  # rows that k-means is fitted to, at most
@@ -35,7 +35,7 @@ def contingency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         the samples that ``first`` calls a and ``second`` calls b.
 
     Raises:
-        ElfsError: if the lengths differ, are 0, or a label is negative or no integer.
+        ElfsError: if the lengths differ, are 0, or a label is negative or not an integer.
     """
     first, second = _checked_pair(first, second)
     return _contingency(first, second, int(first.max()) + 1, int(second.max()) + 1)
@@ -174,8 +174,8 @@ def collapse_notes(labels: np.ndarray, classes: int, *, name: str) -> list[str]:
 
 @contextmanager
 def two_threads() -> Iterator[None]:
-    """At most two OpenMP threads, for k-means: its threads add up what they found as they come, and
-    only a sum of two does not depend on the order. Import scikit-learn before."""
+    """At most two OpenMP threads, for k-means: its threads add their sums in the order in which
+    they finish, and only a sum of two does not depend on the order. Import scikit-learn before."""
     openmp = ThreadpoolController().select(user_api="openmp")
     with openmp.limit(limits=min([2, *(pool["num_threads"] for pool in openmp.info())])):
         yield

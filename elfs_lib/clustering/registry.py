@@ -52,7 +52,7 @@ class Clustering:
         citation: Key in the book's bibliography.
         summary: One line for people.
         stage: The stage of a run that makes it.
-        revision: To be raised when the function gives other labels than before.
+        revision: To be raised when the labels that the function gives change.
     """
 
     name: str
@@ -146,7 +146,7 @@ def cluster(
     try:
         labels, confidence = check_labels(found.labels, found.confidence, n, int(classes))
     except ElfsError as error:
-        raise ElfsError(f"Clustering {name!r} broke its promise: {error}") from None
+        raise ElfsError(f"The function of clustering {name!r} is wrong: {error}") from None
     if confidence is None:
         confidence = np.empty(n, np.float32)
         for start in range(0, n, 2**16):  # of large pools, not all pairs at once
@@ -159,7 +159,7 @@ def cluster(
 def check_labels(
     labels: np.ndarray, confidence: np.ndarray | None, n: int, classes: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pseudo-labels as int64 [N] and their confidence as float32 [N], if they are that.
+    """Check pseudo-labels; return them as int64 [N] and their confidence as float32 [N].
 
     Args:
         labels: Whole numbers in 0..classes-1, one for each of the ``n`` images.

@@ -57,7 +57,7 @@ def relabel(
     seed: int = 0,
     **training,
 ) -> Relabelled:
-    """One round: a fresh model learns the confident share and names every image anew.
+    """One round: a fresh model learns the confident share and relabels every image.
 
     Args:
         images: uint8 [N, C, H, W].

@@ -2,7 +2,7 @@
 
 Each image is described by the leading eigenvectors of the graph's normalised adjacency, scaled to
 length 1, and k-means finds the clusters there. How many neighbours and how many eigenvectors to
-take is not known beforehand, so several are tried, and told apart without labels: by the mutual
+take is not known beforehand, so several are tried, and compared without labels: by the mutual
 information of the labels of neighbours.
 """
 
@@ -20,7 +20,7 @@ from elfs_lib.embedding.neighbors import Neighbors, neighbor_information
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 
-NEIGHBORS = (15, 20, 30)  # of the graphs, as far as there are so many
+NEIGHBORS = (15, 20, 30)  # of the graphs, or as many as there are
 DIMENSIONS = (1.0, 1.5, 2.0, 2.5)  # eigenvectors, times the number of clusters
 RESTARTS = 3  # of k-means
 SPARE = 2  # clusterings that are tried for each one that is kept

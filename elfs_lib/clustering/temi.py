@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from elfs_lib.clustering.metrics import collapse_notes
 from elfs_lib.clustering.spectral import spectral_labels
+from elfs_lib.clustering.temi_config import TemiConfig
 from elfs_lib.compute import (
     Replayed,
     own_stream,
@@ -41,118 +42,22 @@ from elfs_lib.compute import (
 )
 from elfs_lib.embedding.pca import principal_axes
 from elfs_lib.embedding.rows import unit_rows
-from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 
-WEIGHTINGS = ("teacher", "student_teacher")
-STARTS = ("random", "spectral")
 # How heads learn the clustering that they start from: passes, and AdamW's learning rate.
 START_EPOCHS, START_RATE = 3, 2e-3
-# Smallest probability whose logarithm is taken.
-TINY = 1e-12
+# Smallest probability whose logarithm is taken, and smallest length that divides.
+SMALLEST = 1e-12
 # Heads count in the consensus by this power of their agreement with it: enough that poor heads
 # count little, and too little for a single head to be followed.
 AGREEMENT_POWER = 3
-# Most rounds of the consensus, should it not come to rest before.
+# Most rounds of the consensus, if it does not converge earlier.
 ROUNDS = 20
 # Floats of one layer that a group of heads may fill on CPU: about the cache of a core.
 GROUP_FLOATS = 1 << 20
 # Floats of one layer when all heads label a block of images.
 BLOCK_FLOATS = 1 << 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemiConfig:
-    """What TEMI is told; the defaults are the paper's values.
-
-    Attributes:
-        classes: Number of clusters C per head, at least 2.
-        heads: Number of heads H.
-        epochs: Passes over the images.
-        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
-        batch: Images per step, each with one neighbour; at most N are used.
-        learning_rate: Per 256 images; the optimiser gets ``learning_rate * batch / 256``.
-        weight_decay: AdamW's.
-        hidden: Width of the first layer.
-        bottleneck: Width of the layer before the clusters.
-        student_temperature: Divides the student's logits.
-        teacher_temperature: Divides the teacher's logits.
-        teacher_momentum: Share of the old teacher kept at each step, in [0, 1).
-        marginal_momentum: Share of the old cluster marginal kept at each step, in [0, 1).
-        beta: Exponent in the PMI, in (0, 1]; below 1 spreads the clusters evenly.
-        weighting: "teacher" weighs a pair by sum_c q_t(c|x) q_t(c|x'), as the released code
-            does; "student_teacher" by sum_c q_s(c|x) q_t(c|x'). The teacher is the default: the
-            published results come from it, and the average of a slow teacher over heads is the
-            steadier judge of whether two images belong together.
-        start: "random" weights, or "spectral": each head first learns a spectral clustering of the
-            neighbour graph by cross-entropy, and TEMI goes on from there. From random weights the
-            heads end in poorer optima of TEMI's own loss.
-        pca: Project the embeddings on this many principal components first; None keeps all.
-        standardize: Scale each input feature to variance 1 first; constant features become 0.
-            In any case the inputs are centred, and scaled by one number to mean square 1.
-        loss_epochs: A head's loss is its mean over this many last epochs.
-        keep_heads: Share of the heads, those of lowest loss, that enter the aligned mean; heads
-            with more empty clusters than others never do.
-    """
-
-    classes: int
-    heads: int = 50
-    epochs: int = 200
-    warmup_epochs: int = 20
-    batch: int = 1024
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    hidden: int = 512
-    bottleneck: int = 256
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.1
-    teacher_momentum: float = 0.996
-    marginal_momentum: float = 0.9
-    beta: float = 0.6
-    weighting: str = "teacher"
-    start: str = "random"
-    pca: int | None = None
-    standardize: bool = False
-    loss_epochs: int = 1
-    keep_heads: float = 1.0
-
-    def __post_init__(self) -> None:
-        choose("TEMI weighting", self.weighting, WEIGHTINGS)
-        choose("TEMI start", self.start, STARTS)
-        for name, low in (
-            ("classes", 2),
-            ("heads", 1),
-            ("epochs", 1),
-            ("warmup_epochs", 0),
-            ("batch", 2),
-            ("hidden", 1),
-            ("bottleneck", 1),
-            ("loss_epochs", 1),
-        ):
-            value = getattr(self, name)
-            if not is_whole(value, low):
-                raise ElfsError(
-                    f"{name} is {value!r}: it must be a whole number of at least {low}."
-                )
-        if self.classes > np.iinfo(np.int16).max:
-            raise ElfsError(
-                f"classes is {self.classes}: at most {np.iinfo(np.int16).max} are supported."
-            )
-        if self.pca is not None and not is_whole(self.pca, 1):
-            raise ElfsError(
-                f"pca is {self.pca!r}: give a number of components of at least 1, or null."
-            )
-        for name in ("learning_rate", "student_temperature", "teacher_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be a number above 0.")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ElfsError(f"weight_decay is {self.weight_decay!r}: it must be at least 0.")
-        for name in ("teacher_momentum", "marginal_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be in [0, 1).")
-        for name in ("beta", "keep_heads"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ElfsError(f"{name} is {getattr(self, name)!r}: it must be in (0, 1].")
 
 
 @dataclass(frozen=True)
@@ -246,8 +151,8 @@ def fit_heads(
             the result is the same.
 
     Raises:
-        ElfsError: if the inputs do not fit each other or the configuration, or the loss ceases
-            to be finite.
+        ElfsError: if the inputs do not fit each other or the configuration, or the loss is not
+            finite.
     """
     rows = unit_rows(embeddings)
     neighbors = _checked_neighbors(neighbors, len(rows))
@@ -260,15 +165,15 @@ def fit_heads(
         )
     place = resolve_device(device)
     dtype = resolve_precision(precision, place)
-    preparation = _fit_preparation(torch.from_numpy(rows), config)
-    inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
+    preparation = fit_preparation(torch.from_numpy(rows), config)
+    inputs = prepare(torch.from_numpy(rows), preparation).to(place)
     starts = None
     if config.start == "spectral":
         labels = spectral_labels(neighbors, config.classes, count=config.heads, seed=seed)
         starts = torch.from_numpy(labels).to(place)
     near = torch.from_numpy(neighbors).to(place)
     graphs = replays(compile, place)
-    teacher, curves = _train(inputs, near, config, seed, dtype, starts, graphs=graphs)
+    teacher, curves = train_heads(inputs, near, config, seed, dtype, starts, graphs=graphs)
     head_losses = curves[-config.loss_epochs :].mean(axis=0)
     state = {f"head.{k}": v.cpu() for k, v in teacher._asdict().items()}
     state["temperature"] = torch.tensor(config.teacher_temperature)
@@ -286,12 +191,12 @@ def consensus(
 ) -> TemiResult:
     """Label images by what the heads agree on.
 
-    The clusters of each head are named after those of the head of lowest loss, and the heads vote.
-    The outcome of the vote is what heads are named after next, and each then votes with the cube
-    of the share of images on which it agreed with the vote before, until nothing changes: so the
-    labels depend little on how good the one reference happened to be, and heads that went their
-    own way count little. The aligned mean is that of the probabilities under the last names and
-    weights.
+    The clusters of each head are matched to those of the head of lowest loss, and the heads vote.
+    Then they are matched to the outcome of the vote, and each head votes with the cube of the share
+    of images on which it agreed with the previous vote, until the labels no longer change. So the
+    labels depend little on how good the one reference happened to be, and heads that disagree with
+    most others count little. The aligned mean is the weighted mean of the probabilities after the
+    last matching.
 
     Args:
         heads: Of :func:`fit_heads`.
@@ -313,7 +218,7 @@ def consensus(
     best = int(order[0])
     sound = order[missing[order] == missing[best]]
     kept = sound[: max(1, round(keep_heads * count))]
-    mapping, weights = _settle(assignments, best, kept, classes)
+    mapping, weights = agree(assignments, best, kept, classes)
     # inverse[h, c] is the cluster of head h that is called c.
     inverse = torch.from_numpy(mapping.argsort(axis=1))
     share = torch.from_numpy(weights).float()
@@ -351,7 +256,7 @@ def consensus(
     )
 
 
-def _settle(
+def agree(
     assignments: np.ndarray, reference: int, kept: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Names [H, C] and weights [H] of the heads once their vote no longer changes."""
@@ -360,13 +265,13 @@ def _settle(
     # The first vote gives every head the same weight: the reference agrees with itself entirely
     # and would outvote the others.
     names = align_heads(assignments, reference, classes=classes)
-    labels = _vote(_renamed(names, assignments), equal, classes)
+    labels = vote(_renamed(names, assignments), equal, classes)
     for _ in range(ROUNDS):
         every = np.concatenate([labels[None], assignments])
         names = align_heads(every, 0, classes=classes)[1:]
         renamed = _renamed(names, assignments)
         weights = equal * (renamed == labels).mean(axis=1) ** AGREEMENT_POWER
-        voted = _vote(renamed, weights, classes)
+        voted = vote(renamed, weights, classes)
         if (voted == labels).all():
             break
         labels = voted
@@ -378,7 +283,7 @@ def _renamed(names: np.ndarray, assignments: np.ndarray) -> np.ndarray:
     return np.take_along_axis(names.astype(assignments.dtype), assignments, axis=1)
 
 
-def _vote(renamed: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+def vote(renamed: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
     """Label of the heaviest vote for each image, of equal ones the lowest: int16 [N]."""
     count = renamed.shape[1]
     labels = np.empty(count, dtype=np.int16)
@@ -400,12 +305,12 @@ def align_heads(assignments: np.ndarray, reference: int, *, classes: int) -> np.
 
     Args:
         assignments: int [H, N] in 0..classes-1.
-        reference: The head, 0..H-1, whose numbers all get.
+        reference: The head, 0..H-1, whose numbering all get.
         classes: Number of clusters C.
 
     Returns:
-        int64 [H, C]: cluster c of head h is called ``result[h, c]``, a permutation of 0..C-1 for
-        each head and the identity for the reference.
+        int64 [H, C]: cluster c of head h becomes cluster ``result[h, c]``, a permutation of 0..C-1
+        for each head and the identity for the reference.
 
     Raises:
         ElfsError: if the reference or an assignment is out of range.
@@ -459,7 +364,7 @@ def temi_losses(
         judge = q_t
         if weighting == "student_teacher":
             judge = F.log_softmax(student[g], dim=1).exp_()
-        # Rolled, what the teacher says of x' stands where x does, and the other way round
+        # Rolled by B, the teacher's output for x' lines up with x, and vice versa
         agreement[g] = (judge * q_t.roll(size // 2, dims=2)).sum(dim=1)
     weight = agreement.mean(dim=0)
     scale = weight * (beta / size)
@@ -493,14 +398,14 @@ def _checked_neighbors(neighbors: np.ndarray, count: int) -> np.ndarray:
     return neighbors.astype(np.int32)
 
 
-def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
-    """What :func:`_prepare` does to unit rows: mean [D], features [D] or [D, P]."""
+def fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
+    """What :func:`prepare` does to unit rows: mean [D], features [D] or [D, P]."""
     mean = rows.mean(dim=0)
     centred = rows - mean
     features = torch.ones_like(mean)
     if config.standardize:
         deviation = centred.square().mean(dim=0).sqrt()
-        # A constant feature says nothing: it becomes 0, not 0 / 0.
+        # A constant feature carries no information: it becomes 0, not 0 / 0.
         constant = deviation <= 1e-6 * deviation.max()
         features = torch.where(constant, 0.0, 1.0 / deviation)
         centred *= features
@@ -516,13 +421,13 @@ def _fit_preparation(rows: Tensor, config: TemiConfig) -> dict[str, Tensor]:
     return {"mean": mean, "features": (features / size).contiguous()}
 
 
-def _prepare(rows: Tensor, preparation: dict[str, Tensor]) -> Tensor:
+def prepare(rows: Tensor, preparation: dict[str, Tensor]) -> Tensor:
     """Inputs of the heads, float32 [N, P], of mean 0 and mean square 1 where they were fitted."""
     mean, features = preparation["mean"], preparation["features"]
     return (rows - mean) @ features if features.ndim == 2 else (rows - mean) * features
 
 
-def _new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> Heads:
+def new_heads(width: int, config: TemiConfig, generator: torch.Generator) -> Heads:
     def uniform(*shape: int, fan_in: int) -> Tensor:
         bound = fan_in**-0.5
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
@@ -547,21 +452,21 @@ class Activations(NamedTuple):
     logits: Tensor  # float32 [G, C, M], cosine / temperature
 
 
-def _forward(inputs: Tensor, heads: Heads, temperature: float) -> Activations:
+def forward(inputs: Tensor, heads: Heads, temperature: float) -> Activations:
     """Run G heads on inputs [M, P]; all of one dtype."""
     count = len(heads.weight1)
     before = torch.baddbmm(heads.bias1, inputs.expand(count, *inputs.shape), heads.weight1)
     after = F.gelu(before)
     feature = torch.baddbmm(heads.bias2, after, heads.weight2)
     wide = torch.promote_types(feature.dtype, torch.float32)
-    length = torch.linalg.vector_norm(feature, dim=2, dtype=wide).clamp_(min=TINY)
+    length = torch.linalg.vector_norm(feature, dim=2, dtype=wide).clamp_(min=SMALLEST)
     scale = length.mul_(temperature).reciprocal_()[:, None]
     # Cluster before sample: a softmax over the middle dimension runs along whole vectors.
     logits = torch.bmm(F.normalize(heads.weight3, dim=2), feature.transpose(1, 2)) * scale
     return Activations(before, after, feature, scale, logits)
 
 
-def _backward(
+def backward(
     inputs: Tensor, heads: Heads, seen: Activations, gradient: Tensor, temperature: float
 ) -> Heads:
     """Gradients of the weights from the gradient by the logits, float32 [G, C, M]."""
@@ -569,7 +474,7 @@ def _backward(
     unit = F.normalize(heads.weight3, dim=2)
     scaled = (gradient * seen.scale).to(dtype)
     by_unit = torch.bmm(scaled, seen.feature)
-    # The logits do not change with the feature's length: that part of the gradient goes.
+    # The logits do not change with the feature's length: that part of the gradient is removed.
     along = (gradient * seen.logits).sum(dim=1) * (seen.scale[:, 0] * temperature).square_()
     by_feature = torch.bmm(scaled.transpose(1, 2), unit)
     by_feature.addcmul_(seen.feature, along.to(dtype)[:, :, None], value=-1)
@@ -578,7 +483,8 @@ def _backward(
     )
     by_unit, unit, weight3 = (w.to(gradient.dtype) for w in (by_unit, unit, heads.weight3))
     by_weight3 = by_unit - unit * (by_unit * unit).sum(dim=2, keepdim=True)
-    by_weight3 /= torch.linalg.vector_norm(weight3, dim=2, keepdim=True).clamp_(min=TINY)
+    length = torch.linalg.vector_norm(weight3, dim=2, keepdim=True)
+    by_weight3 /= length.clamp_(min=SMALLEST)
     return Heads(
         weight1=torch.bmm(inputs.T.expand(len(unit), *inputs.T.shape), by_before),
         bias1=by_before.sum(dim=1, keepdim=True),
@@ -588,7 +494,7 @@ def _backward(
     )
 
 
-class _Trainer:
+class Trainer:
     """Student, teacher, optimiser and marginals of H heads, on one device.
 
     The matrix products run in ``dtype``; weights, teacher, marginals and losses are float32.
@@ -607,7 +513,7 @@ class _Trainer:
         graphs: bool = False,
     ) -> None:
         self.config, self.dtype = config, dtype
-        fresh = _new_heads(width, config, generator)
+        fresh = new_heads(width, config, generator)
         self.student = Heads(*(w.to(device).requires_grad_() for w in fresh))
         self.teacher = Heads(*(w.detach().clone() for w in self.student))
         shape = (config.heads, config.classes)
@@ -615,28 +521,28 @@ class _Trainer:
         self.rate = config.learning_rate * config.batch / 256
         self.optimizer = torch.optim.AdamW(
             list(self.student),
-            # where a graph reads it
+            # a tensor, which a CUDA graph reads
             lr=torch.tensor(self.rate, device=device) if graphs else self.rate,
             weight_decay=config.weight_decay,
-            fused=device.type != "mps",  # which not every torch has there
+            fused=device.type != "mps",  # not every version of torch has it there
             capturable=graphs,
         )
         self._learn = Replayed(self._update) if graphs else self._update
         self.groups = _groups(config.heads, 2 * config.batch * config.hidden, device)
 
     @torch.no_grad()
-    def step(self, inputs: Tensor, warmth: float) -> Tensor:
+    def step(self, inputs: Tensor, lr_share: float) -> Tensor:
         """Learn from the pairs ``inputs`` [2B, P]; returns the loss of each head, float32 [H].
 
         Args:
             inputs: B images, then the neighbour of each, of the trainer's dtype.
-            warmth: Share of the learning rate to use, in (0, 1].
+            lr_share: Share of the learning rate to use, in (0, 1].
         """
         for group in self.optimizer.param_groups:
             if torch.is_tensor(group["lr"]):
-                group["lr"].fill_(self.rate * warmth)
+                group["lr"].fill_(self.rate * lr_share)
             else:
-                group["lr"] = self.rate * warmth
+                group["lr"] = self.rate * lr_share
         return self._learn(inputs)[0]
 
     def _update(self, inputs: Tensor) -> tuple[Tensor]:
@@ -646,16 +552,16 @@ class _Trainer:
         taught, seen = [], []
         for group in self.groups:
             part = Heads(*(w[group] for w in teacher))
-            taught.append(_forward(inputs, part, config.teacher_temperature).logits)
+            taught.append(forward(inputs, part, config.teacher_temperature).logits)
             part = Heads(*(w[group] for w in student))
-            seen.append(_forward(inputs, part, config.student_temperature))
+            seen.append(forward(inputs, part, config.student_temperature))
         taught = _joined(taught)
         share = F.softmax(taught, dim=1).mean(dim=2)
         self.marginal.lerp_(share, 1 - config.marginal_momentum)
         losses, gradient = temi_losses(
             _joined([s.logits for s in seen]),
             taught,
-            self.marginal.clamp(min=TINY),
+            self.marginal.clamp(min=SMALLEST),
             beta=config.beta,
             weighting=config.weighting,
         )
@@ -664,7 +570,7 @@ class _Trainer:
         for group, activations in zip(self.groups, seen, strict=True):
             part = Heads(*(w[group] for w in student))
             grads.append(
-                _backward(inputs, part, activations, gradient[group], config.student_temperature)
+                backward(inputs, part, activations, gradient[group], config.student_temperature)
             )
         for i, weight in enumerate(self.student):
             weight.grad = _joined([g[i] for g in grads]).float()
@@ -679,11 +585,11 @@ class _Trainer:
         grads = []
         for group in self.groups:
             part = Heads(*(w[group] for w in student))
-            seen = _forward(inputs, part, self.config.student_temperature)
+            seen = forward(inputs, part, self.config.student_temperature)
             wanted = F.one_hot(targets[group], self.config.classes).transpose(1, 2)
             gradient = F.softmax(seen.logits, dim=1) - wanted
             gradient /= len(inputs)
-            grads.append(_backward(inputs, part, seen, gradient, self.config.student_temperature))
+            grads.append(backward(inputs, part, seen, gradient, self.config.student_temperature))
         for i, weight in enumerate(self.student):
             weight.grad = _joined([g[i] for g in grads]).float()
         optimizer.step()
@@ -704,7 +610,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _train(
+def train_heads(
     inputs: Tensor,
     neighbors: Tensor,
     config: TemiConfig,
@@ -719,12 +625,12 @@ def _train(
     device = inputs.device
     count = len(inputs)
     batch = min(config.batch, count)
-    config = replace(config, batch=batch)  # the rate goes by it
+    config = replace(config, batch=batch)  # the learning rate depends on it
     steps = count // batch
     warm = max(1, config.warmup_epochs * steps)
     # Random numbers are drawn on CPU, so that every device trains on the same batches.
     generator = torch.Generator().manual_seed(seed)
-    trainer = _Trainer(inputs.shape[1], config, generator, device, dtype, graphs=graphs)
+    trainer = Trainer(inputs.shape[1], config, generator, device, dtype, graphs=graphs)
     inputs = inputs.to(dtype)
     if starts is not None:
         trainer.start_from(inputs, starts, generator)
@@ -769,7 +675,7 @@ def _labeller(
         )
     place = resolve_device(device)
     dtype = resolve_precision(precision, place)
-    inputs = _prepare(torch.from_numpy(rows), preparation).to(place)
+    inputs = prepare(torch.from_numpy(rows), preparation).to(place)
     heads = Heads(*(state[f"head.{name}"].to(place, dtype) for name in Heads._fields))
     return _Labeller(inputs, heads, float(state["temperature"]))
 
@@ -782,7 +688,7 @@ def _label(labeller: _Labeller) -> Iterator[tuple[slice, Tensor]]:
     block = max(1, BLOCK_FLOATS // (count * (heads.weight2.shape[1] + bottleneck + classes)))
     for start in range(0, len(inputs), block):
         part = slice(start, start + block)
-        logits = _forward(inputs[part].to(heads.weight1.dtype), heads, temperature).logits
+        logits = forward(inputs[part].to(heads.weight1.dtype), heads, temperature).logits
         yield part, F.softmax(logits, dim=1)
 
 

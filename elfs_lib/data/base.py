@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from elfs_lib.data import decoding
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, is_whole
 
 SPLITS = ("train", "test")
 #: Words that name a split in the name of a file or folder, in any case: ``Train_01``, ``myTest``.
@@ -62,25 +62,64 @@ def merge_reports(*reports: Mapping[str, list]) -> dict[str, list]:
 
 
 @dataclass(frozen=True)
-class Request:
-    """Where to look and how large to store, already validated.
+class Scratch:
+    """Where image files are decoded to disk.
 
     Attributes:
-        scratch: A folder to decode into; None: decode in memory.
-        identity: Of the images, so that decoding goes on with those alone that it began with.
+        folder: Files are decoded into it.
+        identity: Of the images, so that decoding resumes only with the images it began with.
     """
 
-    data_dir: Path
-    path: Path | None = None
+    folder: Path
+    identity: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset and where it is: the one value that tells readers what to read.
+
+    Attributes:
+        dataset: A key of :data:`elfs_lib.data.datasets.DATASETS`.
+        data_dir: Where datasets live; None: :func:`default_data_dir`.
+        image_size: Side in pixels of the stored squares, 4 to 1024. None: as published; 64 for
+            ``imagenet``; for people's own data see :func:`elfs_lib.data.decoding.default_size`.
+            N images take 3 x N x image_size^2 bytes.
+        path: For ``parquet``, ``webdataset`` and ``image_folder``: the file or folder.
+
+    Raises:
+        ElfsError: if ``image_size`` is out of range.
+    """
+
+    dataset: str
+    data_dir: str | Path | None = None
     image_size: int | None = None
-    scratch: Path | None = None
-    identity: str = ""
+    path: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        size, (low, high) = self.image_size, SIZE_RANGE
+        if size is not None and not is_whole(size, low, high):
+            raise ElfsError(
+                f"image_size is {size!r}: give a whole number from {low} to {high}, or leave it "
+                "out."
+            )
+        settled = {
+            "data_dir": Path(self.data_dir or default_data_dir()).expanduser(),
+            "image_size": None if size is None else int(size),
+            "path": Path(self.path).expanduser() if self.path else None,
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+
+def default_data_dir() -> Path:
+    """``$ELFS_DATA_DIR``, else ``~/.cache/elfs/data``."""
+    return Path(os.environ.get("ELFS_DATA_DIR") or "~/.cache/elfs/data").expanduser()
 
 
 class Reader(Protocol):
     """One kind of source."""
 
-    def identity(self, request: Request) -> list:
+    def identity(self, source: Source) -> list:
         """What identifies the images without reading a label or an image: JSON values.
 
         Raises:
@@ -88,16 +127,20 @@ class Reader(Protocol):
             ElfsError: if it is there but cannot be what it should be.
         """
 
-    def images(self, request: Request) -> Images:
-        """Read the images, never a label."""
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
+        """Read the images, never a label.
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
+        Args:
+            scratch: Where image files are decoded to disk; None: they are decoded in memory.
+        """
+
+    def labels(self, source: Source, split: str) -> np.ndarray:
         """Read the labels of a split, int, one for each row of the source."""
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
+    def labelled(self, source: Source) -> tuple[str, ...]:
         """The splits that have labels, told without reading one."""
 
-    def left_out(self, request: Request) -> dict[str, list[int]]:
+    def left_out(self, source: Source) -> dict[str, list[int]]:
         """As in :class:`Images`; found by decoding all images where they may be damaged."""
 
 
@@ -105,32 +148,32 @@ class MissingDataset(ElfsError):
     """The dataset is not where it was looked for."""
 
 
-class Whole:
-    """What all published array files share: two labelled splits, and nothing ever damaged."""
+class PublishedArrays:
+    """What readers of published array files share: two labelled splits, no damaged image."""
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
+    def labelled(self, source: Source) -> tuple[str, ...]:
         return SPLITS
 
-    def left_out(self, request: Request) -> dict[str, list[int]]:
+    def left_out(self, source: Source) -> dict[str, list[int]]:
         return {}
 
 
 class Files:
     """What all readers of encoded image files share."""
 
-    def left_out(self, request: Request) -> dict[str, list[int]]:
-        return self.images(replace(request, image_size=SIZE_RANGE[0])).left_out
+    def left_out(self, source: Source) -> dict[str, list[int]]:
+        return self.images(replace(source, image_size=SIZE_RANGE[0])).left_out
 
 
 def words_and_splits(name: str) -> tuple[list[str], set[str]]:
-    """The words of a name in lower case, but for those of splits; and the splits."""
+    """The words of a name in lower case, without those that name splits, and the splits."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
     others = [word for word in words if word not in SPLIT_WORDS]
     return others, {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
 
 
-def at_requested_size(images: np.ndarray, request: Request) -> np.ndarray:
-    return decoding.resize_images(images, request.image_size or images.shape[-1])
+def at_stored_size(images: np.ndarray, source: Source) -> np.ndarray:
+    return decoding.resize_images(images, source.image_size or images.shape[-1])
 
 
 def file_stat(name: str, file: Path) -> list:
@@ -139,7 +182,7 @@ def file_stat(name: str, file: Path) -> list:
         status = file.stat()
     except OSError:
         return unreadable
-    if not os.access(file, os.R_OK):  # a change of rights alone leaves size and time as they are
+    if not os.access(file, os.R_OK):  # permissions do not show in size and time
         return unreadable
     return [name, status.st_size, status.st_mtime_ns]
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from elfs_lib.data.base import SIZE_RANGE, SPLITS, Images, MissingDataset, Reader, Request
+from elfs_lib.data.base import SPLITS, Images, MissingDataset, Reader, Scratch, Source
 from elfs_lib.data.folders import Folder, ImageNet
 from elfs_lib.data.parquet import Parquet
 from elfs_lib.data.readers import Digits, FashionMnist, FirstOf, Torchvision
 from elfs_lib.data.webdataset import WebDataset
-from elfs_lib.errors import ElfsError, choose, is_whole
+from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 
 
@@ -52,54 +51,36 @@ class DatasetSpec:
     download: Callable[[Path], None] | None = None
 
 
-# --- what other modules call -----------------------------------------------------------------
+# --- public functions ------------------------------------------------------------------------
 
 
-def load_images(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-    scratch: Path | None = None,
-) -> Images:
+def load_images(source: Source | str, *, scratch: Path | None = None) -> Images:
     """Read a dataset's images; labels are not read.
 
     A dataset that torchvision can download is downloaded if it is missing.
 
     Args:
-        name: A key of :data:`DATASETS`.
-        data_dir: Where datasets live; default ``$ELFS_DATA_DIR``, else ``~/.cache/elfs/data``.
-        image_size: Side in pixels of the stored squares, 4 to 1024. Default: as published;
-            64 for ``imagenet``; for people's own data see
-            :func:`elfs_lib.data.decoding.default_size`. N images take 3 x N x image_size^2 bytes.
-        path: For ``parquet``, ``webdataset`` and ``image_folder``: the file or folder.
+        source: The dataset and where it is; a name alone stands for ``Source(name)``.
         scratch: Folder that image files are decoded into, and made when they are: what is returned
-            are memory maps of files there. A decoding that was killed goes on where it was if it is
-            given the same folder, unless the source, its size or Pillow changed. None: decode in
-            memory.
+            are memory maps of files there. An interrupted decoding resumes if it is given the same
+            folder, unless the source, its size or Pillow changed. None: decode in memory.
 
     Raises:
-        ElfsError: if a parameter is wrong, or the dataset is not there (says where to get it),
-            or holds no usable image, or would not fit in memory.
+        ElfsError: if the dataset is unknown or not there (says where to get it), holds no usable
+            image, or would not fit in memory.
     """
-    spec, request = _resolve(name, data_dir, image_size, path)
-    identity = _digest([spec.name, _ensure(spec, request)])
-    return spec.reader.images(replace(request, scratch=scratch, identity=identity))
+    spec, source = _find(source)
+    identity = _digest([spec.name, _ensure(spec, source)])
+    return spec.reader.images(source, None if scratch is None else Scratch(scratch, identity))
 
 
 def load_labels(
-    name: str,
-    split: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-    left_out: dict[str, list[int]] | None = None,
+    source: Source | str, split: str, *, left_out: dict[str, list[int]] | None = None
 ) -> np.ndarray:
     """Read a split's labels, int64 [N], in the order of the images. Only LabelOracle calls this.
 
     Args:
+        source: As in :func:`load_images`.
         split: ``train`` or ``test``; one of :func:`labelled_splits`.
         left_out: :attr:`Images.left_out`. Without it, a source whose images may be damaged is
             decoded once more to find out which of its labels have no image.
@@ -107,147 +88,105 @@ def load_labels(
     Raises:
         ElfsError: as :func:`load_images`; or if labels are missing or not understood.
     """
-    spec, request = _resolve(name, data_dir, image_size, path)
-    _identity(spec, request)
-    labels = np.asarray(spec.reader.labels(request, choose("split", split, SPLITS)), np.int64)
+    spec, source = _find(source)
+    _identity(spec, source)
+    labels = np.asarray(spec.reader.labels(source, choose("split", split, SPLITS)), np.int64)
     if left_out is None:
-        left_out = spec.reader.left_out(request)
+        left_out = spec.reader.left_out(source)
     return np.delete(labels, np.asarray(left_out.get(split, []), np.int64))
 
 
-def labelled_splits(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-) -> tuple[str, ...]:
+def labelled_splits(source: Source | str) -> tuple[str, ...]:
     """The splits, out of ``train`` and ``test``, that have labels. No label is read."""
-    spec, request = _resolve(name, data_dir, image_size, path)
-    _identity(spec, request)
-    return spec.reader.labelled(request)
+    spec, source = _find(source)
+    _identity(spec, source)
+    return spec.reader.labelled(source)
 
 
 def label_oracle(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-    left_out: dict[str, list[int]] | None = None,
+    source: Source | str, *, left_out: dict[str, list[int]] | None = None
 ) -> LabelOracle:
     """The oracle of a dataset; no label is read until it is opened.
 
     Args:
+        source: As in :func:`load_images`.
         left_out: :attr:`Images.left_out`, which saves a second decoding.
-
-    The other arguments are those of :func:`load_images`.
     """
-    source = {"data_dir": data_dir, "image_size": image_size, "path": path}
     return LabelOracle(
-        lambda split: load_labels(name, split, **source, left_out=left_out),
-        labelled_splits(name, **source),
+        lambda split: load_labels(source, split, left_out=left_out), labelled_splits(source)
     )
 
 
-def check_dataset(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-) -> DatasetSpec:
+def check_dataset(source: Source | str) -> DatasetSpec:
     """Check, before any work starts, that a dataset is there; download it if that is possible.
 
-    Looks at names and headers only. Arguments and errors as in :func:`load_images`.
+    Looks at names and headers only. Argument and errors as in :func:`load_images`.
     """
-    spec, request = _resolve(name, data_dir, image_size, path)
-    _ensure(spec, request)
+    spec, source = _find(source)
+    _ensure(spec, source)
     return spec
 
 
-def source_fingerprint(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: int | None = None,
-    path: str | Path | None = None,
-) -> str:
+def source_fingerprint(source: Source | str) -> str:
     """A cheap identity of the images that :func:`load_images` would return, as 16 hex digits.
 
     Made from ``image_size`` and the names, sizes and modification times of the files (of the
     class folders for ``imagenet``; for ``digits``, the version of scikit-learn and the split).
     No file's contents are read.
     """
-    spec, request = _resolve(name, data_dir, image_size, path)
-    return _digest([spec.name, request.image_size, _identity(spec, request)])
+    spec, source = _find(source)
+    return _digest([spec.name, source.image_size, _identity(spec, source)])
 
 
 def unread_files(folder: str | Path) -> dict[str, list]:
     """kind -> names of the files in a folder of images that are not read as images (hidden, of
     another kind, ...); looks at names only."""
-    spec, request = _resolve("image_folder", None, None, folder)
-    return spec.reader.unread(request)
+    spec, source = _find(Source("image_folder", path=folder))
+    return spec.reader.unread(source)
 
 
-def default_data_dir() -> Path:
-    """``$ELFS_DATA_DIR``, else ``~/.cache/elfs/data``."""
-    return Path(os.environ.get("ELFS_DATA_DIR") or "~/.cache/elfs/data").expanduser()
+# --- helpers ---------------------------------------------------------------------------------
 
 
-# --- behind them -----------------------------------------------------------------------------
-
-
-def _resolve(
-    name: str, data_dir: str | Path | None, image_size: int | None, path: str | Path | None
-) -> tuple[DatasetSpec, Request]:
-    spec = DATASETS[choose("dataset", name, DATASETS)]
-    low, high = SIZE_RANGE
-    if image_size is not None and not is_whole(image_size, low, high):
-        raise ElfsError(
-            f"image_size is {image_size!r}: give a whole number from {low} to {high}, or leave it "
-            "out."
-        )
-    if spec.needs_path and not path:
-        raise ElfsError(f"Dataset {name!r} needs 'data_path': the {spec.get} to read.")
-    if path and not spec.needs_path:
+def _find(source: Source | str) -> tuple[DatasetSpec, Source]:
+    source = Source(source) if isinstance(source, str) else source
+    spec = DATASETS[choose("dataset", source.dataset, DATASETS)]
+    if spec.needs_path and not source.path:
+        raise ElfsError(f"Dataset {spec.name!r} needs 'data_path': the {spec.get} to read.")
+    if source.path and not spec.needs_path:
         own = ", ".join(name for name, other in DATASETS.items() if other.needs_path)
         raise ElfsError(
-            f"'data_path' is for datasets {own}, not for {name!r}: leave it out, or name the data "
-            "root with ELFS_DATA_DIR."
+            f"'data_path' is for datasets {own}, not for {spec.name!r}: leave it out, or name the "
+            "data root with ELFS_DATA_DIR."
         )
-    return spec, Request(
-        Path(data_dir).expanduser() if data_dir else default_data_dir(),
-        Path(path).expanduser() if path else None,
-        None if image_size is None else int(image_size),
-    )
+    return spec, source
 
 
-def _identity(spec: DatasetSpec, request: Request) -> list:
+def _identity(spec: DatasetSpec, source: Source) -> list:
     try:
-        return spec.reader.identity(request)
+        return spec.reader.identity(source)
     except MissingDataset as error:
         if spec.needs_path:
             raise
         raise MissingDataset(
-            f"dataset {spec.name!r} is not in data_dir {request.data_dir}: {spec.get}."
+            f"dataset {spec.name!r} is not in data_dir {source.data_dir}: {spec.get}."
         ) from error
 
 
-def _ensure(spec: DatasetSpec, request: Request) -> list:
+def _ensure(spec: DatasetSpec, source: Source) -> list:
     """The identity of a dataset, downloaded if it was missing."""
     try:
-        return _identity(spec, request)
+        return _identity(spec, source)
     except MissingDataset as missing:
         if spec.download is None:
             raise
         try:
-            request.data_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(request.data_dir / f".{spec.name}.lock"):
-                spec.download(request.data_dir)  # does nothing if another process just did it
+            source.data_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(source.data_dir / f".{spec.name}.lock"):
+                spec.download(source.data_dir)  # does nothing if another process just did it
         except (OSError, RuntimeError) as error:
             raise MissingDataset(f"{str(missing)[:-1]} (downloading failed: {error}).") from error
-        return _identity(spec, request)
+        return _identity(spec, source)
 
 
 def _digest(identity: list) -> str:
@@ -258,7 +197,7 @@ def _digest(identity: list) -> str:
 
 
 def _torchvision(kind: str) -> Callable[..., Any]:
-    """Opens a torchvision class, whichever way it takes its split."""
+    """Opens a dataset of torchvision, however its class takes the split."""
 
     def build(data_dir: Path, split: str, download: bool = False) -> Any:
         from torchvision import datasets as torchvision_datasets
@@ -269,13 +208,13 @@ def _torchvision(kind: str) -> Callable[..., Any]:
     return build
 
 
-def _download(build: Callable[..., Any], url: str) -> Callable[[Path], None]:
+def downloader(build: Callable[..., Any], url: str) -> Callable[[Path], None]:
     def fetch(data_dir: Path) -> None:
-        # torchvision waits without limit: find out first whether anyone answers.
+        # torchvision waits forever: check first that the server answers.
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
         except urllib.error.HTTPError:
-            pass  # an answer all the same: some servers refuse HEAD
+            pass  # still an answer: some servers refuse HEAD
         for split in SPLITS:
             build(data_dir, split, download=True)
 
@@ -336,7 +275,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"FashionMNIST/raw files there ({_FASHION_URL})",
             num_classes=10,
             image_size=28,
-            download=_download(_torchvision("FashionMNIST"), _FASHION_URL),
+            download=downloader(_torchvision("FashionMNIST"), _FASHION_URL),
         ),
         DatasetSpec(
             "cifar10",
@@ -346,7 +285,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"cifar10/train-*.parquet and cifar10/test-*.parquet ({_CIFAR_URL})",
             num_classes=10,
             image_size=32,
-            download=_download(_torchvision("CIFAR10"), _CIFAR_URL),
+            download=downloader(_torchvision("CIFAR10"), _CIFAR_URL),
         ),
         DatasetSpec(
             "cifar100",
@@ -356,7 +295,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"cifar100/train-*.parquet and cifar100/test-*.parquet ({_CIFAR_URL})",
             num_classes=100,
             image_size=32,
-            download=_download(_torchvision("CIFAR100"), _CIFAR_URL),
+            download=downloader(_torchvision("CIFAR100"), _CIFAR_URL),
         ),
         DatasetSpec(
             "stl10",
@@ -365,7 +304,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"put torchvision's stl10_binary there ({_STL10_URL})",
             num_classes=10,
             image_size=96,
-            download=_download(_torchvision("STL10"), _STL10_URL),
+            download=downloader(_torchvision("STL10"), _STL10_URL),
         ),
         DatasetSpec(
             "svhn",
@@ -374,7 +313,7 @@ DATASETS: dict[str, DatasetSpec] = {
             f"put train_32x32.mat and test_32x32.mat there ({_SVHN_URL})",
             num_classes=10,
             image_size=32,
-            download=_download(_torchvision("SVHN"), _SVHN_URL),
+            download=downloader(_torchvision("SVHN"), _SVHN_URL),
         ),
         DatasetSpec(
             "imagenet",

@@ -14,7 +14,8 @@ from elfs_lib.data.base import (
     Files,
     Images,
     MissingDataset,
-    Request,
+    Scratch,
+    Source,
     below_folder,
     file_stat,
     words_and_splits,
@@ -28,8 +29,9 @@ class Folder(Files):
     """A directory of image files, in a random order that depends on their names alone.
 
     Sorted paths list one class after another where classes are folders. Equal scores are taken in
-    the order of the images, so classes would get into a selection though nobody opened a label.
-    The name of a file decides before its folder's: files sorted into folders keep their order.
+    the order of the images, so class membership would leak into a selection although no label was
+    opened. The name of a file decides before its folder's: files sorted into folders keep their
+    order.
 
     Two folders side by side whose names have a word for train and for test are the splits, whatever
     else their names share (``Train`` and ``Test``, ``cifar_train`` and ``cifar_valid``; see
@@ -39,40 +41,40 @@ class Folder(Files):
     layout, flat or nested, is read without labels.
     """
 
-    def root(self, request: Request) -> Path:
-        root = request.path
+    def root(self, source: Source) -> Path:
+        root = source.path
         if not root.is_dir():
             what = "is a file" if root.is_file() else "does not exist"
             raise MissingDataset(f"path {str(root)!r} {what}: give a directory with images.")
         return root
 
-    def identity(self, request: Request) -> list:
-        root = self.root(request)
-        splits, report = self._listing(request)
+    def identity(self, source: Source) -> list:
+        root = self.root(source)
+        splits, report = self._listing(source)
         files = [name for names in splits.values() for name in names]
         if not files:
             raise ElfsError(
                 f"path {str(root)!r} has no image files{in_brackets(report)}: give a directory "
                 "with JPEG, PNG or WebP files."
             )
-        # Images kept from before ``unread`` hold what is reported there in their own report.
+        # Images stored before ``unread`` existed list those files in their own report.
         rows = ["unread apart", *(file_stat(name, root / name) for name in files)]
         return [len(splits["train"]), *rows] if "test" in splits else rows
 
-    def images(self, request: Request) -> Images:
-        root = self.root(request)
-        splits, _ = self._listing(request)
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
+        root = self.root(source)
+        splits, _ = self._listing(source)
         counts = {split: len(names) for split, names in splits.items()}
-        size = request.image_size or self._default_size(root, splits["train"])
+        size = source.image_size or self._default_size(root, splits["train"])
         parts = decode_splits(
             {split: ((name, root / name) for name in names) for split, names in splits.items()},
             counts,
             image_size=size,
             read=decoding.read_file,
             where=root,
-            request=request,
+            scratch=scratch,
         )
-        names = self._class_names(request, splits)
+        names = self._class_names(source, splits)
         images = gather_splits(
             parts,
             counts,
@@ -86,40 +88,38 @@ class Folder(Files):
         by_path = {kind: sorted(found) for kind, found in images.report.items()}
         return replace(images, report=by_path)
 
-    def unread(self, request: Request) -> dict[str, list]:
-        """kind -> names of files beside the images that nobody took for one (hidden, of another
-        kind, unused...); they may come and go, and the images stay the same."""
-        return self._listing(request)[1]
+    def unread(self, source: Source) -> dict[str, list]:
+        """kind -> names of files that were not taken for images (hidden, of another kind,
+        unused...); changes to them leave the images as they are."""
+        return self._listing(source)[1]
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        splits, _ = self._listing(request)
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        splits, _ = self._listing(source)
         number = {name: i for i, name in enumerate(_class_folders(splits["train"]))}
         strangers = sorted(set(_class_folders(splits[split])) - set(number))
         if strangers:
             raise ElfsError(
-                f"path {str(self.root(request))!r} has {split} images of class "
+                f"path {str(self.root(source))!r} has {split} images of class "
                 f"{strangers[0]!r}, which train lacks: give both splits the same class folders."
             )
         folders = [name.rpartition("/")[0].rpartition("/")[2] for name in splits[split]]
         return np.array([number.get(folder, -1) for folder in folders])
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
-        splits, _ = self._listing(request)
+    def labelled(self, source: Source) -> tuple[str, ...]:
+        splits, _ = self._listing(source)
         return tuple(split for split, names in splits.items() if _class_folders(names))
 
     def _default_size(self, root: Path, names: list[str]) -> int:
         step = max(1, len(names) // decoding.SAMPLE)
         return decoding.default_size([root / name for name in names[::step]])
 
-    def _class_names(
-        self, request: Request, splits: dict[str, list[str]]
-    ) -> tuple[str, ...] | None:
+    def _class_names(self, source: Source, splits: dict[str, list[str]]) -> tuple[str, ...] | None:
         return _class_folders(splits["train"]) or None
 
-    def _listing(self, request: Request) -> tuple[dict[str, list[str]], dict[str, list]]:
-        root = self.root(request)
+    def _listing(self, source: Source) -> tuple[dict[str, list[str]], dict[str, list]]:
+        root = self.root(source)
         files, report = decoding.list_files(root)
-        files.sort(key=lambda path: (_lot(path.rpartition("/")[2]), _lot(path)))
+        files.sort(key=lambda path: (_hash_of(path.rpartition("/")[2]), _hash_of(path)))
         of_folder, _ = _split_folders(root, files)
         if not of_folder:
             return {"train": files}, report
@@ -136,41 +136,40 @@ class ImageNet(Folder):
     At 64 pixels 1.33 million images take 16 GB of memory, at 224 pixels 200 GB.
     """
 
-    def root(self, request: Request) -> Path:
-        root = request.data_dir / "imagenet"
+    def root(self, source: Source) -> Path:
+        root = source.data_dir / "imagenet"
         if not all((root / name).is_dir() for name in ("train", "val")):
             raise MissingDataset(str(root))
         return root
 
-    def identity(self, request: Request) -> list:
+    def identity(self, source: Source) -> list:
         # Adding or removing an image changes its folder's time: no need to visit a million.
-        root = self.root(request)
+        root = self.root(source)
         folders = [
             folder for name in ("train", "val") for folder in sorted((root / name).iterdir())
         ]
-        # The files' order is not in it, so it is named: rows must not outlive another order.
+        # The order of the files is not part of it, so it is named: another order needs other rows.
         return [
             "order of hashed names",
             *(file_stat(below_folder(root, folder), folder) for folder in folders),
         ]
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
-        self.root(request)
+    def labelled(self, source: Source) -> tuple[str, ...]:
+        self.root(source)
         return SPLITS  # by its layout: no need to visit a million
 
-    def images(self, request: Request) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         return replace(
-            super().images(request), source="ImageNet-1K from its files, resized and cropped."
+            super().images(source, scratch),
+            source="ImageNet-1K from its files, resized and cropped.",
         )
 
     def _default_size(self, root: Path, names: list[str]) -> int:
         return 64
 
-    def _class_names(
-        self, request: Request, splits: dict[str, list[str]]
-    ) -> tuple[str, ...] | None:
+    def _class_names(self, source: Source, splits: dict[str, list[str]]) -> tuple[str, ...] | None:
         wnids = _class_folders(splits["train"])
-        root = self.root(request)
+        root = self.root(source)
         if not (root / "meta.bin").is_file():
             return wnids or None
         from torchvision.datasets.imagenet import load_meta_file
@@ -219,7 +218,7 @@ def _split_folders(root: Path, files: list[str]) -> tuple[dict[str, str], str]:
     return {folder: split for folder, (_, split) in used.items()}, f"Folders taken for {listed}."
 
 
-def _lot(name: str) -> bytes:
+def _hash_of(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 

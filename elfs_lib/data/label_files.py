@@ -208,7 +208,7 @@ def _from_json(text: str, file: Path) -> Iterator[tuple[str, str, str]]:
                 f"{file}, {where}: is not as Label Studio exports it or names no image; export as "
                 "JSON or JSON-MIN."
             ) from None
-    # One control for all tasks: what another one asks, such as the quality, is no class.
+    # One control for all tasks: what another one asks, such as the quality, is not a class.
     asked = dict.fromkeys(control for _, _, answers in read for control in answers)
     control = next((name for name in LABEL_COLUMNS if name in asked), None)
     if asked and control is None and any("annotations" in record for record in records):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from elfs_lib.data.base import (
-    Request,
+    Source,
     below_folder,
     first_line,
 )
@@ -38,8 +38,8 @@ class Parquet(Shards):
     image_columns = ("img", "image")
     label_columns = ("label", "labels", "fine_label")
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        _, shards, _ = self._shards(request)
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        _, shards, _ = self._shards(source)
         classes = self._class_names(shards["train"])
         if classes is None:
             train = [self._label_values(file) for file in shards["train"]]
@@ -69,8 +69,8 @@ class Parquet(Shards):
             )
         return np.array([number.get(name, -1) for name in own])[values]
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
-        _, shards, _ = self._shards(request)
+    def labelled(self, source: Source) -> tuple[str, ...]:
+        _, shards, _ = self._shards(source)
         return tuple(
             split
             for split, files in shards.items()
@@ -132,7 +132,7 @@ class Parquet(Shards):
         if isinstance(low, int) and (low < 0 or (names and high >= len(names))):
             wrong = low if low < 0 else high
             raise ElfsError(
-                f"{file} has a label {wrong} in column {name}, which is no class: correct it, "
+                f"{file} has a label {wrong} in column {name}, which is not a class: correct it, "
                 "leave that image out, or rename the column to do without labels."
             )
 

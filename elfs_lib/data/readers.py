@@ -1,6 +1,6 @@
 """Readers: each knows one kind of source, and keeps its images and its labels apart.
 
-A reader is asked through :class:`Reader`; :mod:`elfs_lib.data.datasets` gives readers their names.
+All implement :class:`Reader`; :mod:`elfs_lib.data.datasets` registers them by name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from elfs_lib.data.base import (
     SPLITS,
     Images,
     MissingDataset,
+    PublishedArrays,
     Reader,
-    Request,
-    Whole,
-    at_requested_size,
+    Scratch,
+    Source,
+    at_stored_size,
     file_stat,
     first_line,
 )
@@ -32,28 +33,28 @@ from elfs_lib.errors import ElfsError
 FASHION_PACKAGE_DIR = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 
 
-class Digits(Whole):
+class Digits(PublishedArrays):
     """1,797 grey images of 8x8 pixels from scikit-learn, values 0..16 scaled to 0..255.
 
     scikit-learn defines no split: train is the first 1,437 (80%) of the permutation that
     ``numpy.random.default_rng(0)`` gives, test the last 360; both keep that order.
     """
 
-    def identity(self, request: Request) -> list:
+    def identity(self, source: Source) -> list:
         return [version("scikit-learn"), *(self._rows(split).tolist() for split in SPLITS)]
 
-    def images(self, request: Request) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         from sklearn.datasets import load_digits
 
         grey = np.rint(load_digits().images[:, None] * (255 / 16)).astype(np.uint8)
         return Images(
-            *(at_requested_size(grey[self._rows(split)], request) for split in SPLITS),
+            *(at_stored_size(grey[self._rows(split)], source) for split in SPLITS),
             class_names=tuple("0123456789"),
             num_classes=10,
             source="The digits of scikit-learn, split 80/20 by a fixed permutation.",
         )
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
+    def labels(self, source: Source, split: str) -> np.ndarray:
         from sklearn.datasets import load_digits
 
         return load_digits().target[self._rows(split)]
@@ -64,7 +65,7 @@ class Digits(Whole):
         return order[:1437] if split == "train" else order[1437:]
 
 
-class FashionMnist(Whole):
+class FashionMnist(PublishedArrays):
     """IDX files, from the Debian package or in torchvision's layout."""
 
     classes = (
@@ -72,28 +73,28 @@ class FashionMnist(Whole):
         "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
 
-    def identity(self, request: Request) -> list:
+    def identity(self, source: Source) -> list:
         for split in SPLITS:
-            self._file(request, split, "labels-idx1")
-        files = [self._file(request, split, "images-idx3") for split in SPLITS]
+            self._file(source, split, "labels-idx1")
+        files = [self._file(source, split, "images-idx3") for split in SPLITS]
         return [file_stat(file.name, file) for file in files]
 
-    def images(self, request: Request) -> Images:
-        files = [self._file(request, split, "images-idx3") for split in SPLITS]
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
+        files = [self._file(source, split, "images-idx3") for split in SPLITS]
         return Images(
-            *(at_requested_size(_read_idx(file)[:, None], request) for file in files),
+            *(at_stored_size(_read_idx(file)[:, None], source) for file in files),
             class_names=self.classes,
             num_classes=10,
             source="Fashion-MNIST as published.",
         )
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        return _read_idx(self._file(request, split, "labels-idx1"))
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        return _read_idx(self._file(source, split, "labels-idx1"))
 
     @staticmethod
-    def _file(request: Request, split: str, kind: str) -> Path:
+    def _file(source: Source, split: str, kind: str) -> Path:
         name = f"{'t10k' if split == 'test' else 'train'}-{kind}-ubyte"
-        raw = request.data_dir / "FashionMNIST" / "raw"
+        raw = source.data_dir / "FashionMNIST" / "raw"
         for file in (raw / name, raw / f"{name}.gz", FASHION_PACKAGE_DIR / f"{name}.gz"):
             if file.is_file():
                 return file
@@ -113,7 +114,7 @@ def _read_idx(file: Path) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Torchvision(Whole):
+class Torchvision(PublishedArrays):
     """Whatever a torchvision class keeps as one array.
 
     These classes read a split's images and labels together; ``images`` keeps the first and
@@ -133,32 +134,32 @@ class Torchvision(Whole):
     labels_at: str
     channels_last: bool = False
 
-    def identity(self, request: Request) -> list:
-        missing = [name for name in self.files if not (request.data_dir / name).is_file()]
+    def identity(self, source: Source) -> list:
+        missing = [name for name in self.files if not (source.data_dir / name).is_file()]
         if missing:
             raise MissingDataset(missing[0])
-        return [file_stat(name, request.data_dir / name) for name in self.files]
+        return [file_stat(name, source.data_dir / name) for name in self.files]
 
-    def images(self, request: Request) -> Images:
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
         names, arrays = None, []
         for split in SPLITS:
-            dataset = self._open(request, split)
+            dataset = self._open(source, split)
             data = np.asarray(dataset.data, np.uint8)
             data = data.transpose(0, 3, 1, 2) if self.channels_last else data
-            arrays.append(at_requested_size(np.ascontiguousarray(data), request))
+            arrays.append(at_stored_size(np.ascontiguousarray(data), source))
             names = tuple(getattr(dataset, "classes", ())) or None
         return Images(*arrays, names, self.num_classes, source="As published, by torchvision.")
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        return np.asarray(getattr(self._open(request, split), self.labels_at))
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        return np.asarray(getattr(self._open(source, split), self.labels_at))
 
-    def _open(self, request: Request, split: str) -> Any:
+    def _open(self, source: Source, split: str) -> Any:
         try:
-            return self.build(request.data_dir, split)
+            return self.build(source.data_dir, split)
         except (RuntimeError, OSError, ValueError) as error:
             raise ElfsError(
                 f"torchvision cannot read {self.files[0]} and its neighbours in "
-                f"{request.data_dir} ({first_line(error)}): delete them and fetch them again."
+                f"{source.data_dir} ({first_line(error)}): delete them and fetch them again."
             ) from error
 
 
@@ -168,29 +169,29 @@ class FirstOf:
 
     readers: tuple[Reader, ...]
 
-    def _pick(self, request: Request) -> Reader:
+    def _pick(self, source: Source) -> Reader:
         for reader in self.readers[:-1]:
             try:
-                reader.identity(request)
+                reader.identity(source)
             except MissingDataset:
                 continue
             return reader
         return self.readers[-1]
 
-    def identity(self, request: Request) -> list:
-        return self._pick(request).identity(request)
+    def identity(self, source: Source) -> list:
+        return self._pick(source).identity(source)
 
-    def images(self, request: Request) -> Images:
-        return self._pick(request).images(request)
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
+        return self._pick(source).images(source, scratch)
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        return self._pick(request).labels(request, split)
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        return self._pick(source).labels(source, split)
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
-        return self._pick(request).labelled(request)
+    def labelled(self, source: Source) -> tuple[str, ...]:
+        return self._pick(source).labelled(source)
 
-    def left_out(self, request: Request) -> dict[str, list[int]]:
-        return self._pick(request).left_out(request)
+    def left_out(self, source: Source) -> dict[str, list[int]]:
+        return self._pick(source).left_out(source)
 
 
 def decode_splits(
@@ -200,14 +201,13 @@ def decode_splits(
     image_size: int,
     read: Callable[[Any], bytes],
     where: Path,
-    request: Request,
+    scratch: Scratch | None,
 ) -> dict[str, decoding.Decoded]:
-    scratch = request.scratch
     if scratch is None:
         decoding.check_memory(sum(counts.values()), image_size)
     else:
-        scratch.mkdir(parents=True, exist_ok=True)
-        decoding.check_disk(sum(counts.values()) * 3 * image_size**2, scratch)
+        scratch.folder.mkdir(parents=True, exist_ok=True)
+        decoding.check_disk(sum(counts.values()) * 3 * image_size**2, scratch.folder)
     first_seen: dict[bytes, str] = {}
     parts = {}
     for split, source in items.items():
@@ -218,8 +218,8 @@ def decode_splits(
             read=read,
             desc=f"reading {split} images",
             first_seen=first_seen,
-            file=scratch and scratch / f"{split}.npy",
-            identity=request.identity,
+            file=scratch and scratch.folder / f"{split}.npy",
+            identity=scratch.identity if scratch else "",
         )
         if not part.names:
             raise ElfsError(

@@ -13,7 +13,8 @@ from elfs_lib.data.base import (
     Files,
     Images,
     MissingDataset,
-    Request,
+    Scratch,
+    Source,
     below_folder,
     file_stat,
     words_and_splits,
@@ -43,22 +44,22 @@ class Shards(Files):
     suffix = ""
     kind = ""
 
-    def identity(self, request: Request) -> list:
-        root, shards, unused = self._shards(request)
+    def identity(self, source: Source) -> list:
+        root, shards, unused = self._shards(source)
         files = [file for files in shards.values() for file in files]
         for file in files:
             self._check(file)
-        # of people's own files names may come to mean other splits; images must not outlive it
+        # how names map to splits may change: images stored under the old meaning must not be reused
         told_apart = self.folder is None and "test" in shards
         rows = [file_stat(below_folder(root, file), file) for file in (*files, *unused)]
         return [len(shards["train"]), *rows] if told_apart else rows
 
-    def images(self, request: Request) -> Images:
-        root, shards, unused = self._shards(request)
+    def images(self, source: Source, scratch: Scratch | None = None) -> Images:
+        root, shards, unused = self._shards(source)
         counts = {
             split: sum(self._count(file) for file in files) for split, files in shards.items()
         }
-        size = request.image_size or self.image_size
+        size = source.image_size or self.image_size
         if size is None:
             first = islice(self._rows(root, shards["train"]), decoding.SAMPLE)
             size = decoding.default_size(
@@ -70,12 +71,12 @@ class Shards(Files):
             image_size=size,
             read=_cell,
             where=root,
-            request=request,
+            scratch=scratch,
         )
         names = self._class_names(shards["train"])
-        source = f"{self.folder or root.name} from {self.kind} files"
+        origin = f"{self.folder or root.name} from {self.kind} files"
         if self.folder and "JPEG" in parts["train"].formats:
-            source += (
+            origin += (
                 "; they hold JPEG copies, so pixels differ from those of the published images and "
                 "accuracies may be lower by some points"
             )
@@ -85,7 +86,7 @@ class Shards(Files):
             names,
             self.num_classes or (len(names) if names else None),
             {"unused": [below_folder(root, file) for file in unused]},
-            f"{source}.",
+            f"{origin}.",
             splits="" if self.folder else _told_apart(root, shards),
             keep_paths=self.folder is None,
         )
@@ -111,9 +112,9 @@ class Shards(Files):
         """The classes that the files name, in order; None if they do not."""
         return None
 
-    def _shards(self, request: Request) -> tuple[Path, dict[str, list[Path]], list[Path]]:
+    def _shards(self, source: Source) -> tuple[Path, dict[str, list[Path]], list[Path]]:
         """The root, the files of each split, and those of no split that is used."""
-        root = request.path if self.folder is None else request.data_dir / self.folder
+        root = source.path if self.folder is None else source.data_dir / self.folder
         if root.is_file():
             return root.parent, {"train": [root]}, []
         found = sorted(root.rglob(f"*{self.suffix}")) if root.is_dir() else []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from elfs_lib.data import decoding
-from elfs_lib.data.base import Request, below_folder, first_line
+from elfs_lib.data.base import Source, below_folder, first_line
 from elfs_lib.data.shards import Shards
 from elfs_lib.errors import ElfsError
 
@@ -32,12 +32,12 @@ class WebDataset(Shards):
     suffix = ".tar"
     kind = "WebDataset"
 
-    def labels(self, request: Request, split: str) -> np.ndarray:
-        _, shards, _ = self._shards(request)
+    def labels(self, source: Source, split: str) -> np.ndarray:
+        _, shards, _ = self._shards(source)
         return np.array([label for file in shards[split] for label in _labels(file)], np.int64)
 
-    def labelled(self, request: Request) -> tuple[str, ...]:
-        _, shards, _ = self._shards(request)
+    def labelled(self, source: Source) -> tuple[str, ...]:
+        _, shards, _ = self._shards(source)
         return tuple(split for split, files in shards.items() if all(map(_has_labels, files)))
 
     def _check(self, file: Path) -> None:

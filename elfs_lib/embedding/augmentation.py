@@ -57,11 +57,11 @@ def augment(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """
     x = _crop(x, how, generator)
     if x.shape[1] == 3:
-        x = _recolour(x, how, generator)
-    x = _light(x, how.jitter, generator)
+        x = recolour(x, how, generator)
+    x = light(x, how.jitter, generator)
     if how.solarise:
-        x = _solarise(x, how.solarise, generator)
-    return _blur(x, generator) if how.blur and max(x.shape[2:]) > BLUR_SIDE else x
+        x = solarise(x, how.solarise, generator)
+    return blur(x, generator) if how.blur and max(x.shape[2:]) > BLUR_SIDE else x
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -90,7 +90,7 @@ def _crop(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _recolour(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def recolour(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """Saturation, hue and loss of colour: one 3 x 3 matrix an image, by way of YIQ."""
     count, strength = len(x), how.jitter
     changed = _happens(count, JITTERED, generator)
@@ -110,13 +110,13 @@ def _recolour(x: Tensor, how: Augmentation, generator: torch.Generator) -> Tenso
 
 @functools.cache
 def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The matrix from RGB to YIQ and the one back, float32; once, for each would be a copy to the
-    device in every step."""
+    """The matrix from RGB to YIQ and the one back, float32; cached, to avoid a copy to the device
+    in every step."""
     matrix = torch.tensor(YIQ)
     return matrix.to(device), torch.linalg.inv(matrix).to(device)
 
 
-def _light(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def light(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Brightness (about black), contrast (about the image's mean grey); clamps to [0, 1]."""
     count = len(x)
     changed = _happens(count, JITTERED, generator)
@@ -129,13 +129,13 @@ def _light(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     return torch.lerp(centre, x, contrast.view(-1, 1, 1, 1)).clamp(0, 1)
 
 
-def _solarise(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def solarise(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Invert the values from one half up, in a share of the images."""
     inverted = _happens(len(x), share, generator).view(-1, 1, 1, 1) * (x >= 0.5)
     return torch.lerp(x, 1 - x, inverted)
 
 
-def _blur(x: Tensor, generator: torch.Generator) -> Tensor:
+def blur(x: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian blur of half of the images, deviation 0.1 to 2 px at 224 px and in proportion."""
     count, channels, height, width = x.shape
     side = max(height, width)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from elfs_lib.bounds import bounded, check_bounds
 from elfs_lib.compute import (
     COMPILE,
     autocast,
@@ -167,14 +168,12 @@ class Views:
         mirror: Whether every other crop is mirrored.
     """
 
-    count: int
-    area: float = 0.25
+    count: int = bounded(ge=1)
+    area: float = bounded(0.25, gt=0, le=1)
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("views", self.count)
-        if not 0 < self.area <= 1:
-            raise ElfsError(f"view_area is {self.area!r}: it must be in (0, 1].")
+        check_bounds(self)
 
     def of(self, x: Tensor) -> Iterator[Tensor]:
         """Yield each crop of images [B, C, H, W], resized to [B, C, H, W]."""
@@ -360,7 +359,7 @@ def _pixels(images: np.ndarray, input_size: int | None) -> np.ndarray:
             for i in range(0, len(images), 512)
         ]
         found = torch.cat(blocks).div_(255).numpy()
-    # a black image has no direction: it gets that of every other evenly grey image
+    # a black image has no direction: it gets that of uniformly grey images
     found[~found.any(1)] = 1 / 255
     return found
 

@@ -92,7 +92,9 @@ def load_embeddings(
         )
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
-        raise ElfsError(f"{file} holds NaN or infinity, first in row {int(bad.argmax())}: mend it.")
+        raise ElfsError(
+            f"{file} holds NaN or infinity, first in row {int(bad.argmax())}: correct it."
+        )
     return np.ascontiguousarray(rows)
 
 

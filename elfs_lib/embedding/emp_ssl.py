@@ -5,8 +5,8 @@ while the crops of different images spread over as many directions as they can, 
 rate measures (Ma et al., 2007). It needs few epochs, but many crops in each. No label is involved.
 
 With a real network on a GPU it beats the contrastive loss of
-:mod:`elfs_lib.embedding.self_supervised`; a tiny network in minutes of a CPU learns more from that
-one.
+:mod:`elfs_lib.embedding.self_supervised`; a tiny network trained for minutes on a CPU learns more
+from the latter.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elfs_lib.bounds import bounded, check_bounds
 from elfs_lib.compute import resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation
 from elfs_lib.embedding.encoder_file import Expanded, PreparedNetwork, expander
@@ -59,24 +60,27 @@ class EmpSslConfig:
         flip: Whether an image and its mirror image are the same thing (not so for digits).
     """
 
-    epochs: int = 21
-    batch: int = 100
-    crops: int = 20
+    epochs: int = bounded(21, ge=1)
+    batch: int = bounded(100, ge=2)
+    crops: int = bounded(20, ge=2)
     network: str = "resnet18"
-    expander: int = 4096
-    projection: int = 1024
-    invariance: float = 200.0
-    eps: float = 0.2
-    lr: float = 0.3
-    warmup: float = 0.05
-    momentum: float = 0.9
-    trust: float = 0.005
-    weight_decay: float = 1e-4
-    crop_area: float = 0.25
-    jitter: float = 0.4
-    grey: float = 0.2
-    solarise: float = 0.1
+    expander: int = bounded(4096, ge=1)
+    projection: int = bounded(1024, ge=1)
+    invariance: float = bounded(200.0, ge=0)
+    eps: float = bounded(0.2, ge=1e-6)
+    lr: float = bounded(0.3, gt=0)
+    warmup: float = bounded(0.05, ge=0, lt=1)
+    momentum: float = bounded(0.9, gt=0, lt=1)  # Nesterov's has to be above 0
+    trust: float = bounded(0.005, gt=0)
+    weight_decay: float = bounded(1e-4, ge=0)
+    crop_area: float = bounded(0.25, ge=0.01, le=1)
+    jitter: float = bounded(0.4, ge=0, le=1)
+    grey: float = bounded(0.2, ge=0, le=1)
+    solarise: float = bounded(0.1, ge=0, le=1)
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     @property
     def method(self) -> str:
@@ -181,6 +185,6 @@ def coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     rows, columns = z.shape[-2:]
     gram = z @ z.mT if rows <= columns else z.mT @ z
     identity = torch.eye(min(rows, columns), dtype=z.dtype, device=z.device)
-    # unchecked, or the device would wait for the answer: I + a Gram matrix always has a factor
+    # unchecked, to avoid waiting for the device: I plus a Gram matrix always has a factor
     factor, _ = torch.linalg.cholesky_ex(identity + columns / (rows * eps) * gram)
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

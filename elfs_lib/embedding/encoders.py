@@ -18,7 +18,7 @@ from types import ModuleType
 
 from safetensors import SafetensorError, safe_open
 
-from elfs_lib.data.datasets import default_data_dir
+from elfs_lib.data.base import default_data_dir
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError
 
@@ -38,8 +38,8 @@ class Encoder:
         license: Licence of the weights.
         url: Where the weights are when timm does not have them.
         input_size: Side in pixels when it should differ from the model's own configuration.
-        small_input_size: Side for images at most half as large as this. Small images need not
-            be blown up to a convnet's full input size.
+        small_input_size: Side for images at most half as large as this. Small images need not be
+            enlarged to a convnet's full input size.
     """
 
     architecture: str
@@ -296,7 +296,7 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
     if trains_here(name) and is_encoder_file(checkpoint):
         about = about_encoder(checkpoint)
         said = f"{about.get('method', 'not known')} on {about.get('images', 'not known')}"
-        if name == OWN:  # a file that says nothing of itself promises nothing
+        if name == OWN:  # of a file without metadata nothing is known
             seen = about.get("saw_labels", False if about else None)
             return replace(spec, pretraining=said, saw_labels=seen)
         start = find_encoder(name.removeprefix(ADAPTED), None)

@@ -48,7 +48,7 @@ WRAPPERS = (
     "model",
     "student",
 )
-# What hangs behind the features during pretraining, and is not part of the encoder.
+# What follows the features during pretraining, and is not part of the encoder.
 HEADS = re.compile(
     r"(head|heads|head_dist|fc|classifier|projection_head|projector|projectors|prototypes|predictor"
     r"|dino_head|ibot_head|decoder\w*|mask_token)(\.|$)"
@@ -67,12 +67,12 @@ def stored_encoder(
     if name == OWN:
         return load_encoder_file(checkpoint, image_size)
     spec = find_encoder(name, None)
-    side = input_size or _input_side(spec, image_size)
+    side = input_size or input_side(spec, image_size)
     model = _build(spec, side)
     state = read_encoder_tensors(checkpoint)["backbone"]
     model.load_state_dict(_match(model, state, checkpoint, spec), strict=False)
     return PreparedNetwork(
-        model.eval(), _transform(side, import_timm().data.resolve_model_data_config(model))
+        model.eval(), input_transform(side, import_timm().data.resolve_model_data_config(model))
     )
 
 
@@ -80,10 +80,10 @@ def pretrained_encoder(
     name: str, image_size: tuple[int, int], checkpoint: str | Path | None, input_size: int | None
 ) -> PreparedNetwork:
     spec = find_encoder(name, checkpoint)
-    side = input_size or _input_side(spec, image_size)
+    side = input_size or input_side(spec, image_size)
     model = load_encoder(name.removeprefix(ADAPTED), checkpoint=checkpoint, input_size=side)
     return PreparedNetwork(
-        model, _transform(side, import_timm().data.resolve_model_data_config(model))
+        model, input_transform(side, import_timm().data.resolve_model_data_config(model))
     )
 
 
@@ -210,12 +210,12 @@ def resize_and_normalise(x: Tensor, side: int, config: dict) -> Tensor:
 
 @functools.cache
 def _colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """float32 [1, 3, 1, 1]; made once, for in each batch a copy to a GPU would wait for it."""
+    """float32 [1, 3, 1, 1]; cached, since a copy in each batch would wait for the GPU."""
     with torch.inference_mode(False):  # or it could not be part of a training
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
-def _input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
+def input_side(spec: Encoder, image_size: tuple[int, int]) -> int:
     if spec.small_input_size and max(image_size) <= spec.small_input_size // 2:
         return spec.small_input_size
     if spec.input_size:
@@ -312,7 +312,7 @@ def _match(
 ) -> dict[str, Tensor]:
     """Bring a checkpoint's tensors under the model's names; raises unless all are there."""
     wanted = model.state_dict()
-    state = _under_our_names(model, given, wanted.keys(), path)
+    state = under_our_names(model, given, wanted.keys(), path)
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in wanted and not HEADS.match(k)]
     fitting = {k: state[k] for k in wanted if k in state}
@@ -335,7 +335,7 @@ def _match(
     return fitting
 
 
-def _under_our_names(
+def under_our_names(
     model: nn.Module, given: dict[str, Tensor], wanted: Set[str], path: str | Path
 ) -> dict[str, Tensor]:
     if "_conv_stem.weight" in given and type(model).__name__ == "EfficientNet":
@@ -379,7 +379,7 @@ def _prefix(given: Mapping[str, Tensor], wanted: Set[str]) -> str:
     return max(counts, key=lambda p: (counts[p], bool(averaged.search(p)), -len(p)), default="")
 
 
-def _transform(side: int, config: dict) -> Callable[[Tensor], Tensor]:
+def input_transform(side: int, config: dict) -> Callable[[Tensor], Tensor]:
     return lambda x: resize_and_normalise(x, side, config)
 
 

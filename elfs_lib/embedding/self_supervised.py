@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elfs_lib.bounds import bounded, check_bounds
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import Normalise, PreparedNetwork
@@ -36,28 +37,6 @@ SAMPLE = 4096  # images that mean, deviation and the first layer are estimated f
 LEAST = 16  # images; with fewer there are no wrong images to tell apart
 BLANK = 1e-3  # deviation given to channels that have none
 HIDDEN = 512  # units of the projection's hidden layer
-# what each number of a configuration may be
-RANGES = {
-    "epochs": (1, math.inf),
-    "batch": (2, math.inf),
-    "lr": (1e-8, math.inf),
-    "start_lr": (1e-8, math.inf),
-    "weight_decay": (0, math.inf),
-    "momentum": (0.01, 0.999),  # Nesterov's has to be above 0
-    "trust": (1e-8, math.inf),
-    "warmup": (0, 0.99),
-    "temperature": (1e-3, math.inf),
-    "invariance": (0, math.inf),
-    "eps": (1e-6, math.inf),
-    "expander": (1, math.inf),
-    "projection": (1, math.inf),
-    "crops": (2, math.inf),
-    "crop_area": (0.01, 1),
-    "min_crop": (0.01, 1),
-    "jitter": (0, 1),
-    "grey": (0, 1),
-    "solarise": (0, 1),
-}
 
 
 @dataclass(frozen=True)
@@ -83,19 +62,22 @@ class SelfSupervisedConfig:
         flip: Whether an image and its mirror image are the same thing (not so for digits).
     """
 
-    epochs: int = 20
-    batch: int = 512
+    epochs: int = bounded(20, ge=1)
+    batch: int = bounded(512, ge=2)
     network: str | None = None
-    lr: float = 2e-3
-    start_lr: float = 2e-4
-    weight_decay: float = 1e-4
-    warmup: float = 0.1
-    temperature: float = 0.1
-    projection: int = 128
-    min_crop: float = 0.4
-    jitter: float = 0.6
-    grey: float = 0.2
+    lr: float = bounded(2e-3, gt=0)
+    start_lr: float = bounded(2e-4, gt=0)
+    weight_decay: float = bounded(1e-4, ge=0)
+    warmup: float = bounded(0.1, ge=0, lt=1)
+    temperature: float = bounded(0.1, ge=1e-3)
+    projection: int = bounded(128, ge=1)
+    min_crop: float = bounded(0.4, ge=0.01, le=1)
+    jitter: float = bounded(0.6, ge=0, le=1)
+    grey: float = bounded(0.2, ge=0, le=1)
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     @property
     def views(self) -> int:
@@ -148,7 +130,7 @@ def train_encoder(
     check_training(images, config)
     where = resolve_device(device)
     seeds = Seeds.of(seed, where)
-    name = None if start else config.network or _default_network(images.shape)
+    name = None if start else config.network or default_network(images.shape)
     start_lr = config.start_lr if start else config.lr
     start = start or fresh_network(images, name, seeds, where)
     network, prepare = start.network, start.prepare
@@ -298,7 +280,7 @@ def fresh_network(
     return PreparedNetwork(network, Normalise(mean, std, tuple(sample.shape[2:])).to(device))
 
 
-def _default_network(shape: Sequence[int]) -> str:
+def default_network(shape: Sequence[int]) -> str:
     return "convnet_small" if max(shape[2:]) <= SMALL_SIDE else "resnet18"
 
 
@@ -332,10 +314,10 @@ def _schedule(done: float, warmup: float) -> float:
 
 
 def check_training(images: np.ndarray, config: SelfSupervisedConfig | EmpSslConfig) -> None:
-    """Check the images and every number of a configuration.
+    """Check the images and the network.
 
     Raises:
-        ElfsError: for too few images, an unknown network, or a number out of range.
+        ElfsError: for too few images, or an unknown network.
     """
     check_images(images)
     if len(images) < LEAST:
@@ -345,8 +327,3 @@ def check_training(images: np.ndarray, config: SelfSupervisedConfig | EmpSslConf
         )
     if config.network is not None:
         choose("network", config.network, NETWORKS)
-    for name, (low, high) in RANGES.items():
-        value = getattr(config, name, low)  # neither method has all of them
-        if not low <= value <= high:
-            limit = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
-            raise ElfsError(f"self-supervised {name} is {value}: it must be {limit}.")

@@ -16,9 +16,10 @@ from elfs_lib.artifacts import Artifact, Draft
 from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelOracle
-from elfs_lib.photos.run import OwnRun
+from elfs_lib.photos.run import Photos
 from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
+from elfs_lib.stages.run import Run
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe, recipe_key
 
@@ -124,7 +125,7 @@ class Assessment:
 
 
 def assess(
-    run: OwnRun,
+    photos: Photos,
     labels: Mapping[str, str],
     *,
     folds: int = 5,
@@ -138,18 +139,18 @@ def assess(
     report their last step. The predictions come from the second, trained on all labels.
 
     Args:
-        run: The run the list came from.
+        photos: The images the list came from.
         labels: path -> label.
-        folds: Parts that are held out in turn; classes are dealt evenly to them, copies of one
+        folds: Parts that are held out in turn; classes are spread evenly over them, copies of one
             image to the same, or a model would be tested on what it was trained on.
-        seed: Deals the images, draws the subsets of the learning curve, and trains the network.
+        seed: Splits the images, draws the subsets of the learning curve, and trains the network.
         held: Paths of images that were drawn at random: their labels only test.
 
     Raises:
         ElfsError: if there are fewer than 10 labels to train on or 2 classes, too many folds for
             the labels, or a label of an image that is not in the run.
     """
-    kept = set(held)
+    run, kept = photos.run, set(held)
     known = {path: label for path, label in labels.items() if path not in kept}
     names, given = _targets(run, known)
     tests = np.array([row for row, p in enumerate(run.paths) if p in kept and p in labels], int)
@@ -158,7 +159,7 @@ def assess(
     if not 2 <= folds <= len(known):
         raise ElfsError(f"folds is {folds}: choose from 2 to {len(known)}, the number of labels.")
     rows = np.flatnonzero(given >= 0)
-    _, first, group = np.unique(run.copies.group[rows], return_index=True, return_inverse=True)
+    _, first, group = np.unique(photos.copies.group[rows], return_index=True, return_inverse=True)
     if folds > len(first):
         raise ElfsError(
             f"folds is {folds}: the labels are of {len(first)} different images, the others are "
@@ -171,7 +172,7 @@ def assess(
     def build(draft: Draft) -> None:
         targets = oracle.open("train", purpose="evaluation")
         points = _points(run)
-        fold_of = _deal(targets[first], folds, seed)[group]
+        fold_of = _stratified_folds(targets[first], folds, seed)[group]
         table = []
         for fold in track(range(folds), "Cross-validation"):
             seen, held = fold_of != fold, fold_of == fold
@@ -187,7 +188,7 @@ def assess(
                 **run.training,
             )
             network = trained.accuracy(run.train_images[rows[held]], targets[held])
-            linear = _linear(points[rows[seen]], targets[seen]).predict(points[rows[held]])
+            linear = linear_model(points[rows[seen]], targets[seen]).predict(points[rows[held]])
             table.append(
                 {
                     "fold": fold,
@@ -200,7 +201,7 @@ def assess(
         test = oracle.open("test", purpose="evaluation") if len(tests) else None
         draft.table(
             "learning",
-            _learning_curve(
+            learning_curve(
                 points, rows, targets, fold_of, seed, None if test is None else (tests, test)
             ),
         )
@@ -238,12 +239,12 @@ def assess(
         folds,
         artifact.table("learning"),
         len(tests),
-        tuple(_contradictions(run, labels)),
+        tuple(_contradictions(photos, labels)),
         artifact,
     )
 
 
-def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
+def predict(run: Run, labels: Mapping[str, str]) -> pd.DataFrame:
     """What the linear model of :func:`assess`, trained on all labels, says of every image.
 
     Args:
@@ -261,7 +262,7 @@ def predict(run: OwnRun, labels: Mapping[str, str]) -> pd.DataFrame:
     return _as_frame(run, names, *_predict(_points(run), rows, given[rows]), labels)
 
 
-def _targets(run: OwnRun, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
+def _targets(run: Run, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
     """Names of the classes, and the class of each image, int64 [N]; -1 where none was given."""
     names = sorted(set(labels.values()))
     if len(labels) < FEWEST_LABELS or len(names) < 2:
@@ -279,9 +280,9 @@ def _targets(run: OwnRun, labels: Mapping[str, str]) -> tuple[list[str], np.ndar
     return names, given
 
 
-def _contradictions(run: OwnRun, labels: Mapping[str, str]) -> list[str]:
+def _contradictions(photos: Photos, labels: Mapping[str, str]) -> list[str]:
     """What to say of copies of one image that have different labels."""
-    group_of = dict(zip(run.paths, run.copies.group.tolist(), strict=True))
+    group_of = dict(zip(photos.run.paths, photos.copies.group.tolist(), strict=True))
     first: dict[int, str] = {}
     odd = []
     for path, label in labels.items():
@@ -295,7 +296,7 @@ def _contradictions(run: OwnRun, labels: Mapping[str, str]) -> list[str]:
 
 
 def _as_frame(
-    run: OwnRun,
+    run: Run,
     names: list[str],
     found: np.ndarray,
     probability: np.ndarray,
@@ -311,7 +312,7 @@ def _as_frame(
     )
 
 
-def _learning_curve(
+def learning_curve(
     points: np.ndarray,
     rows: np.ndarray,
     targets: np.ndarray,
@@ -339,7 +340,9 @@ def _learning_curve(
             if share == 1 and tests is not None and draw:
                 continue  # there is one set of all labels
             own = order[: max(1, round(share * len(order)))]
-            right = _linear(points[rows[own]], targets[own]).predict(points[held[0]]) == held[1]
+            right = (
+                linear_model(points[rows[own]], targets[own]).predict(points[held[0]]) == held[1]
+            )
             accuracies.setdefault(share, []).append(right.mean())
             sizes.setdefault(share, []).append(len(own))
     n, table = len(rows) if tests is None else len(tests[0]), []
@@ -356,16 +359,16 @@ def _learning_curve(
     return pd.DataFrame(table, columns=["labels", "accuracy", "low", "high"])
 
 
-def _deal(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each label, int64 [L]: each class is shuffled and dealt round robin, one class
-    going on where the last one stopped, so that folds differ by one image at most."""
+def _stratified_folds(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each label, int64 [L]: each class is shuffled and assigned round robin, starting
+    where the previous class ended, so that folds differ by one image at most."""
     order = np.random.default_rng(seed).random(len(targets))
     rank, _ = rank_in_class(order, targets)
     start = np.concatenate([[0], np.cumsum(np.bincount(targets))[:-1]])
     return (start[targets] + rank) % folds
 
 
-def _points(run: OwnRun) -> np.ndarray:
+def _points(run: Run) -> np.ndarray:
     """Embeddings of length 1, centred, then scaled to a mean square length of 1."""
     rows = unit_rows(np.asarray(run.embeddings.array("embeddings")))
     rows -= rows.mean(0)
@@ -376,12 +379,12 @@ def _predict(
     points: np.ndarray, rows: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class of every point, int64 [N], and its probability, float32 [N], after training on rows."""
-    model = _linear(points[rows], targets)
+    model = linear_model(points[rows], targets)
     probabilities = model.predict_proba(points)
     return model.classes_[probabilities.argmax(1)], probabilities.max(1).astype(np.float32)
 
 
-def _linear(points: np.ndarray, targets: np.ndarray) -> LogisticRegression | DummyClassifier:
+def linear_model(points: np.ndarray, targets: np.ndarray) -> LogisticRegression | DummyClassifier:
     if len(np.unique(targets)) == 1:  # what is left of two classes when the rarer is held out
         return DummyClassifier().fit(points, targets)
     return LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(points, targets)

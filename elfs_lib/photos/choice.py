@@ -17,11 +17,12 @@ from elfs_lib.data.duplicates import (
     ALIKE_SIDE,
 )
 from elfs_lib.photos.request import ELFS, NEXT, OTHER_SEEDS, Request
-from elfs_lib.photos.run import OwnRun
+from elfs_lib.photos.run import Photos
 from elfs_lib.photos.trust import BARELY, Overlap, Searched, coverage_table, overlap, searched
 from elfs_lib.results.evaluation import display_name
 from elfs_lib.selection import METHODS, Method, SelectionInputs, easiness, select_by
 from elfs_lib.selection.double_end import hard_prune_count
+from elfs_lib.stages.run import Run
 
 LEAST_ALIKE = 0.05  # share of images that are said to be least like their neighbours
 #: What becomes of an image that is not on the list.
@@ -32,7 +33,7 @@ KINDS = {
     "copy": "left out as a copy",
     "labelled": "labelled already",
 }
-COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
+LISTED_COLUMNS = ["rank", "path", "pseudo_class", "score", "confidence", "reason"]
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,22 @@ class Chooser:
     """What makes lists of any length out of a run.
 
     Attributes:
-        run: The run.
+        photos: The images and their run.
         method: A label-free method of the registry.
         done: int64, rows that have a label: they and their copies are not listed.
         held: int64, rows that are kept for testing, likewise.
         total: Labels that there are and that are asked for: what beta is searched for.
     """
 
-    run: OwnRun
+    photos: Photos
     method: str
     done: np.ndarray
     held: np.ndarray
     total: int
+
+    @property
+    def run(self) -> Run:
+        return self.photos.run
 
     @property
     def entry(self) -> Method:
@@ -65,7 +70,7 @@ class Chooser:
     @cached_property
     def beta(self) -> float | None:
         """The hard-prune ratio; None if the method has none."""
-        return self.run.hard_prune_ratio(self.total) if self.entry.takes_beta else None
+        return self.photos.hard_prune_ratio(self.total) if self.entry.takes_beta else None
 
     @cached_property
     def pool(self) -> np.ndarray:
@@ -73,7 +78,7 @@ class Chooser:
         return self._open(np.concatenate([self.done, self.held]))
 
     def _open(self, closed: np.ndarray) -> np.ndarray:
-        group = self.run.copies.group
+        group = self.photos.copies.group
         first = group == np.arange(len(group))
         return np.flatnonzero(first & ~np.isin(group, group[closed]))
 
@@ -85,11 +90,11 @@ class Chooser:
             seed: Of the method; None: the run's.
             beta: Of ``elfs``; None: the one that was searched.
         """
-        group = self.run.copies.group
+        group = self.photos.copies.group
         if self.method == ELFS:
             n, beta = len(group), self.beta if beta is None else beta
             beta = max(0.0, min(beta, 1 - (count + len(self.done)) / n))  # a longer list needs room
-            return pick(self.run.order, group, beta, count, self.done, self.held)
+            return pick(self.photos.order, group, beta, count, self.done, self.held)
         found = self._ranked(count, self.run.params.seed if seed is None else seed)
         rows = np.asarray(found.array("indices"))
         return rows[~np.isin(group[rows], group[self.done])][:count]
@@ -163,11 +168,10 @@ class Choice:
     """A list of images to label, and what became of all the others.
 
     Attributes:
-        run: The run it comes from.
         request: What was asked for.
         chooser: What made the list.
-        why: Why by this method, in a sentence.
-        listed: One row an image to label: ``COLUMNS`` and ``index``, in rank order.
+        why: Why this method, in a sentence.
+        listed: One row an image to label: ``LISTED_COLUMNS`` and ``index``, in rank order.
         held: The same for the images that are kept for testing, in random order.
         rest: One row an image that is on neither: index, path, kind (a key of ``KINDS``), reason,
             pseudo_class, score, confidence; of ELFS the hardest first, else the least like those
@@ -177,7 +181,6 @@ class Choice:
         notes: Sentences that a person should read.
     """
 
-    run: OwnRun
     request: Request
     chooser: Chooser
     why: str
@@ -186,6 +189,16 @@ class Choice:
     rest: pd.DataFrame
     files: pd.DataFrame
     notes: tuple[str, ...]
+
+    @property
+    def photos(self) -> Photos:
+        """All images, and their run."""
+        return self.chooser.photos
+
+    @property
+    def run(self) -> Run:
+        """The run that the list comes from."""
+        return self.chooser.run
 
     @property
     def method(self) -> str:
@@ -212,7 +225,7 @@ class Choice:
             ),
             self.why,
         ]
-        copies = self.run.copies
+        copies = self.photos.copies
         if copies.exact or copies.near:
             lines.append(
                 f"Copies among all images: {copies.exact:,} with the pixels of another one, "
@@ -241,7 +254,7 @@ class Choice:
         """The search for beta; None if there was none."""
         if self.method != ELFS or self.run.params.hard_prune_ratio is not None:
             return None
-        artifact = self.run.search(self.chooser.total, None, self.run.balanced)
+        artifact = self.photos.search(self.chooser.total)
         found = artifact.json("search")
         held_out = max(1, round(0.1 * self.run.n))
         scores = np.asarray(artifact.array("scores"))
@@ -316,7 +329,7 @@ class Choice:
                 for beta in search.alike
             ]
             found.append(
-                f"The search does not tell {', '.join(f'{beta:g}' for beta in search.alike)} from "
+                f"The search cannot tell {', '.join(f'{beta:g}' for beta in search.alike)} from "
                 f"the best hard-prune ratio, {search.best:g}: their accuracies differ by less than "
                 f"two standard errors, and those lists have {min(shares):.0%} to {max(shares):.0%} "
                 "in common with this one."
@@ -352,7 +365,7 @@ class Choice:
         rows = []
         for count in sorted({*others, len(mine)}):
             total = count + len(self.chooser.done)
-            if count > len(self.chooser.pool) or (self.method == ELFS and total > run.room):
+            if count > len(self.chooser.pool) or (self.method == ELFS and total > self.photos.room):
                 continue
             chooser = replace(self.chooser, total=total)
             chosen = chooser.rows(count)
@@ -406,7 +419,7 @@ def pick(
 def facts(choice: Choice) -> list[str]:
     """How a list was made, in sentences: what was asked for, and each threshold in force."""
     run, request = choice.run, choice.request
-    p, copies = run.params, run.copies
+    p, copies = run.params, choice.photos.copies
     encoder = run.encoder_facts
     seen = {True: "with labels", False: "without labels", None: "labels unknown"}
     near = f"cosine similarity of embeddings of {copies.cosine:g} or more"
@@ -425,7 +438,8 @@ def facts(choice: Choice) -> list[str]:
         + (f", {changed}." if changed else "."),
         (
             f"Encoder {p.encoder}: {encoder['pretraining']} ({seen[encoder['saw_labels']]}); "
-            f"licence of the weights: {encoder['license']}. It is shown squares of {run.shown_at}."
+            f"licence of the weights: {encoder['license']}. It is shown squares of "
+            f"{choice.photos.shown_at}."
         ),
         (
             f"Near copies: {near} among the {p.neighbors} nearest neighbours; {copies.exact:,} "

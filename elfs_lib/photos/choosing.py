@@ -25,8 +25,8 @@ from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import Params
-from elfs_lib.photos.choice import COLUMNS, Choice, Chooser
-from elfs_lib.photos.image_sources import Source
+from elfs_lib.photos.choice import LISTED_COLUMNS, Choice, Chooser
+from elfs_lib.photos.image_sources import ImagesInMemory
 from elfs_lib.photos.reasons import file_table, notes_on, rest_of, without_lists
 from elfs_lib.photos.request import (
     AUTO,
@@ -36,19 +36,21 @@ from elfs_lib.photos.request import (
     check_left,
     check_request,
     comparable_budgets,
+    memory_or_path,
     of_these_images,
-    pixels_or_path,
     rows_of,
 )
-from elfs_lib.photos.run import PHOTOS_AT_ONCE, OwnRun, profile
+from elfs_lib.photos.run import PHOTOS_AT_ONCE, Photos, photo_stages, profile
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS
 from elfs_lib.selection.double_end import hard_prune_count
+from elfs_lib.stages.checks import CAPPED, check_device, check_enough_images
+from elfs_lib.stages.run import Run
 
 
 @dataclass(frozen=True, eq=False)
-class Brought:
-    """What takes the place of steps, in the order of the images.
+class Provided:
+    """Results of steps that the caller has already, in the order of the images.
 
     Attributes:
         embeddings: float [N, D].
@@ -61,7 +63,7 @@ class Brought:
     scores: np.ndarray | None = None
 
 
-NOTHING = Brought()
+NOTHING = Provided()
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -92,8 +94,8 @@ def select(
             a method that trains on no images.
         embeddings: float [N, D], in place of an encoder's; rows in the order of the images. For a
             directory, which has no order, see the parameter ``embeddings_path``.
-        pseudo_labels: int [N] in 0..C-1, in place of clusters. No true label may have a part in
-            them; nothing here can check that.
+        pseudo_labels: int [N] in 0..C-1, in place of clusters. They must not depend on true labels;
+            nothing here can check that.
         scores: float [N], in place of the proxy's training.
         hard: Which end of ``scores`` is hard: "low" or "high".
         classes: Number of classes, at least 2, or "auto": those of ``pseudo_labels``, or else an
@@ -161,7 +163,9 @@ def select(
         images = _stand_in(embeddings)
     if method == AUTO and scores is not None:
         method = ELFS
-    cluster = pseudo_labels is not None or not (isinstance(images, Source) and images.stand_in)
+    cluster = pseudo_labels is not None or not (
+        isinstance(images, ImagesInMemory) and images.stand_in
+    )
     request = Request(
         classes,
         budget,
@@ -173,9 +177,9 @@ def select(
         method=method,
         cluster=cluster,
     )
-    brought = Brought(embeddings, pseudo_labels, ascending)
+    provided = Provided(embeddings, pseudo_labels, ascending)
     with tempfile.TemporaryDirectory(prefix="elfs-") as temporary:
-        choice = choose_images(images, request, Store(artifacts or temporary), brought=brought)
+        choice = choose_images(images, request, Store(artifacts or temporary), provided=provided)
         frame = choice.listed.copy()
         searched = choice.search
     if scores is not None and choice.method == ELFS:
@@ -191,11 +195,13 @@ def select(
     return frame
 
 
-def _stand_in(embeddings: np.ndarray) -> Source:
-    """Something in the place of images that nobody has: equal where the embeddings are equal."""
+def _stand_in(embeddings: np.ndarray) -> ImagesInMemory:
+    """A stand-in for images that are not there: equal where the embeddings are equal."""
     rows = unit_rows(embeddings)
     digests = b"".join(hashlib.sha256(row).digest() for row in rows)
-    return Source(np.frombuffer(digests, np.uint8).reshape(len(rows), 1, 4, 8), stand_in=True)
+    return ImagesInMemory(
+        np.frombuffer(digests, np.uint8).reshape(len(rows), 1, 4, 8), stand_in=True
+    )
 
 
 def choose_images(
@@ -203,44 +209,45 @@ def choose_images(
     request: Request,
     store: Store,
     *,
-    brought: Brought = NOTHING,
+    provided: Provided = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Run every stage and choose; arguments as in :func:`select`.
 
     Args:
-        brought: What takes the place of steps.
+        provided: Results that replace steps.
         say: Called with a line of progress before each stage.
 
     Raises:
         ElfsError: one sentence, before any long work where that can be known.
     """
-    run = open_run(source, request, store, brought=brought, say=say)
+    photos = open_run(source, request, store, provided=provided, say=say)
+    run = photos.run
     n, request = run.n, of_these_images(request, run.paths)
     say("[3/7] neighbours and copies")
-    different = run.copies.different
+    different = photos.copies.different
     if different == 1:
         raise ElfsError(
             f"The {n:,} images are all alike (near copies of one): there is nothing to choose "
             "between, so label one of them."
         )
     estimate, classes = None, request.classes
-    # a method by name that reads no clusters needs no number of them
+    # a named method that reads no clusters does not need their number
     needless = request.method != AUTO and not request.cluster
     needless = needless and METHODS[request.method].needs <= {"embeddings", "neighbors"}
-    if classes == "auto" and brought.pseudo_labels is not None:
-        classes = max(2, int(np.max(brought.pseudo_labels)) + 1)
+    if classes == "auto" and provided.pseudo_labels is not None:
+        classes = max(2, int(np.max(provided.pseudo_labels)) + 1)
     elif classes == "auto" and not needless:
         say("[4/7] counting classes")
-        estimate = run.class_estimate
+        estimate = photos.class_estimate
         classes = estimate.classes
     least = 2 if classes == "auto" else int(classes)
     count = check_counts(n, different, replace(request, classes=least), estimate)
     classes = None if classes == "auto" else least
-    request = _hold_out(run, request)
+    request = hold_out(run.paths, photos.copies.group, request)
     done, held = (rows_of(paths, run.paths) for paths in (request.done, request.held))
     closed = np.concatenate([done, held])
-    left = different - len(np.unique(run.copies.group[closed]))
+    left = different - len(np.unique(photos.copies.group[closed]))
     check_left(count, left, different, "different images")
     total = count + len(done)
     if request.names and len(request.names) != classes:
@@ -248,20 +255,19 @@ def choose_images(
             f"There are {len(request.names)} names for {classes} pseudo-classes: give one for "
             "each, in the order of their numbers, or none."
         )
-    method, why = _method(request, total, classes)
+    method, why = method_for(request, total, classes)
     request = replace(request, settled=method)
     budgets = comparable_budgets(request, classes or 1, n, different, total)
     wanted = {"classes": classes, "budget": total, "budgets": budgets}
-    run = replace(run, params=Params.make({**run.params.model_dump(), **wanted}))
-    run.check()
-    if brought.pseudo_labels is not None:
-        run = run.with_pseudo_labels(np.asarray(brought.pseudo_labels), "given")
-    if brought.scores is not None:
-        if len(brought.scores) != n:
-            raise ElfsError(f"There are {len(brought.scores):,} scores for {n:,} images.")
-        run = run.with_scores(brought.scores)
-    chooser = Chooser(run, method, done, held, total)
-    _check_trainable(chooser, brought)
+    photos = photos.with_params(Params.make({**run.params.model_dump(), **wanted}))
+    photos.check()
+    run = photos.run
+    if provided.pseudo_labels is not None:
+        run = run.with_pseudo_labels(np.asarray(provided.pseudo_labels), "given")
+    if provided.scores is not None:
+        run = run.with_scores(provided.scores, "given")
+    chooser = Chooser(replace(photos, run=run), method, done, held, total)
+    _check_trainable(chooser, provided)
     if request.cluster or chooser.trains:
         say(f"[4/7] clustering into {classes} pseudo-classes ({run.clustering})")
         run.ensure("pseudo")
@@ -272,18 +278,18 @@ def choose_images(
         say("[6/7] searching how many of the hardest to leave out")
         chooser.beta  # noqa: B018
     say("[7/7] comparing lists" if request.compare else "[7/7] choosing")
-    choice = _choice(chooser, request, why, count)
+    choice = choice_of(chooser, request, why, count)
     if request.compare:
         choice.budgets, choice.trust  # noqa: B018
     return choice
 
 
-def _check_trainable(chooser: Chooser, brought: Brought) -> None:
+def _check_trainable(chooser: Chooser, provided: Provided) -> None:
     """Refuse to train where there are embeddings and no images."""
-    run, needs = chooser.run, chooser.entry.needs
-    proxy = "probabilities" in needs or ("scores" in needs and brought.scores is None)
-    search = chooser.entry.takes_beta and run.params.hard_prune_ratio is None
-    if run.pixels and run.pixels.stand_in and (proxy or search):
+    needs, memory = chooser.entry.needs, chooser.photos.memory
+    proxy = "probabilities" in needs or ("scores" in needs and provided.scores is None)
+    search = chooser.entry.takes_beta and chooser.run.params.hard_prune_ratio is None
+    if memory and memory.stand_in and (proxy or search):
         what = "trains on the images" if proxy else "searches its beta by training on the images"
         instead = "scores=" if proxy else "hard_prune_ratio="
         raise ElfsError(
@@ -292,7 +298,7 @@ def _check_trainable(chooser: Chooser, brought: Brought) -> None:
         )
 
 
-def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
+def method_for(request: Request, total: int, classes: int) -> tuple[str, str]:
     """The method that is asked for, or advised, and why in a sentence."""
     if request.method != AUTO:
         return request.method, f"Method {request.method}, as asked for."
@@ -308,20 +314,19 @@ def _method(request: Request, total: int, classes: int) -> tuple[str, str]:
     )
     if AS_RANDOM <= each < ADVICE[-1][0]:
         why += (
-            " At so many none was told from a random list there: one would serve as well, and be "
-            "an unbiased sample to test on too."
+            " With so many labels no method differed measurably from a random list there: a random "
+            "list would serve as well, and be an unbiased sample to test on."
         )
     return method, why
 
 
-def _hold_out(run: OwnRun, request: Request) -> Request:
+def hold_out(paths: list[str], group: np.ndarray, request: Request) -> Request:
     """Draw what is missing of the images that are kept for testing: uniformly among the different
     images of which none has a label."""
-    known = set(run.paths)
+    known = set(paths)
     held = tuple(path for path in request.held if path in known)
     done = tuple(path for path in request.done if path not in set(held))
-    group = run.copies.group
-    closed = np.isin(group, group[rows_of((*held, *done), run.paths)])
+    closed = np.isin(group, group[rows_of((*held, *done), paths)])
     missing = max(0, request.holdout - len(held))
     draw = np.random.default_rng([request.seed, 1]).permutation(len(group))
     free = [row for row in draw if not closed[row]]
@@ -332,7 +337,7 @@ def _hold_out(run: OwnRun, request: Request) -> Request:
             f"holdout is {request.holdout:,} and there are only {len(fresh) + len(held):,} "
             "different images without a label: ask for fewer."
         )
-    held += tuple(run.paths[row] for row in fresh)
+    held += tuple(paths[row] for row in fresh)
     return replace(request, done=done, held=held, holdout=len(held))
 
 
@@ -341,17 +346,17 @@ def open_run(
     request: Request,
     store: Store,
     *,
-    brought: Brought = NOTHING,
+    provided: Provided = NOTHING,
     say: Callable[[str], None] = lambda text: None,
-) -> OwnRun:
+) -> Photos:
     """Read and embed the images, and set every parameter but the classes and the budget."""
-    run = read_images(source, request, store, brought=brought, say=say)
-    n = run.n
+    photos = read_images(source, request, store, provided=provided, say=say)
+    run, n = photos.run, photos.run.n
     say(f"[2/7] embedding {n:,} images with {run.params.encoder}")
     dimensions = run.embeddings.array("embeddings").shape[1]
     crop = {"crop_pad": min(4, min(run.train_images.shape[-2:]) // 8)}
     given = run.params.model_dump(include=run.params.model_fields_set)
-    return replace(run, params=Params.make(profile(n, dimensions) | crop | given))
+    return photos.with_params(Params.make(profile(n, dimensions) | crop | given))
 
 
 def read_images(
@@ -359,41 +364,42 @@ def read_images(
     request: Request,
     store: Store,
     *,
-    brought: Brought = NOTHING,
+    provided: Provided = NOTHING,
     say: Callable[[str], None] = lambda text: None,
-) -> OwnRun:
-    """The run whose images are read, and nothing else done."""
+) -> Photos:
+    """Images that are read, and nothing else done."""
+    from elfs_lib.compute import configure_runtime
+
+    configure_runtime()
     check_request(request)
-    pixels, path = pixels_or_path(source, request)
-    if brought.embeddings is not None and pixels is None:
+    memory, path = memory_or_path(source, request)
+    if provided.embeddings is not None and memory is None:
         raise ElfsError(
             "embeddings= cannot be matched with a directory, which has no order: give a list of "
             "files, or encoder='precomputed' and embeddings_path, a file with their paths."
         )
     # Budgets are set when the images are known; their defaults must not stand in the way of a beta
     # that was given.
-    encoder = "efficientnet_lite0" if brought.embeddings is None else PRECOMPUTED
+    encoder = "efficientnet_lite0" if provided.embeddings is None else PRECOMPUTED
     given = {"encoder": encoder, "budgets": (1,), **request.overrides}
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
-    run = OwnRun(Params.make(given), store, pixels, request.cosine, request.balanced)
-    if brought.embeddings is not None:
-        run = run.with_embeddings(brought.embeddings, "given")
+    run = Run(Params.make(given), store, substitutes=photo_stages(memory))
+    if provided.embeddings is not None:
+        run = run.with_embeddings(provided.embeddings, "given")
     elif run.params.encoder == PRECOMPUTED:
         embedding_file.check_file(run.params.embeddings_path)
-    run.check_device()
+    check_device(run.params)
     say("[1/7] reading images")
     n, request = run.n, of_these_images(request, run.paths)
     done, count = len(request.done), check_counts(n, n, request)
     check_left(count, n - done, n, "images")
-    if "neighbors" in request.overrides:
-        run.check_neighbors()
     if run.params.hard_prune_ratio is not None:
         hard_prune_count(n, run.params.hard_prune_ratio, count + done)
-    run.check_pca()
-    return run
+    check_enough_images(run.params, n, [name for name in CAPPED if name in request.overrides])
+    return Photos(run, memory, request.cosine, request.balanced)
 
 
-def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
+def choice_of(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
     run, chosen = chooser.run, chooser.rows(count)
     every = pd.DataFrame({"index": np.arange(run.n), "path": run.paths})
     if request.cluster or chooser.trains:
@@ -406,12 +412,11 @@ def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
     held = every.iloc[chooser.held].assign(reason="drawn at random, to test on")
     held = held.set_index("path").loc[list(request.held)].reset_index()  # in the order of the draw
     rest = rest[~rest["index"].isin(chooser.held)]
-    unread = datasets.unread_files(run.params.data_path) if run.pixels is None else {}
+    unread = datasets.unread_files(run.params.data_path) if chooser.photos.memory is None else {}
     files = file_table(merge_reports(run.about["report"], without_lists(unread)))
-    columns = ["rank", "index", *(name for name in COLUMNS[1:] if name in listed)]
+    columns = ["rank", "index", *(name for name in LISTED_COLUMNS[1:] if name in listed)]
     ranks = np.arange(1, len(listed) + 1), np.arange(1, len(held) + 1)
     return Choice(
-        run,
         request,
         chooser,
         why,
@@ -419,7 +424,7 @@ def _choice(chooser: Chooser, request: Request, why: str, count: int) -> Choice:
         held.assign(rank=ranks[1])[columns],
         rest.reset_index(drop=True),
         files,
-        tuple(notes_on(run, request, chosen)),
+        tuple(notes_on(chooser.photos, request, chosen)),
     )
 
 
@@ -427,17 +432,17 @@ def _pruned(
     chooser: Chooser, every: pd.DataFrame, chosen: np.ndarray
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The list of double-end pruning, and what became of the others."""
-    run = chooser.run
+    run, order_by, balanced = chooser.run, chooser.photos.order, chooser.photos.balanced
     every = every.assign(score=run.scores[run.params.score])
-    order = np.argsort(run.order, kind="stable")
+    order = np.argsort(order_by, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     cut = hard_prune_count(len(order), chooser.beta, chooser.total)
     listed = every.iloc[chosen].copy()
-    easier = 1 - run.order if run.balanced else 1 - (place + 1) / len(order)
+    easier = 1 - order_by if balanced else 1 - (place + 1) / len(order)
     ranks = [
         f"harder than {easier[row]:.0%} of "
-        + (f"pseudo-class {run.pseudo_labels[row]}" if run.balanced else "the images")
+        + (f"pseudo-class {run.pseudo_labels[row]}" if balanced else "the images")
         for row in range(len(order))
     ]
     listed["reason"] = [

@@ -23,14 +23,14 @@ from elfs_lib.results.plots import DPI, EASY, HARD, MIDDLE, NEUTRAL, SHADE, WIDT
 THUMBNAIL = 96  # pixels, the longest side that is embedded
 SHOWN = 100  # pixels on the page: three beside each other on a phone
 MOST_PATHS = 20  # named for each kind of file
-_GRID = (
+_GRID_STYLE = (
     f"display:grid;grid-template-columns:repeat(auto-fill,minmax({SHOWN + 12}px,1fr));"
     "gap:10px 8px;align-items:start;margin:8px 0 16px"
 )
-_FIGURE = "margin:0;min-width:0;font-size:11px;line-height:1.3;overflow-wrap:break-word"
+_FIGURE_STYLE = "margin:0;min-width:0;font-size:11px;line-height:1.3;overflow-wrap:break-word"
 _PLACES = 1_000_000  # more images than a group has on a page
 _NAME = '<span style="display:inline-block">{}</span>'
-_IMAGE = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:cover;border-radius:3px;display:block"
+_IMAGE_STYLE = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:cover;border-radius:3px;display:block"
 
 
 def thumbnail(image: np.ndarray) -> str:
@@ -79,7 +79,7 @@ def pictures(
     for place, (image, lines, link, kind) in enumerate(
         zip(images, captions, *several, strict=True)
     ):
-        style = _IMAGE + (";image-rendering:pixelated" if image.shape[-1] < 48 else "")
+        style = _IMAGE_STYLE + (";image-rendering:pixelated" if image.shape[-1] < 48 else "")
         text = "<br>".join(breakable(line) for line in lines)
         alt = escape(str(lines[-1]), quote=True)
         shown = f'<img style="{style}" alt="{alt}" src="{thumbnail(image)}">'
@@ -88,13 +88,13 @@ def pictures(
         order = f";--group:{groups[place] * _PLACES + place + 1}" if len(groups) else ""
         data = f' data-kind="{escape(kind, quote=True)}"' if kind else ""
         cells.append(
-            f'<figure{data} style="{_FIGURE}{order}">{shown}'
+            f'<figure{data} style="{_FIGURE_STYLE}{order}">{shown}'
             f"<figcaption>{text}</figcaption></figure>"
         )
     for group in np.unique(groups):
         style = f"grid-column:1/-1;margin:8px 0 0;--group:{group * _PLACES}"
         cells.append(f'<h3 class="group" style="{style}">class {group}</h3>')
-    return f'<div class="pictures" style="{_GRID}">{"".join(cells)}</div>'
+    return f'<div class="pictures" style="{_GRID_STYLE}">{"".join(cells)}</div>'
 
 
 def group_switch() -> str:
@@ -123,7 +123,7 @@ def kind_filter(kinds: Mapping[str, str]) -> str:
 
 
 def _choices(name: str, titles: Mapping[str, str]) -> str:
-    """Radio buttons, the first one set."""
+    """Radio buttons, the first one selected."""
     buttons = (
         f'<label style="margin-right:1rem;white-space:nowrap"><input type="radio" name="{name}" '
         f'id="{key}"{" checked" * (place == 0)}> {escape(title)}</label>'

@@ -25,7 +25,7 @@ _KINDS = (
 )
 
 
-class Source(NamedTuple):
+class ImagesInMemory(NamedTuple):
     """Images in memory.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source(NamedTuple):
     stand_in: bool = False
 
 
-def read_source(source: Any, image_size: int | None = None) -> Source:
+def read_source(source: Any, image_size: int | None = None) -> ImagesInMemory:
     """Images in memory, from whatever holds them but a directory.
 
     Args:
@@ -57,7 +57,7 @@ def read_source(source: Any, image_size: int | None = None) -> Source:
     if array is not None:
         if image_size is not None:
             raise ElfsError("Parameter 'image_size' is for files: resize the array yourself.")
-        return Source(as_pixels(array))
+        return ImagesInMemory(as_pixels(array))
     if isinstance(source, (list, tuple)) and source and _all(source, (str, Path)):
         paths = [str(path) for path in source]
         if len(set(paths)) < len(paths):
@@ -66,9 +66,9 @@ def read_source(source: Any, image_size: int | None = None) -> Source:
         files = [Path(path).expanduser() for path in paths]
         gone = next((file for file in files if not file.is_file()), None)
         if gone is not None:
-            raise ElfsError(f"images name {gone}, which is no file: correct its path.")
+            raise ElfsError(f"images name {gone}, which is not a file: correct its path.")
         side = image_size or decoding.default_size(files[: decoding.SAMPLE])
-        return Source(_decoded(paths, files, side, decoding.read_file), paths, files=True)
+        return ImagesInMemory(_decoded(paths, files, side, decoding.read_file), paths, files=True)
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(
         source, (str, bytes, dict)
     ):
@@ -81,7 +81,7 @@ def read_source(source: Any, image_size: int | None = None) -> Source:
     names = [str(row) for row in range(len(source))]
     sample = (io.BytesIO(_png(image)) for image in islice(_images_of(source), decoding.SAMPLE))
     side = image_size or decoding.default_size(sample)
-    return Source(_decoded(names, _images_of(source), side, _png))
+    return ImagesInMemory(_decoded(names, _images_of(source), side, _png))
 
 
 def as_pixels(array: np.ndarray) -> np.ndarray:

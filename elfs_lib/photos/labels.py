@@ -104,8 +104,8 @@ def evaluate(
     """Assess the labels imported so far, and choose the next images to label.
 
     The next batch continues the same selection with the labels' number added to the budget: images
-    that have a label, and their copies, are not asked for again. Which label they have plays no
-    part in it.
+    that have a label, and their copies, are not asked for again. Their labels have no influence on
+    it.
 
     Args:
         batch: Images in the next batch, or as many as are left; None: as many as in the first
@@ -125,32 +125,35 @@ def evaluate(
     batch = record.count if batch is None else batch
     if batch:
         check_typed(files.next.csv, files, stored)
-    run = opened_run(record)
-    there = set(run.paths)
+    photos = opened_run(record)
+    there = set(photos.run.paths)
     labels = {path: label for path, label in stored.items() if path in there}
     held = record.request.held
-    assessment = assess(run, labels, folds=folds, seed=record.request.seed, held=held)
+    assessment = assess(photos, labels, folds=folds, seed=record.request.seed, held=held)
     for line in assessment.lines():
         say(line)
     if len(labels) < len(stored):
         gone = next(path for path in stored if path not in there)
         say(
             f"{len(stored) - len(labels):,} of the labels are of images that are not in the folder "
-            f"any more, and play no part: {gone!r} for one."
+            f"any more and are ignored: {gone!r} for one."
         )
     write_list_csv(files.predictions, assessment.predictions)
     say(f"What the linear model says of every image: {files.predictions}")
     if not batch:
         return assessment, None
     closed = (assessment.predictions["given"] != "") | assessment.predictions["path"].isin(held)
-    left = run.copies.different - len(np.unique(run.copies.group[closed.to_numpy()]))
+    left = photos.copies.different - len(np.unique(photos.copies.group[closed.to_numpy()]))
     if not left:
         say("Every image, or a copy of it, has a label: there is no next batch.")
     elif batch > left:
         say(f"Different images that have no label yet: {left:,}.")
-    batch, fit = min(batch, left), max(0, run.room - len(labels))
+    batch, fit = min(batch, left), max(0, photos.room - len(labels))
     if batch > fit:
-        say(f"With the hardest {run.least_hard:.0%} set aside, as was asked for, {fit:,} are left.")
+        say(
+            f"With the hardest {photos.least_hard:.0%} set aside, as was asked for, {fit:,} are "
+            "left."
+        )
     batch = min(batch, fit)
     if not batch:
         drop_batch(files, labels, say)

@@ -18,12 +18,13 @@ import pandas as pd
 
 from elfs_lib.artifacts import Store, write_text_atomic
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.data.label_files import read_labels, split_csv, tasks
 from elfs_lib.errors import ElfsError
-from elfs_lib.photos.choice import COLUMNS, Choice
+from elfs_lib.photos.choice import LISTED_COLUMNS, Choice
 from elfs_lib.photos.choosing import choose_images, open_run, read_images
 from elfs_lib.photos.request import Request
-from elfs_lib.photos.run import OwnRun
+from elfs_lib.photos.run import Photos
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def write_choice(
 
     An older list under this name is kept under another, unless it was all labelled.
     """
-    listed = choice.listed[COLUMNS]
+    listed = choice.listed[LISTED_COLUMNS]
     _keep(files, choice.request.done, say, instead=_as_csv(listed))
     files.html.unlink(missing_ok=True)  # a report of an older list must not stand beside this one
     _write_record(files, choice, folder)
@@ -227,7 +228,7 @@ def open_choice(file: str | Path) -> Choice:
     return choose_images(record.folder, record.request, record.store)
 
 
-def opened_run(record: Record) -> OwnRun:
+def opened_run(record: Record) -> Photos:
     """The run over the folder of a record, if the images in it are those of the record."""
     if not record.folder.is_dir():
         raise ElfsError(
@@ -237,7 +238,7 @@ def opened_run(record: Record) -> OwnRun:
     asked = record.folder, record.request, record.store
     # Files that were copied or touched look different but may hold the same.
     looks_alike = _fingerprint(record.folder, record.request) == record.source
-    if not looks_alike and read_images(*asked).images.content != record.images:
+    if not looks_alike and read_images(*asked).run.images.content != record.images:
         raise ElfsError(
             f"The images in {record.folder} have changed since the list was made: run elfs select "
             "again; labels already imported are kept."
@@ -247,7 +248,7 @@ def opened_run(record: Record) -> OwnRun:
 
 def _fingerprint(folder: Path, request: Request) -> str:
     size = request.overrides.get("image_size")
-    return datasets.source_fingerprint("image_folder", image_size=size, path=folder)
+    return datasets.source_fingerprint(Source("image_folder", image_size=size, path=folder))
 
 
 def write_list_csv(file: Path, frame: pd.DataFrame) -> None:
@@ -312,12 +313,12 @@ def make_list(
     _check_own(files)
     try:
         before = read_record(files.record) if labels or files.holdout.exists() else None
-    except ElfsError:  # this list makes the record anew
+    except ElfsError:  # this list rewrites the record
         before = None
     if before and labels and before.folder.resolve() != folder.resolve():
         # The folder may have been renamed: then the images are the same.
         gone = not before.folder.exists()
-        if not gone or read_images(folder, request, store).images.content != before.images:
+        if not gone or read_images(folder, request, store).run.images.content != before.images:
             which = ", which is gone," if gone else ""
             raise ElfsError(
                 f"{files.labels} holds labels of images in {before.folder.resolve()}{which} and "
@@ -330,9 +331,9 @@ def make_list(
     choice = choose_images(folder, request, store, say=say)
     write_choice(files, choice, folder, say=say)
     if len(choice.held):
-        write_list_csv(files.holdout, choice.held[COLUMNS])
-        # without suggestions, which would lean on whoever labels what the model is tested on
-        _write_tasks(files.holdout_tasks, choice.held[COLUMNS], folder)
+        write_list_csv(files.holdout, choice.held[LISTED_COLUMNS])
+        # without suggestions, which would bias the labels that the model is tested on
+        _write_tasks(files.holdout_tasks, choice.held[LISTED_COLUMNS], folder)
     drop_batch(files, labels, say)
     return choice
 
@@ -397,10 +398,11 @@ def _as_written(file: Path) -> bool:
     rows = csv.reader(io.StringIO(table, newline=""), delimiter=delimiter)
     try:
         first = [name.strip() for name in next(rows, [])]
-        beside = any(cell.strip() for row in rows for cell in row[len(COLUMNS) :])
+        beside = any(cell.strip() for row in rows for cell in row[len(LISTED_COLUMNS) :])
     except csv.Error:
         return False
-    return first[: len(COLUMNS)] == COLUMNS and not any(first[len(COLUMNS) :]) and not beside
+    width = len(LISTED_COLUMNS)
+    return first[:width] == LISTED_COLUMNS and not any(first[width:]) and not beside
 
 
 def count(labels: Mapping[str, str]) -> dict[str, int]:

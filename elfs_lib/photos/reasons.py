@@ -14,7 +14,7 @@ from elfs_lib.data.decoding import (
 )
 from elfs_lib.photos.choice import LEAST_ALIKE, Chooser
 from elfs_lib.photos.request import Request
-from elfs_lib.photos.run import OwnRun
+from elfs_lib.photos.run import Photos
 
 _KINDS = ("csv", "rest.csv", "tasks.json", "html", "labels.csv", "predictions.csv", "run.json")
 _KINDS += ("holdout.csv", "holdout.tasks.json")
@@ -35,7 +35,7 @@ def rest_of(
         ranks: What to say of each image that no other reason explains.
     """
     run, done = chooser.run, chooser.done
-    copies, paths = run.copies, run.paths
+    copies, paths = chooser.photos.copies, run.paths
     near = run.neighbors.array("similarities").mean(1)
     far = near <= np.quantile(near, LEAST_ALIKE)
     places = {"labelled already": done, "kept for testing": chooser.held, "on the list": chosen}
@@ -98,21 +98,21 @@ def file_table(report: Mapping[str, list]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "path", "meaning", "used", "same_as"])
 
 
-def notes_on(run: OwnRun, request: Request, chosen: np.ndarray) -> list[str]:
-    notes = []
+def notes_on(photos: Photos, request: Request, chosen: np.ndarray) -> list[str]:
+    run, notes = photos.run, []
     if request.classes == "auto":
-        notes.append(f"Number of classes: {run.class_estimate.sentence()}.")
+        notes.append(f"Number of classes: {photos.class_estimate.sentence()}.")
     if request.cluster:
         notes = [*run.cluster_notes, *notes]
         missing = run.classes - len(np.unique(run.pseudo_labels[chosen]))
         if missing:
             verb = "has" if missing == 1 else "have"
             notes.append(f"{missing} of {run.classes} pseudo-classes {verb} no image on the list.")
-    sizes = np.bincount(run.copies.group)
+    sizes = np.bincount(photos.copies.group)
     if sizes.max() > max(20, 0.1 * len(run.paths)):
         notes.append(
-            f"{sizes.max():,} images hang together as near copies: if they are not, raise the "
-            f"cosine of near copies (now {run.copies.cosine:g})."
+            f"{sizes.max():,} images are linked as near copies: if they are not, raise the "
+            f"cosine of near copies (now {photos.copies.cosine:g})."
         )
     if (run.images.folder / "test.npy").exists():
         count = len(run.images.array("test"))

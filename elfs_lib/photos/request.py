@@ -11,8 +11,9 @@ import numpy as np
 
 from elfs_lib.clustering.class_count import ClassEstimate
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.errors import ElfsError, choose, is_whole
-from elfs_lib.photos.image_sources import Source, read_source
+from elfs_lib.photos.image_sources import ImagesInMemory, read_source
 from elfs_lib.selection import METHODS, budget_count
 
 FEWEST = 10  # images below which there is nothing to choose
@@ -43,7 +44,7 @@ class Request:
         held: Paths of those that were drawn already.
         names: A name of each pseudo-class, to suggest as its images' label; empty for none.
         cluster: Whether pseudo-classes are made though the method needs none.
-        settled: What "auto" came to when the list was made; the same list keeps it.
+        settled: What "auto" chose when the list was made; the same list keeps it.
     """
 
     classes: int | str
@@ -88,13 +89,13 @@ def check_request(request: Request) -> None:
         raise ElfsError(f"The cosine of near copies is {cosine}: give a number above 0, up to 1.")
 
 
-def pixels_or_path(source: Any, request: Request) -> tuple[Source | None, str | None]:
+def memory_or_path(source: Any, request: Request) -> tuple[ImagesInMemory | None, str | None]:
     """Images in memory, or the directory that they are in."""
-    if isinstance(source, Source):
+    if isinstance(source, ImagesInMemory):
         return source, None
     if isinstance(source, (str, Path)):
         folder = Path(source).expanduser()
-        datasets.check_dataset("image_folder", path=folder)
+        datasets.check_dataset(Source("image_folder", path=folder))
         return None, str(folder)
     found = read_source(source, request.overrides.get("image_size"))
     return found, str(Path.cwd()) if found.files else None  # where files are read again from
@@ -137,7 +138,7 @@ def check_counts(
 
 
 def of_these_images(request: Request, paths: Collection[str]) -> Request:
-    """Labels of images that are gone play no part."""
+    """The request without the labels of images that are gone."""
     known = set(paths)
     return replace(request, done=tuple(path for path in request.done if path in known))
 

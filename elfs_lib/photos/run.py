@@ -1,4 +1,8 @@
-"""A run over a folder of photos, or an array: no labels, and photos at the encoder's size."""
+"""People's own images as a run: no labels, images in memory or photos at the encoder's size.
+
+A :class:`elfs_lib.stages.run.Run` with two stages of its own does the work; :class:`Photos` holds
+it, with what lists need besides.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
-from elfs_lib.artifacts import Draft
+from elfs_lib.artifacts import Artifact, Draft
 from elfs_lib.clustering.class_count import ClassEstimate, estimate_classes
 from elfs_lib.data.decoding import (
     decode_images,
@@ -30,7 +33,7 @@ from elfs_lib.embedding import encoders
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.photos.image_sources import Source
+from elfs_lib.photos.image_sources import ImagesInMemory
 from elfs_lib.progress import track
 from elfs_lib.selection import easiness
 from elfs_lib.selection.by_class import class_quantile
@@ -79,92 +82,81 @@ def profile(n: int, dimensions: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class OwnRun(Run):
-    """A run over a folder of images, or over images in memory, without any label.
+class Photos:
+    """Images without any label: their run, and what a list needs to know of them besides.
 
     Attributes:
-        pixels: Images in memory; None for a folder.
-        cosine: As in :class:`Request`.
+        run: A run with the stages of :func:`photo_stages`.
+        memory: The images, if they are in memory; None for a folder.
+        cosine: As in :class:`elfs_lib.photos.request.Request`.
         balanced: Likewise.
     """
 
-    pixels: Source | None = field(default=None, repr=False, compare=False)
+    run: Run
+    memory: ImagesInMemory | None = field(default=None, repr=False, compare=False)
     cosine: float | None = None
     balanced: bool = True
 
-    def stage(self, name: str) -> Stage:
-        found = super().stage(name)
-        if found in self.brought:
-            return found
-        if name == "images" and self.pixels is not None:
-            return _images_in_memory(self.pixels)
-        return PHOTO_EMBEDDINGS if name == "embeddings" else found
+    def with_params(self, params: Params) -> Photos:
+        """The same images under other parameters."""
+        return replace(self, run=replace(self.run, params=params))
 
-    def with_scores(self, scores: np.ndarray) -> OwnRun:
-        """This run with a score of each image that somebody brings, float64 [N], low is hard, in
-        place of the proxy's."""
-        table = pd.DataFrame({"index": np.arange(len(scores)), self.params.score: scores})
-        run = self._with("proxy", "given", lambda draft: draft.table("scores", table), scores)
-        *others, own = run.brought
-        alone = replace(own, inputs=lambda run, **_: {})  # a proxy has a seed, and this has none
-        return replace(run, brought=(*others, alone))
-
-    def check(self, *, labels: bool = False) -> None:
-        if self.pixels is None:  # an array was checked when it came in
-            super().check(labels=False)
-
-    @property
-    def paths(self) -> list[str]:
-        """Path of each image relative to the folder; for an array its row."""
-        return self.about["paths"]
+    def check(self) -> None:
+        """Check everything that can be checked without computing."""
+        if self.memory is None:  # an array was checked when it came in
+            self.run.check(labels=False)
 
     @property
     def shown_at(self) -> str:
         """The size in which each encoder is given the images, before its own resizing."""
-        stored = self.train_images.shape[-1]
-        sides = [_view(p.params, self.paths, stored) or stored for p in self.encoder_runs]
+        run, stored = self.run, self.run.train_images.shape[-1]
+        sides = [_view(part.params, run.paths, stored) or stored for part in run.encoder_runs]
         return " and ".join(f"{side} pixels" for side in sides)
 
     @cached_property
     def copies(self) -> Copies:
         """Groups of copies among the images."""
+        run, encoder = self.run, self.run.params.encoder
         return find_copies(
-            self.train_images,
-            self.neighbors.array("indices"),
-            self.neighbors.array("similarities"),
-            cosine=default_cosine(self.params.encoder) if self.cosine is None else self.cosine,
-            look=self.params.encoder != "pixels" and not (self.pixels and self.pixels.stand_in),
+            run.train_images,
+            run.neighbors.array("indices"),
+            run.neighbors.array("similarities"),
+            cosine=default_cosine(encoder) if self.cosine is None else self.cosine,
+            look=encoder != "pixels" and not (self.memory and self.memory.stand_in),
         )
 
     @property
     def least_hard(self) -> float:
         """The least beta that may be taken: the given one, or the lowest of the grid."""
-        given = self.params.hard_prune_ratio
-        return min(self.params.hard_prune_ratios) if given is None else given
+        params = self.run.params
+        given = params.hard_prune_ratio
+        return min(params.hard_prune_ratios) if given is None else given
 
     @property
     def room(self) -> int:
         """How many images can be listed and labelled together, the hardest being set aside."""
-        return self.n - hard_prune_count(self.n, self.least_hard, 0)
+        return self.run.n - hard_prune_count(self.run.n, self.least_hard, 0)
 
     @cached_property
     def order(self) -> np.ndarray:
         """float64 [N], what the list is ordered by, low is hard: the score, or where it stands
         inside its pseudo-class (a quantile) if the list is balanced."""
-        ascending = easiness(self.scores, self.params.score)
-        return class_quantile(ascending, self.pseudo_labels) if self.balanced else ascending
+        ascending = easiness(self.run.scores, self.run.params.score)
+        return class_quantile(ascending, self.run.pseudo_labels) if self.balanced else ascending
+
+    def search(self, budget: float | int) -> Artifact:
+        """The run's search for beta, in the order of the list."""
+        return self.run.search(budget, balanced=self.balanced)
 
     def hard_prune_ratio(self, budget: float | int) -> float:
-        """As for any run, but the search prunes in the order of the list."""
-        given = self.params.hard_prune_ratio
-        if given is not None:
-            return given
-        return float(self.search(budget, balanced=self.balanced).json("search")["best"])
+        """Beta for a budget: the given one, or the choice of the search."""
+        given = self.run.params.hard_prune_ratio
+        return float(self.search(budget).json("search")["best"]) if given is None else given
 
     @cached_property
     def class_estimate(self) -> ClassEstimate:
         """How many classes the embeddings suggest."""
-        found = self.artifact(class_count)
+        found = self.run.artifact(class_count)
         return ClassEstimate(
             **found.json("estimate"),
             grid=np.asarray(found.array("grid")),
@@ -189,9 +181,18 @@ def class_count(given: Given, draft: Draft) -> None:
     draft.json("estimate", {name: getattr(found, name) for name in names})
 
 
-def _images_in_memory(source: Source) -> Stage:
-    pixels = source.pixels
-    paths = source.paths or [str(row) for row in range(len(pixels))]
+def photo_stages(memory: ImagesInMemory | None = None) -> tuple[Stage, ...]:
+    """The stages of a run over people's own images that are not those of any run.
+
+    Args:
+        memory: The images; None for those of the run's folder.
+    """
+    return (photo_embeddings,) if memory is None else (_images_in_memory(memory), photo_embeddings)
+
+
+def _images_in_memory(memory: ImagesInMemory) -> Stage:
+    pixels = memory.pixels
+    paths = memory.paths or [str(row) for row in range(len(pixels))]
 
     def build(draft: Draft) -> None:
         draft.array("train", pixels)
@@ -200,7 +201,7 @@ def _images_in_memory(source: Source) -> Stage:
 
     digest = hashlib.sha256(pixels).hexdigest()
     keyed = {"dataset": "array", "shape": list(pixels.shape), "source": digest}
-    if source.paths:
+    if memory.paths:
         keyed["paths"] = paths
     return given_stage("images", build, "images", keyed)
 
@@ -235,7 +236,7 @@ def _photo_embeddings(given: Given, draft: Draft) -> None:
     write_embeddings(given, draft, work)
 
 
-PHOTO_EMBEDDINGS = replace(
+photo_embeddings = replace(
     embeddings,
     build=_photo_embeddings,
     reads=embeddings.reads | {"data_path"},
@@ -280,5 +281,5 @@ def _short_sides(files: Iterable[Path]) -> Iterator[int]:
         try:
             with Image.open(file, formats=readable_formats()) as image:
                 yield min(image.size)
-        except Exception:  # parsers fail in any way they like; others will do
+        except Exception:  # a parser may raise anything; the other files suffice
             continue

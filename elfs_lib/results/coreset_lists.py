@@ -1,10 +1,10 @@
 """Coreset lists as files: a table in the order to label, and a manifest that says what it is.
 
-``coreset.parquet`` (or ``.csv``) holds the columns of :data:`COLUMNS`, and ``coreset.parquet.json``
-beside it the manifest: which images (their number and a hash of their pixels), method, budget,
-seed and options, whether labels were seen, the command that makes the list again, versions, and the
-SHA-256 of the table. An index counts the training images from 0 in the order of the dataset's
-files.
+``coreset.parquet`` (or ``.csv``) holds the columns of :data:`LIST_COLUMNS`, and
+``coreset.parquet.json`` beside it the manifest: which images (their number and a hash of their
+pixels), method, budget, seed and options, whether labels were seen, the command that makes the list
+again, versions, and the SHA-256 of the table. An index counts the training images from 0 in the
+order of the dataset's files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "elfs-coreset-1"
 
 #: The columns of a list; ``path`` and ``score`` are there where they are known.
-COLUMNS: dict[str, str] = {
+LIST_COLUMNS: dict[str, str] = {
     "rank": "1 to n, the order in which to label",
     "index": "position among the training images, from 0",
     "path": "file of the image",
@@ -47,7 +47,7 @@ class CoresetList:
     """A coreset in the order in which to label it.
 
     Attributes:
-        table: Columns of :data:`COLUMNS`, a row an image, by rank.
+        table: Columns of :data:`LIST_COLUMNS`, a row an image, by rank.
         manifest: What is known of it; empty for a table that came without one.
     """
 
@@ -125,7 +125,7 @@ def read_list(path: str | Path) -> CoresetList:
     manifest = _read_manifest(path)
     for name in ("rank", "index"):
         if name not in table or table[name].dtype.kind not in "iu":
-            raise ElfsError(f"{path} needs a column {name!r} of whole numbers: see COLUMNS.")
+            raise ElfsError(f"{path} needs a column {name!r} of whole numbers: see LIST_COLUMNS.")
     table = table.sort_values("rank", ignore_index=True)
     if not len(table) or (table["rank"] != np.arange(1, len(table) + 1)).any():
         raise ElfsError(f"The ranks in {path} are not 1 to {len(table)}: number the rows.")
@@ -193,7 +193,7 @@ def as_shown(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def known_of(run: Run, lists: Mapping[str, CoresetList]) -> dict[str, Any]:
-    """What :func:`compare_lists` takes besides lists of a run's images, as far as it is there: the
+    """What :func:`compare_lists` takes besides lists of a run's images, where available: the
     labels, and the AUM under true labels where the run has computed it.
 
     Raises:

@@ -28,11 +28,11 @@ from elfs_lib.training.recipes import is_current
 TABLE = "encoders.csv"
 METHOD, BASELINE = "elfs", "random"
 VOTERS = 20  # of the nearest-neighbour vote
-AGAIN = ("device", "eval_seeds")  # parameters that make a row again, and no other row
-APART = ("encoder_size", "seed")  # that make another row, and have a column of their own
+NOT_A_SETTING = ("device", "eval_seeds")  # parameters that replace a row and add none
+OWN_COLUMNS = ("encoder_size", "seed")  # parameters that add a row and have a column
 
 #: The columns of a comparison, one row an encoder, input size, seed and setting.
-COLUMNS: dict[str, str] = {
+ENCODER_COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "encoder": "name, or names joined by +",
     "input_size": "side that images are resized to, in pixels; empty for the encoder's own rule",
@@ -92,7 +92,7 @@ def compare_encoders(
         say: Called with a line before each stage.
 
     Returns:
-        The table, columns as in :data:`COLUMNS`.
+        The table, columns as in :data:`ENCODER_COLUMNS`.
 
     Raises:
         ElfsError: before any work, if an encoder or a parameter is wrong, or the dataset has no
@@ -102,7 +102,7 @@ def compare_encoders(
     if "encoder" in overrides:
         raise ElfsError("Name the encoders as arguments, and leave -p encoder=... out.")
     file = read_yaml(params_file)
-    runs = [Run(_params(file, overrides, name), store) for name in dict.fromkeys(names)]
+    runs = [Run(params_with(file, overrides, name), store) for name in dict.fromkeys(names)]
     for run in runs:
         run.check()
         if not run.can_evaluate:
@@ -113,16 +113,16 @@ def compare_encoders(
     changed = "".join(f" {option}" for option in as_options(overrides))
     for run in runs:
         p, name = run.params, run.params.encoder
-        found = differences(p, _params(file, {}, name)).items()
-        changes = {key: value for key, value in found if key not in AGAIN}
-        others = {key: value for key, value in changes.items() if key not in APART}
+        found = differences(p, params_with(file, {}, name)).items()
+        changes = {key: value for key, value in found if key not in NOT_A_SETTING}
+        others = {key: value for key, value in changes.items() if key not in OWN_COLUMNS}
         row = compare(run, say=say) | {
             "seed": changes.get("seed"),
             "setting": as_setting(others) or None,
             "is_default": name == file.get("encoder") and not changes,
             "command": f"elfs compare-encoders params/{params_file.name} {name}{changed}",
         }
-        _write(table, row)
+        write_row(table, row)
     return _read(table)
 
 
@@ -296,18 +296,18 @@ def sentences(table: pd.DataFrame) -> list[str]:
 
 
 def _eval_seeds(row: Any) -> list[str]:
-    """Seeds of the trainings of a row; from before they were written down they were the first."""
+    """Seeds of the trainings of a row; older tables do not state them: they were the first ones."""
     if pd.isna(row.eval_seeds):
         return [str(seed) for seed in range(row.seeds)]
     return row.eval_seeds.split()
 
 
 def _seconds(row: Any) -> str:
-    """What it took to embed: of the processor, or on the wall where that is all there is."""
+    """Time to embed: of the processor, or wall time where only that was recorded."""
     return f"{row.wall_s:,.0f} wall" if np.isnan(row.cpu_s) else f"{row.cpu_s:,.0f}"
 
 
-def _params(file: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> Params:
+def params_with(file: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> Params:
     """The parameters for one encoder; its checkpoint, size, views and components are only for the
     file's own."""
     special = ("encoder_checkpoint", "encoder_size", "encoder_views", "encoder_pca")
@@ -349,10 +349,10 @@ def encoder_quality(given: Given, draft: Draft) -> None:
 def _read(table: Path) -> pd.DataFrame:
     """A table; columns that it was written without are empty."""
     texts = dict.fromkeys(("setting", "eval_seeds", "elfs_by_seed"), str)
-    return pd.read_csv(table, dtype=texts).reindex(columns=list(COLUMNS))
+    return pd.read_csv(table, dtype=texts).reindex(columns=list(ENCODER_COLUMNS))
 
 
-def _write(table: Path, row: Mapping[str, Any]) -> None:
+def write_row(table: Path, row: Mapping[str, Any]) -> None:
     """Put a row into the table in place of an older one of its name, and sort it."""
     frame = pd.DataFrame([row])
     if table.exists():
@@ -362,6 +362,6 @@ def _write(table: Path, row: Mapping[str, Any]) -> None:
         if row["is_default"]:
             old = old.assign(is_default=False)  # by what the parameters file said before
         frame = pd.concat([old, frame], ignore_index=True)
-    frame = frame.sort_values("knn_accuracy", ascending=False)[list(COLUMNS)]
+    frame = frame.sort_values("knn_accuracy", ascending=False)[list(ENCODER_COLUMNS)]
     table.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(table, frame.to_csv(index=False, float_format="%.6g"))

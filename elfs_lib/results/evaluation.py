@@ -1,10 +1,10 @@
 """From the accuracies of single trainings to statements that the numbers support.
 
-A results table has one row per training: see :data:`COLUMNS`. Comparisons are paired over seeds,
-since a seed fixes the initial weights (but for a whitening layer that is fitted on the coreset) and
-the order of training for every method. It also draws the coresets of methods that draw, as random
-does; that of ELFS is the same for all seeds, so an interval is over trainings of that coreset; only
-in tables of whole pipelines is it over these.
+A results table has one row per training: see :data:`RESULT_COLUMNS`. Comparisons are paired
+over seeds, since a seed fixes the initial weights (but for a whitening layer that is fitted on the
+coreset) and the order of training for every method. It also draws the coresets of methods that
+draw, as random does; that of ELFS is the same for all seeds, so an interval is over trainings of
+that coreset; only in tables of whole pipelines is it over these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import stats
 from elfs_lib.errors import ElfsError
 
 #: The columns of a results table and what they hold. The first six are required.
-COLUMNS: dict[str, str] = {
+RESULT_COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "method": "name of the selection method",
     "budget": "share of the training set that was labelled, in (0, 1]",
@@ -36,7 +36,7 @@ COLUMNS: dict[str, str] = {
     "train_flops": "floating-point operations of the training",
     "versions": "of the packages that trained",
 }
-REQUIRED = tuple(COLUMNS)[:6]
+REQUIRED = tuple(RESULT_COLUMNS)[:6]
 CONFIDENCE = 0.95
 
 _SPELLED = {
@@ -86,8 +86,8 @@ def results_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFr
     """Check rows of single trainings and put them in one table.
 
     Args:
-        rows: A frame or mappings with at least the first six of :data:`COLUMNS`. Further columns
-            are kept.
+        rows: A frame or mappings with at least the first six of :data:`RESULT_COLUMNS`. Further
+            columns are kept.
 
     Returns:
         Frame sorted by dataset, budget, method and seed; missing optional columns are added empty.
@@ -116,11 +116,11 @@ def results_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFr
             f"The results hold {row['method']!r} at budget {row['budget']:g} with seed "
             f"{row['seed']} twice: keep one recipe and one number of steps."
         )
-    for name in COLUMNS:
+    for name in RESULT_COLUMNS:
         if name not in table:
             table[name] = None
-    rest = [name for name in table if name not in COLUMNS]
-    return table.sort_values(key)[[*COLUMNS, *rest]].reset_index(drop=True)
+    rest = [name for name in table if name not in RESULT_COLUMNS]
+    return table.sort_values(key)[[*RESULT_COLUMNS, *rest]].reset_index(drop=True)
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:

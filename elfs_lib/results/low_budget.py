@@ -1,5 +1,5 @@
-"""The low-budget track: lists of one to a hundred labels a class, and what a linear probe makes of
-them on frozen embeddings.
+"""The low-budget track: lists of one to a hundred labels a class, and the accuracy of a linear
+probe trained on them.
 
 First every list is chosen, inside a stage that may not open labels; then the labels are opened and
 a probe is fitted on each list. All methods choose from the same embeddings, the probe reads the
@@ -34,7 +34,7 @@ ADVICE: tuple[tuple[int, str], ...] = (
 )
 
 # C of the probe: the loss is C times the summed cross-entropy plus half the squared weights. Rows
-# have length 1, so weights must be large before a softmax is sure of anything.
+# have length 1, so weights must be large before a softmax is confident.
 STRENGTH = 10.0
 MOST_STEPS, TOLERANCE = 5000, 1e-5
 
@@ -42,7 +42,7 @@ MOST_STEPS, TOLERANCE = 5000, 1e-5
 AS_RANDOM = 100
 
 #: The columns of the track's table, one row a method, number of labels a class, and seed.
-COLUMNS: dict[str, str] = {
+LOW_BUDGET_COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "method": "name of the selection method",
     "labels_per_class": "images to label, divided by the number of classes",
@@ -137,7 +137,7 @@ def probe_lists(
         dataset: Name of the dataset.
 
     Returns:
-        One row a list with the columns of :data:`COLUMNS`.
+        One row a list with the columns of :data:`LOW_BUDGET_COLUMNS`.
 
     Raises:
         ElfsError: if shapes and labels do not fit, or a probe does not converge.
@@ -175,7 +175,7 @@ def probe_lists(
                     "classes_covered": covered,
                 }
             )
-    return pd.DataFrame(table)[list(COLUMNS)]
+    return pd.DataFrame(table)[list(LOW_BUDGET_COLUMNS)]
 
 
 def linear_probe(

@@ -15,15 +15,15 @@ from elfs_lib.project import project_root
 from elfs_lib.stages.run import Run
 
 # What a grid varies: it makes other rows of one table, not another table.
-_GRID = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
+_VARIED_BY_GRIDS = ("methods", "budget", "budgets", "eval_seeds", "hindsight_seeds", "device")
 
-#: How the setting of results begins whose every seed is a pipeline of its own.
+#: Start of the setting of results in which every seed is a whole pipeline.
 WHOLE_PIPELINES = "whole pipelines"
 
 
 def command(params: Params) -> str:
     """The command that repeats a run: its dataset's params file, and what differs from it. Where
-    the dataset has none, as people's own have not, the command writes one first."""
+    the dataset has none, as people's own, the command writes one first."""
     if not _file(params).exists():
         values = json.dumps({"dataset": params.dataset, **_changes(params)})  # which is YAML
         return f"echo {shlex.quote(values)} > own.yaml && elfs run own.yaml"
@@ -36,7 +36,7 @@ def setting(params: Params, *, whole_pipelines: bool = False) -> str:
     Args:
         whole_pipelines: Whether the run is one of several that differ in their seed.
     """
-    grid = (*_GRID, "seed") if whole_pipelines else _GRID
+    grid = (*_VARIED_BY_GRIDS, "seed") if whole_pipelines else _VARIED_BY_GRIDS
     changes = _changes(params).items()
     parts = as_setting({name: value for name, value in changes if name not in grid})
     return ", ".join(filter(None, [WHOLE_PIPELINES * whole_pipelines, parts]))

@@ -35,7 +35,7 @@ NOTEBOOKS = (
 )
 LABELLED = ("04_distribution_shift", "06_coreset_evaluation", "07_comparison")  # need labels
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# pages over all runs, written anew with each book; the last is of the digits alone
+# pages over all runs, rewritten with each book; the last is of the digits alone
 SUMMARIES = ("results", "results_tables", "encoders", "digits_demo")
 
 
@@ -94,7 +94,7 @@ def run_notebooks(
 
     Args:
         names: Which of :data:`NOTEBOOKS`.
-        params: Parameters of the run. All are handed on: a notebook's own defaults are for the
+        params: Parameters of the run. All are passed on: a notebook's own defaults are for the
             digits.
         target: Folder of the executed copies.
         kernel: Name of a Jupyter kernel; None for the one the notebooks name.
@@ -183,7 +183,7 @@ def run_notebook(
             kernel_name=kernel,
             progress_bar=False,
             log_output=False,
-            # a kernel that is told to end logs that as an error; a cell's comes back as its own
+            # a kernel logs its shutdown as an error; the errors of cells are raised
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:

@@ -1,4 +1,4 @@
-"""What of a sweep is done and what is left, read off the artifacts and nowhere else."""
+"""What of a sweep is done and what is left, derived from the artifacts alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pandas as pd
 from elfs_lib.artifacts import NotBuilt, Store, stage_key
 from elfs_lib.params import Params
 from elfs_lib.project import default_store, project_root
-from elfs_lib.results.evaluation import COLUMNS
+from elfs_lib.results.evaluation import RESULT_COLUMNS
 from elfs_lib.results.tables import write_results
 from elfs_lib.runs.spec import Cell, Sweep, cells
 from elfs_lib.stages.graph import Call
@@ -132,7 +132,7 @@ def collect(sweep: Sweep, store: Store | None = None) -> pd.DataFrame:
     """The rows that exist, in the order of :func:`cells`; builds nothing.
 
     Returns:
-        Columns of :data:`elfs_lib.results.evaluation.COLUMNS` and ``supervised``, one row a
+        Columns of :data:`elfs_lib.results.evaluation.RESULT_COLUMNS` and ``supervised``, one row a
         notebook.
 
     Raises:
@@ -157,7 +157,7 @@ def row_of_cell(run: Run, cell: Cell) -> dict[str, Any] | None:
 def table_of_rows(rows: Sequence[Mapping[str, Any] | None]) -> pd.DataFrame:
     table = pd.DataFrame([row for row in rows if row is not None])
     if table.empty:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(RESULT_COLUMNS))
     some = ("hard_prune_ratio", "pseudo_label_accuracy")  # methods without one hold None
     return table.astype(dict.fromkeys(some, float))
 

@@ -11,11 +11,12 @@ from typing import Any
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from elfs_lib.bounds import STRICT
 from elfs_lib.errors import ElfsError, choose, first_fault, is_whole
 from elfs_lib.params import ListOf, Params, Seed, Share, read_yaml
 from elfs_lib.project import project_root
 
-_GRID = ("methods", "budgets", "eval_seeds")
+_GRID_KEYS = ("methods", "budgets", "eval_seeds")
 
 
 # ---------------------------------------------------------------------- what to run
@@ -24,7 +25,7 @@ _GRID = ("methods", "budgets", "eval_seeds")
 class _SweepFile(BaseModel):
     """The YAML of a sweep."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, **STRICT)
 
     params: ListOf[str] = Field(min_length=1)
     methods: ListOf[str]
@@ -108,7 +109,7 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ElfsError(
             f"Sweep key {fault.key!r} in {path} holds {fault.value!r}: it {fault.words}."
         ) from None
-    for name in (*_GRID, "seed") if file.whole_pipelines else _GRID:
+    for name in (*_GRID_KEYS, "seed") if file.whole_pipelines else _GRID_KEYS:
         if name in file.overrides:
             key = "seeds" if name == "seed" else name.removeprefix("eval_")
             raise ElfsError(f"{path} overrides {name!r}: give {key!r} of the sweep instead.")
@@ -116,7 +117,7 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ElfsError(f"Sweep key 'slurm' in {path} needs 'jobs', the number of jobs to submit.")
     if file.slurm is not None and file.workers is not None:
         raise ElfsError(f"{path} gives 'workers', of this machine, and 'slurm': keep one of them.")
-    grid = dict(zip(_GRID, (file.methods, file.budgets, file.seeds), strict=True))
+    grid = dict(zip(_GRID_KEYS, (file.methods, file.budgets, file.seeds), strict=True))
     floors = {name: None for name in Params.model_fields if name.startswith("floor_")}
     # Floors are about a whole run; one cell of a grid may well lie below them.
     changes = {**file.overrides, **floors, **grid}

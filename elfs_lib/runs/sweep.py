@@ -1,9 +1,9 @@
 """A sweep: datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
 
-What is done is read off the artifacts and nowhere else, so a sweep that was killed at any point
-goes on by being started again. Stages that several notebooks read (embeddings, TEMI, proxies, beta
-searches, coresets without a seed) are tasks of their own and come before what needs them;
-otherwise workers would sit waiting for each other at the locks of the store.
+What is done is derived from the artifacts alone, so a sweep that was killed at any point resumes
+when it is started again. Stages that several notebooks read (embeddings, TEMI, proxies, beta
+searches, coresets without a seed) are tasks of their own and come before what needs them; otherwise
+workers would sit waiting for each other at the locks of the store.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import pandas as pd
 import papermill
 
 from elfs_lib.artifacts import Store, write_text_atomic
-from elfs_lib.data.datasets import default_data_dir
+from elfs_lib.data.base import default_data_dir
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import default_store
 from elfs_lib.runs.display import SweepProgress
@@ -76,7 +76,7 @@ class _Place:
 
 
 def _task(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Announce a task, wait for nothing that failed, and turn errors into outcomes."""
+    """Announce a task, skip it if something it needs failed, and turn errors into outcomes."""
 
     @functools.wraps(work)
     def run(item: SharedStage | Cell, place: _Place, *before: Outcome) -> Outcome:
@@ -196,7 +196,7 @@ def run_sweep(
     store = store or default_store()
     _check(sweep, store)
     folder = notebooks_folder(sweep, store)
-    with _alone(sweep, folder):
+    with _locked(sweep, folder):
         todo = plan(sweep, store, retry_failed=retry_failed)
         progress = SweepProgress(sweep, todo, say)
         record = _Record(sweep, store, todo)
@@ -245,7 +245,7 @@ def _check(sweep: Sweep, store: Store) -> None:
 
 
 @contextmanager
-def _alone(sweep: Sweep, folder: Path) -> Iterator[None]:
+def _locked(sweep: Sweep, folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,7 @@ def _outcomes(
                 continue
             if future is not None:
                 yield left.pop(name), _outcome(future)
-            elif name in left:  # the news that it started may come last
+            elif name in left:  # the event of its start may arrive last
                 progress.started(left[name])
     finally:
         if client.status == "running":

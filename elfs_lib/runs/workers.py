@@ -36,7 +36,7 @@ def worker_environments(workers: int, *, cores: int, gpus: Sequence[str]) -> lis
     """The environment of each local worker, which its kernels inherit.
 
     Workers divide the cores: threads of several that outnumber the cores slow each other down by
-    an order of magnitude. A thread count that the user has set is kept. GPUs are dealt in turn.
+    an order of magnitude. A thread count that the user has set is kept. GPUs are assigned in turn.
     """
     share = str(max(1, cores // workers))
     threads = {
@@ -116,8 +116,8 @@ def _local_cluster(sweep: Sweep, workers: int | None, say: Callable[[str], None]
     say(f"Workers: {count}, each with {threads} CPU threads" + (" and a GPU" if gpus else "") + ".")
     settings = {
         "distributed.scheduler.allowed-failures": sweep.retries,
-        # A stage may hold Python's lock for minutes, and a busy machine answers late: neither is
-        # dead for that.
+        # A stage may hold Python's lock for minutes, and a busy machine answers late: that does not
+        # mean it is dead.
         "distributed.scheduler.worker-ttl": None,
         "distributed.comm.timeouts.connect": "300s",
     }
@@ -160,14 +160,15 @@ def _slurm_cluster(options: Mapping[str, Any]) -> Iterator[Any]:
         raise ElfsError(f"SLURMCluster refuses the sweep's 'slurm' options: {reason}.") from None
 
     async def submit() -> None:
-        # As cluster.scale does, which tells nobody when sbatch refuses: one would wait for ever.
+        # As cluster.scale does, which does not report that sbatch refuses: a sweep would wait
+        # forever.
         for _ in range(jobs):
             cluster.worker_spec.update(cluster.new_worker_spec())
         try:
             await cluster
         except BaseException:
             for job in cluster.workers.values():
-                job.status = Status.failed  # else closing takes them for running
+                job.status = Status.failed  # else closing treats them as running
             raise
 
     with cluster:

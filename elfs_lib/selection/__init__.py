@@ -1,4 +1,4 @@
-"""Selection: which images are worth a label. One registry, one ``select``."""
+"""Selection: which images are worth a label. One registry, and ``select_by`` to run it."""
 
 from elfs_lib.selection.base import (
     SCORES,

@@ -26,9 +26,9 @@ def badge(inputs: SelectionInputs, count: int, *, seed: int, batch: int = 512) -
     """k-means++ seeding on g: each pick is drawn with probability proportional to D^2.
 
     D^2 is the squared distance of g_i to the nearest pick; the first pick is the largest gradient,
-    as in the authors' code. Draws come in rounds: distances of all N images are brought up to date
-    once a round, and within it a proposal from the old D^2 is accepted with probability new D^2 /
-    old D^2. That is k-means++ exactly, for one matrix product a round instead of a pass a pick.
+    as in the authors' code. Draws come in rounds: distances of all N images are updated once a
+    round, and within it a proposal from the old D^2 is accepted with probability new D^2 / old D^2.
+    That is k-means++ exactly, for one matrix product a round instead of a pass a pick.
 
     Args:
         batch: Picks in a round.
@@ -93,7 +93,7 @@ class _Factors:
 
 
 class _Picks:
-    """The picks of one round, which the distances of all images do not know of yet."""
+    """The picks of one round, which are not yet in the distances of all images."""
 
     def __init__(self, factors: _Factors, batch: int):
         self.factors, self.size = factors, 0
@@ -123,7 +123,7 @@ class _Picks:
         return float(self._nearest(np.array([i]))[0]) if self.size else np.inf
 
     def lower(self, nearest: np.ndarray) -> None:
-        """Tell the distances of all images, in place, and start the next round."""
+        """Update the distances of all images, in place, and start the next round."""
         if self.size:
             for rows in self.factors.blocks():
                 nearest[rows] = np.minimum(nearest[rows], self._nearest(rows))

@@ -1,4 +1,4 @@
-"""Ranks inside classes, and dealing a budget to classes."""
+"""Ranks inside classes, and dividing a budget among classes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def class_quantile(ascending: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def proportional_slots(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Deal ``count`` places to the classes in proportion to their sizes.
+    """Divide ``count`` places among the classes in proportion to their sizes.
 
     Returns:
         (label of each place [count], the place's number inside its class int64 [count]).

@@ -21,8 +21,8 @@ def ccs(
     """Drop the hardest, cut the rest into strata of equal score width, sample them evenly.
 
     The strata take their share smallest first; one that has too few images passes its leftover
-    budget on to those that follow. The list deals the strata round robin, hard strata first, so a
-    coreset labelled only in part still covers the whole range.
+    budget on to those that follow. The list takes from the strata round robin, hard strata first,
+    so a coreset labelled only in part still covers the whole range.
 
     Args:
         score: Which column of ``inputs.scores`` is stratified.
@@ -31,7 +31,7 @@ def ccs(
         strata: Number of strata, at least 1 (50 in the paper).
 
     Returns:
-        Scores are those of the column, with its own polarity; in the order of the deal.
+        Scores are those of the column, with its own polarity; in that order.
 
     Raises:
         ElfsError: if strata is below 1, or beta and the budget add up to more than all images.

@@ -1,4 +1,4 @@
-"""What a selection will need, said before it starts: extrapolated from measured growth.
+"""What a selection will need, estimated before it starts from measured growth.
 
 ``growth.json`` beside this file holds the measurements; ``benchmarks/bench_selection.py`` makes it.
 """

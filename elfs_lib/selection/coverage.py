@@ -7,8 +7,8 @@ All three maximise the generalised coverage of Bae et al. (ECCV 2024),
 
 with a kernel k >= 0 of their own: a top-hat, a Gaussian, the cosine. C grows with S, and what an
 image adds only shrinks as S grows (it is submodular), so an old gain bounds the present one and few
-of them have to be computed anew for a pick. The kernel is computed in tiles and never kept: memory
-is O(N D), time O(N^2 D) once and less from then on.
+of them have to be recomputed for a pick. The kernel is computed in tiles and never kept: memory is
+O(N D), time O(N^2 D) once and less from then on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from elfs_lib.selection.base import Selection, SelectionInputs
 from elfs_lib.selection.prototypes import kmeans_clusters
 
 TILE = 512, 4096  # candidates and images compared at once: 8 MB, which stay in the cache
-FIRST = 16  # candidates whose gains are brought up to date first
+FIRST = 16  # candidates whose gains are updated first
 ROUNDING = 1e-6  # of cosines in float32
 ALIKE = 1e-5  # gains that differ by less, beside 1 and themselves, are equal
 
@@ -47,7 +47,7 @@ def prob_cover(
     Delta is the largest radius at which at least ``purity`` of the balls are pure, that is, hold
     images of one k-means cluster only. A ball is pure up to the distance of the
     nearest image of another cluster, so delta is a quantile of these distances and no grid is
-    searched. Embeddings are L2-normalised. Once everything is covered, coverage starts anew.
+    searched. Embeddings are L2-normalised. Once everything is covered, coverage starts over.
 
     Args:
         delta: Radius of the balls, above 0; None: found as above.
@@ -73,11 +73,11 @@ def prob_cover(
             raise ElfsError("The number of classes is not known: give clusters or delta a value.")
         labels = kmeans_clusters(rows, clusters, seed=seed)
         others = np.sort(nearest_of_other_clusters(rows, labels))[::-1]
-        # The balls of as many images as may be impure reach past their nearest stranger
+        # As many balls as may be impure reach beyond the nearest image of another cluster
         threshold = float(others[min(int(round((1 - purity) * len(rows), 9)), len(rows) - 1)])
     else:
         threshold = 1 - delta**2 / 2
-    least = np.float32(threshold + ROUNDING)  # whoever is at delta itself stays outside
+    least = np.float32(threshold + ROUNDING)  # an image at exactly delta stays outside
 
     def top_hat(cosine: np.ndarray) -> np.ndarray:
         return np.greater(cosine, least, out=cosine)
@@ -172,13 +172,13 @@ def facility_location(inputs: SelectionInputs, count: int, *, seed: int) -> Sele
 def _greedy_coverage(rows: np.ndarray, count: int, kernel: Kernel, name: str) -> Selection:
     """Lazy greedy (Minoux 1978) on the coverage of unit rows float32 [N, D].
 
-    Gains are brought up to date in blocks of doubling size, from the best bound downwards, until no
-    bound is above the best gain. Where no image adds coverage any more, coverage starts anew from
+    Gains are updated in blocks of doubling size, from the best bound downwards, until no
+    bound is above the best gain. Where no image adds coverage any more, coverage starts over from
     the images that are left, so that lists of any length are as spread as the first picks.
     """
     n = len(rows)
     covered = np.zeros(n, dtype=np.float32)
-    full = _gains(rows, np.arange(n), covered, kernel)
+    full = coverage_gains(rows, np.arange(n), covered, kernel)
     bound = full.copy()
     indices, scores, rounds = np.empty(count, dtype=np.int64), np.empty(count), 1
     for position in track(range(count), name):
@@ -209,7 +209,7 @@ def _best(rows: np.ndarray, bound: np.ndarray, covered: np.ndarray, kernel: Kern
             return winner
         best_first = np.argsort(-bound[open_ones], kind="stable")[:size]
         which = np.sort(open_ones[best_first])
-        bound[which] = np.minimum(bound[which], _gains(rows, which, covered, kernel))
+        bound[which] = np.minimum(bound[which], coverage_gains(rows, which, covered, kernel))
         stale[which] = False
         best = bound[~stale].max()
         least, most = best - ALIKE * (1 + best), best + ALIKE * (1 + best)
@@ -217,7 +217,7 @@ def _best(rows: np.ndarray, bound: np.ndarray, covered: np.ndarray, kernel: Kern
         size *= 2
 
 
-def _gains(
+def coverage_gains(
     rows: np.ndarray, candidates: np.ndarray, covered: np.ndarray, kernel: Kernel
 ) -> np.ndarray:
     """Sum over all images of what each candidate adds to their coverage: float64 [B]."""

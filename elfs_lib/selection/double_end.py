@@ -26,7 +26,8 @@ QUOTAS = ("proportional", "equal")
 
 
 def hard_prune_count(n: int, hard_prune_ratio: float, count: int) -> int:
-    """How many of the hardest images go: round(beta N), and never so many that count cannot stay.
+    """How many of the hardest images go: round(beta N), but never so many that fewer than ``count``
+    remain.
 
     Raises:
         ElfsError: if beta is outside [0, 1) or beta N + count exceeds N by more than rounding.
@@ -57,7 +58,7 @@ def feasible_ratios(ratios: Iterable[float], n: int, count: int) -> list[float]:
 
 
 def _fits(hard_prune_ratio: float, n: int, count: int) -> bool:
-    """Whether round(beta N) images can go and ``count`` stay, but for half an image."""
+    """Whether round(beta N) images can go and ``count`` stay, to within half an image."""
     return hard_prune_ratio * n + count <= n + 0.5 + 1e-9 * n
 
 
@@ -178,7 +179,7 @@ def search_hard_prune_ratio(
 ) -> SearchResult:
     """Choose beta without labels (Zheng et al. 2025).
 
-    The pseudo-labelled images are split 90/10 (anew for each seed). For each beta the 90% are
+    The pseudo-labelled images are split 90/10 (again for each seed). For each beta the 90% are
     double-end pruned to the budget's share, the caller trains on what is kept and validates on the
     10%, both with pseudo-labels, and the best mean wins.
 

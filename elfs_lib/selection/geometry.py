@@ -24,7 +24,7 @@ def prototypicality(
     """Self-supervised prototypes (Sorscher et al. 2022): keep what is far from its own.
 
     k-means on the L2-normalised embeddings; an image far from its centroid is atypical, so hard.
-    Clusters get no share of their own: some may give many images and others few.
+    Clusters have no quota: some may give many images and others few.
 
     Args:
         clusters: k of k-means; None: the number of classes.
@@ -78,7 +78,7 @@ def k_center(inputs: SelectionInputs, count: int, *, seed: int, batch: int = 102
     """Greedy k-center (Sener & Savarese 2018, algorithm 1) on L2-normalised embeddings.
 
     Starts from an image that the seed draws; then always takes the image farthest from all picks.
-    Distances to N images are brought up to date for a whole batch of picks by one matrix product:
+    Distances to N images are updated for a whole batch of picks by one matrix product:
     only the ``batch`` farthest images are followed pick by pick, and that is exact as long as the
     farthest of them is farther than every image outside, whose distance can only shrink.
 
@@ -111,7 +111,7 @@ def k_center(inputs: SelectionInputs, count: int, *, seed: int, batch: int = 102
 
 
 def _lower_distances(rows: np.ndarray, picks: np.ndarray, nearest: np.ndarray) -> None:
-    """Bring squared distances to the nearest pick up to date, in place; picks get -inf."""
+    """Update squared distances to the nearest pick, in place; picks get -inf."""
     targets = rows[picks].T.copy()
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)

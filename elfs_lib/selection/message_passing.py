@@ -87,7 +87,7 @@ def _message_passing(
         greedy:   i = argmax s, then s_j -= e_ij(gamma_r) s_i for its neighbours j
 
     Messages stop when the best s left is below 0 (the paper's rule would then raise neighbours),
-    so values only fall and a heap with late updates finds each maximum.
+    so values only fall and a heap with lazy updates finds each maximum.
 
     These are the paper's formulas. Its code takes exp(-d) for the forward message and exp(-g d) for
     the reverse one, d between features as they are, and on CIFAR first drops the hardest share,

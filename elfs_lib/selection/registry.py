@@ -1,4 +1,4 @@
-"""The one list of selection methods, and ``select``, the one way to run them.
+"""The list of selection methods, and ``select_by``, the one way to run them.
 
 A new method is one function ``(inputs, count, *, seed, **options) -> Selection`` and one line in
 ``METHODS``; the table in the book, the checks of parameters and the sweep read them from here.
@@ -56,7 +56,7 @@ class Method:
         also_reads: Further columns of scores that it reads.
         defaults: Options that this method sets where its function asks for a value.
         follows_score: A run's parameter ``score`` takes the place of ``score``.
-        revision: To be raised when the function gives another list than before: stored coresets
+        revision: To be raised when the list that the function gives changes: stored coresets
             of other revisions are not used.
     """
 
@@ -202,7 +202,7 @@ def _methods() -> dict[str, Method]:
                summary="DUAL of true labels with beta-sampling", nested=False, seeded=True,
                also_reads=("dual_mean",)),
     ]  # fmt: skip
-    # For few labels a class; at the end, since the looks in the figures go by place
+    # For few labels a class; at the end, since looks in the figures depend on the position
     lines += [
         Method("typiclust", typiclust, needs=frozenset({"embeddings"}), polarity=one_of_each,
                citation="hacohen2022",
@@ -292,11 +292,11 @@ def select_by(
 
 
 def _check_list(method: str, indices: np.ndarray, scores: np.ndarray, count: int, n: int) -> None:
-    """A function that breaks its promise would give a training on fewer images than is said."""
+    """Check the result: a wrong list would mean a training on fewer images than stated."""
     faults = {
         f"gave {indices.shape} indices and {scores.shape} scores": indices.shape != (count,)
         or scores.shape != (count,),
-        "gave indices that are no whole numbers": indices.dtype.kind not in "iu",
+        "gave indices that are not whole numbers": indices.dtype.kind not in "iu",
         "gave a score that is not finite": not np.isfinite(scores).all(),
     }
     for fault, found in faults.items():

@@ -70,7 +70,7 @@ def zcore(
         size = min(samples_per_subspace, samples - start)
         chosen = rng.choice(dim, subspace_dim, replace=False)
         points = inputs.embeddings[:, chosen].astype(np.float64)
-        draws = _triangular(rng, *corners[:, chosen], size)
+        draws = triangular(rng, *corners[:, chosen], size)
         scores += _coverage_minus_redundancy(points, draws, min(neighbors, n - 1), exponent)
     indices = np.argsort(-scores, kind="stable")[:count]
     return Selection(indices, scores[indices], {"samples": samples, "subspaces": len(rounds)})
@@ -89,7 +89,7 @@ def _corners(embeddings: np.ndarray) -> np.ndarray:
     return corners
 
 
-def _triangular(
+def triangular(
     rng: np.random.Generator, low: np.ndarray, mode: np.ndarray, high: np.ndarray, size: int
 ) -> np.ndarray:
     """Triangular draws float64 [size, d] by the inverse of the distribution function.

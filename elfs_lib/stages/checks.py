@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from elfs_lib.data import datasets
 from elfs_lib.embedding import embedding_file
 from elfs_lib.embedding.encoder_checks import check_encoder
 from elfs_lib.errors import ElfsError
+from elfs_lib.params import Params
 from elfs_lib.selection import budget_count
 from elfs_lib.selection.double_end import feasible_ratios, hard_prune_count
 from elfs_lib.stages.embedding import source
 
 if TYPE_CHECKING:
     from elfs_lib.stages.run import Run
+
+
+#: Parameters that the number of images bounds.
+CAPPED = ("neighbors", "temi_pca")
 
 
 def check_run(run: Run, *, labels: bool) -> None:
@@ -26,14 +32,13 @@ def check_run(run: Run, *, labels: bool) -> None:
         ElfsError: one sentence on the first thing that would fail later.
     """
     p = run.params
-    datasets.check_dataset(**source(p))
+    datasets.check_dataset(source(p))
     if not run.given_name("embeddings"):
         check_encoder(p.encoder, p.encoder_checkpoint, input_size=p.encoder_size)
         if p.encoder == embedding_file.PRECOMPUTED:
             embedding_file.check_file(p.embeddings_path)
-    run.check_device()
-    run.check_neighbors()
-    run.check_pca()
+    check_device(p)
+    check_enough_images(p, run.n)
     n, classes = run.n, run.classes
     if classes > n:
         raise ElfsError(f"Parameter 'classes' is {classes} but there are only {n} images.")
@@ -51,6 +56,38 @@ def check_run(run: Run, *, labels: bool) -> None:
     at_each = labels and p.searches_beta
     for count in {budget_count(p.budget, n), *(counts if at_each else ())}:
         ratios_for(run, count)
+
+
+def check_device(params: Params) -> None:
+    """Check that the device is there.
+
+    Raises:
+        ElfsError: if it is not.
+    """
+    if params.device not in ("auto", "cpu"):  # which every machine has
+        from elfs_lib.compute import resolve_device
+
+        resolve_device(params.device)
+
+
+def check_enough_images(params: Params, n: int, names: Iterable[str] = CAPPED) -> None:
+    """Check that there are enough images for the neighbours and principal components asked for.
+
+    Args:
+        n: Number of images.
+        names: The parameters to check.
+
+    Raises:
+        ElfsError: if there are fewer.
+    """
+    most = {"neighbors": n - 1, "temi_pca": n}
+    for name in names:
+        asked = getattr(params, name)
+        if asked is not None and asked > most[name]:
+            raise ElfsError(
+                f"Parameter {name!r} is {asked} but there are only {n} images: choose at most "
+                f"{most[name]}."
+            )
 
 
 def ratios_for(run: Run, count: int) -> list[float]:

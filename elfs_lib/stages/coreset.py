@@ -152,7 +152,7 @@ def _coreset_inputs(run: Run, method: str, **_: Any) -> dict[str, Call]:
     return found | ({"pseudo": run.call("pseudo")} if "pseudo_labels" in entry.needs else {})
 
 
-def _coreset_asks(
+def _coreset_unkeyed(
     run: Run, method: str, budget: float | int, options: Mapping[str, Any] | None = None, **_: Any
 ) -> dict[str, Call]:
     found = search_of(run, method, budget, options)
@@ -190,7 +190,7 @@ def _policy(method: str, **_: Any) -> str:
 @stage(
     title="coreset of {method}, budget {budget:g}",
     inputs=_coreset_inputs,
-    asks=_coreset_asks,
+    unkeyed_inputs=_coreset_unkeyed,
     reads=["classes", "score", "hard_prune_ratio"],
     key=_coreset_key,
     labels=_policy,
@@ -256,7 +256,7 @@ def by_clusters(chosen: Call) -> bool:
     return any(call.stage.name == "pseudo" for call in chosen.upstream)
 
 
-def _evaluation_asks(run: Run, **arguments: Any) -> dict[str, Call]:
+def _evaluation_unkeyed(run: Run, **arguments: Any) -> dict[str, Call]:
     """The quality of the pseudo-labels, which a row of the results holds."""
     chosen = coreset_call(run, **arguments)
     return {"pseudo_quality": run.call("pseudo_quality")} if by_clusters(chosen) else {}
@@ -275,7 +275,7 @@ def _evaluation_key(given: Given) -> dict[str, Any]:
         "images": run.call("images"),
         "coreset": coreset_call(run, **arguments),
     },
-    asks=_evaluation_asks,
+    unkeyed_inputs=_evaluation_unkeyed,
     reads=[
         *("eval_recipe", "eval_epochs", "eval_steps"),
         *("flip", "crop_pad", "precision", "classes"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from elfs_lib.artifacts import Draft, canonical_json
 from elfs_lib.data import datasets
+from elfs_lib.data.base import Source
 from elfs_lib.embedding import embedding_file, encoders
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
@@ -27,21 +28,22 @@ _EMBEDDING = ("encoder", "encoder_checkpoint", "encoder_size", "precision", *_VI
 _FILE = ("embeddings_path",)
 
 
-def source(params: Params) -> dict[str, Any]:
-    """Where the images are, as the functions of :mod:`elfs_lib.data.datasets` take it."""
-    return {"name": params.dataset, "image_size": params.image_size, "path": params.data_path}
+def source(params: Params) -> Source:
+    """The dataset of a run and where it is."""
+    return Source(params.dataset, image_size=params.image_size, path=params.data_path)
 
 
 def _images_key(given: Given) -> dict[str, Any]:
-    fingerprint = datasets.source_fingerprint(**source(given.params))
+    fingerprint = datasets.source_fingerprint(source(given.params))
     return {"dataset": given.params.dataset, "source": fingerprint}
 
 
 @stage(title="images", reads=["dataset", "image_size", "data_path"], key=_images_key)
 def images(given: Given, draft: Draft) -> None:
     """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
-    where = hashlib.sha256(canonical_json(source(given.params)).encode()).hexdigest()[:16]
-    found = datasets.load_images(**source(given.params), scratch=draft.unfinished(where))
+    where = given.some("dataset", "image_size", "data_path")
+    unfinished = hashlib.sha256(canonical_json(where).encode()).hexdigest()[:16]
+    found = datasets.load_images(source(given.params), scratch=draft.unfinished(unfinished))
     draft.array("train", found.train)
     if found.test is not None:
         draft.array("test", found.test)
@@ -238,7 +240,7 @@ def embeddings(given: Given, draft: Draft) -> None:
 @stage(
     title="embeddings of the test images",
     inputs=["images", "embeddings"],
-    asks=lambda run: _encoder_inputs(run, "test_embeddings"),
+    unkeyed_inputs=lambda run: _encoder_inputs(run, "test_embeddings"),
     unkeyed=[*_EMBEDDING, "encoder_pca"],  # by the embeddings of the training images
 )
 def test_embeddings(given: Given, draft: Draft) -> None:

@@ -45,16 +45,17 @@ class Stage:
         title: What people read while it runs; ``{name}`` stands for an argument.
         reads: Names of the parameters that it may read.
         inputs: ``(run, **arguments) -> {name: Call}``: the artifacts that it reads.
-        asks: The same for artifacts of which the key holds what ``key`` takes from them, and not
-            the content: of a search, the choice.
+        unkeyed_inputs: The same for artifacts whose content is not in the key: ``key`` takes from
+            them what counts, such as the choice of a search.
         key: ``(given) -> {name: value}``: what the artifact is keyed by besides its inputs.
-        later: Parameters that the stage has come to read since results were first published, with
-            the value that changes nothing: at that value the key leaves them out.
+        later: Parameters that the stage reads since results were first published, with the value
+            that leaves those results valid: at that value the key omits them.
         unkeyed: Parameters that it may read though the results do not depend on them.
         labels: Label policy, or ``(**arguments) -> policy``; see :mod:`elfs_lib.label_lock`. The
             keys of stages that may open labels hold the labels' digest.
-        version: To be raised when ``build`` gives something else than before.
-        quick: It takes no time worth a line: whoever needs it makes it.
+        version: To be raised when the output of ``build`` changes.
+        quick: It is too fast to be planned: what needs it makes it.
+        given: Of a stage that takes what somebody brings: what that is called.
     """
 
     name: str
@@ -62,13 +63,14 @@ class Stage:
     title: str
     reads: frozenset[str]
     inputs: Callable[..., Mapping[str, Call]]
-    asks: Callable[..., Mapping[str, Call]] = field(default=lambda run, **arguments: {})
+    unkeyed_inputs: Callable[..., Mapping[str, Call]] = field(default=lambda run, **arguments: {})
     key: Callable[[Given], Mapping[str, Any]] = field(default=lambda given: given.key())
     later: Mapping[str, Any] = field(default_factory=dict)
     unkeyed: frozenset[str] = UNKEYED
     labels: str | Callable[..., str] = "never"
     version: int = 1
     quick: bool = False
+    given: str | None = None
 
     @property
     def doc(self) -> str | None:
@@ -149,8 +151,8 @@ class Given:
     """All that a stage gets of a run.
 
     Attributes:
-        params: The parameters that the stage declares; ``classes`` is the number that holds, the
-            parameter's or the dataset's.
+        params: The parameters that the stage declares; ``classes`` is the parameter's, or else the
+            dataset's.
         args: The stage's arguments, as attributes.
         labels: The locked labels, which open as far as the stage's policy allows.
     """
@@ -166,7 +168,7 @@ class Given:
 
     @cached_property
     def inputs(self) -> dict[str, Artifact]:
-        """The artifacts that the stage reads or asks, by name."""
+        """The artifacts that the stage reads, in its key or not, by name."""
         return {name: call.artifact for name, call in self._call.before.items()}
 
     def some(self, *names: str) -> dict[str, Any]:
@@ -175,13 +177,12 @@ class Given:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, and what computes."""
+        """How networks are trained on the images: flips, crops, device and precision."""
         return self.some(*TRAINING)
 
     def key(self, *names: str) -> dict[str, Any]:
-        """Parameters as keys hold them: recipes with their revision, and none of those that joined
-        later at the value that changes nothing. Without names, all that the stage declares, and its
-        arguments."""
+        """Parameters as keys hold them: recipes with their revision, and none of ``later`` at its
+        neutral value. Without names, all that the stage declares, and its arguments."""
         later = self._call.stage.later
         values = self.some(*(names or sorted(self._call.stage.reads)))
         kept = {n: v for n, v in values.items() if n not in later or v != later[n]}
@@ -241,8 +242,8 @@ class Call:
 
     @cached_property
     def before(self) -> Mapping[str, Call]:
-        """The same with those that it asks: all that must be there first."""
-        return {**self.inputs, **self.stage.asks(self.run, **self.args)}
+        """The same with those that are not in the key: all that must be there first."""
+        return {**self.inputs, **self.stage.unkeyed_inputs(self.run, **self.args)}
 
     @property
     def upstream(self) -> Iterator[Call]:
@@ -290,9 +291,16 @@ class Call:
     def _make(self) -> Artifact:
         stage, given = self.stage, Given(self)
         keyed = self._key(given)
+
+        def build(draft: Draft) -> None:
+            from elfs_lib.compute import configure_runtime  # which imports torch
+
+            configure_runtime()
+            stage.build(given, draft)
+
         return self.run.store.run(
             stage.name,
-            lambda draft: stage.build(given, draft),
+            build,
             version=stage.version,
             params=keyed,
             inputs={name: given.inputs[name] for name in self.inputs},
@@ -302,18 +310,25 @@ class Call:
 
 
 def given_stage(
-    name: str, build: Callable[[Draft], None], title: str, keyed: Mapping[str, Any]
+    name: str,
+    build: Callable[[Draft], None],
+    title: str,
+    keyed: Mapping[str, Any],
+    *,
+    given: str | None = None,
 ) -> Stage:
-    """A stage that takes what somebody brings in place of computing it.
+    """A stage that takes what somebody brings in place of computing it, whatever its arguments.
 
     Args:
-        keyed: What tells it from other such content, a hash of it among it.
+        keyed: What identifies the content, including a hash of it.
+        given: See :class:`Stage`.
     """
     return Stage(
         name,
         lambda given, draft: build(draft),
         title,
         reads=frozenset(),
-        inputs=lambda run: {},
+        inputs=lambda run, **arguments: {},
         key=lambda given: keyed,
+        given=given,
     )

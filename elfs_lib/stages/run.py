@@ -1,4 +1,4 @@
-"""A run: one set of parameters over one store, and what its stages give.
+"""A run: one set of parameters over one store, and the results of its stages.
 
 The stages are declared in the modules that :data:`STAGES` lists; :mod:`elfs_lib.stages.graph` says
 what a declaration holds and what follows from it. Everything up to the coreset runs under the label
@@ -85,8 +85,7 @@ class Run:
     Attributes:
         params: Its parameters.
         store: Where its artifacts are.
-        brought: Stages that take the place of those of their name: what somebody brings, as
-            :meth:`with_pseudo_labels` and :meth:`with_embeddings` make them.
+        substitutes: Stages that take the place of those of their name; see :meth:`with_stages`.
 
     Example:
         >>> run = Run(Params.load("params/digits.yaml"), default_store())   # doctest: +SKIP
@@ -95,7 +94,7 @@ class Run:
 
     params: Params
     store: Store
-    brought: tuple[Stage, ...] = field(default=(), kw_only=True)
+    substitutes: tuple[Stage, ...] = field(default=(), kw_only=True)
     found: dict[object, Artifact] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -111,8 +110,8 @@ class Run:
 
     def stage(self, name: str) -> Stage:
         """The stage of a name, as this run has it."""
-        brought = {stage.name: stage for stage in self.brought}
-        return brought.get(name) or STAGES[choose("stage", name, STAGES)]
+        substitutes = {stage.name: stage for stage in self.substitutes}
+        return substitutes.get(name) or STAGES[choose("stage", name, STAGES)]
 
     def call(self, stage: str | Stage, **arguments: Any) -> Call:
         """A stage with its arguments, as a node of the run's graph; nothing is computed."""
@@ -140,11 +139,11 @@ class Run:
     ) -> Run:
         """This run going on from pseudo-labels that somebody brings, in place of a clustering.
 
-        They are told apart by content: nothing that was made from other labels is used for them.
+        They are keyed by content: nothing that was made from other labels is used for them.
 
         Args:
-            labels: int [N] in 0..classes-1, in the order of the images. No true label may have a
-                part in them; nothing here can check that.
+            labels: int [N] in 0..classes-1, in the order of the images. They must not depend on
+                true labels; nothing here can check that.
             name: What pages call them.
             confidence: float [N] in [0, 1], high is sure; None: 1 for each image.
 
@@ -186,19 +185,44 @@ class Run:
             run = run._with("test_embeddings", name, _no_test_embeddings)
         return run
 
+    def with_scores(self, scores: np.ndarray, name: str) -> Run:
+        """This run going on from a score of each image that somebody brings, in place of those of
+        the proxies.
+
+        Args:
+            scores: float [N], finite, in the order of the images, with the polarity of the
+                parameter ``score``: low is hard for ``aum``.
+            name: What pages call them.
+
+        Raises:
+            ElfsError: if they are not one finite number for each image.
+        """
+        column = np.asarray(scores, np.float64)
+        if column.shape != (self.n,) or not np.isfinite(column).all():
+            raise ElfsError(
+                f"The scores {name!r} must be one finite number for each of the {self.n} images, "
+                f"not an array of shape {column.shape}."
+            )
+        table = pd.DataFrame({"index": np.arange(self.n), self.params.score: column})
+        return self._with("proxy", name, lambda draft: draft.table("scores", table), column)
+
+    def with_stages(self, *stages: Stage) -> Run:
+        """This run with other stages in the place of those of their names."""
+        names = {stage.name for stage in stages}
+        kept = (stage for stage in self.substitutes if stage.name not in names)
+        return dataclasses.replace(self, substitutes=(*kept, *stages))
+
     def _with(self, stage: str, name: str, build: Any, *content: np.ndarray) -> Run:
         digest = hashlib.sha256()
         for array in content:
             digest.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
         keyed = {"given": name, "content": digest.hexdigest()}
-        own = given_stage(stage, build, f"{STAGES[stage].title}: {name}", keyed)
-        kept = (each for each in self.brought if each.name != stage)
-        return dataclasses.replace(self, brought=(*kept, own))
+        title = f"{STAGES[stage].title}: {name}"
+        return self.with_stages(given_stage(stage, build, title, keyed, given=name))
 
     def given_name(self, stage: str) -> str | None:
-        """What a stage's content is called that somebody brought; None if it is the run's own."""
-        own = self.stage(stage)
-        return self.call(own).key_params.get("given") if own in self.brought else None
+        """What somebody's own content of a stage is called; None where the stage computes it."""
+        return self.stage(stage).given
 
     @property
     def clustering(self) -> str:
@@ -224,43 +248,6 @@ class Run:
             ElfsError: one sentence on the first thing that would fail later.
         """
         check_run(self, labels=labels)
-
-    def check_device(self) -> None:
-        """Check that the device is there.
-
-        Raises:
-            ElfsError: if it is not.
-        """
-        if self.params.device not in ("auto", "cpu"):  # which every machine has
-            from elfs_lib.compute import resolve_device
-
-            resolve_device(self.params.device)
-
-    def check_neighbors(self) -> None:
-        """Check that there are as many other images as neighbours are asked for.
-
-        Raises:
-            ElfsError: if there are fewer.
-        """
-        asked, n = self.params.neighbors, self.n
-        if asked >= n:
-            raise ElfsError(
-                f"Parameter 'neighbors' is {asked} but there are only {n} images: choose at most "
-                f"{n - 1}."
-            )
-
-    def check_pca(self) -> None:
-        """Check that there are as many images as principal components are asked for.
-
-        Raises:
-            ElfsError: if there are fewer.
-        """
-        asked, n = self.params.temi_pca, self.n
-        if asked is not None and asked > n:
-            raise ElfsError(
-                f"Parameter 'temi_pca' is {asked} but there are only {n} images: choose at most "
-                f"{n}, or null."
-            )
 
     # ------------------------------------------------------------------ images and labels
 
@@ -295,6 +282,12 @@ class Run:
         return self.images.json("about")
 
     @property
+    def paths(self) -> list[str] | None:
+        """Where each training image came from, as :class:`elfs_lib.data.base.Images` has it; None
+        for published datasets."""
+        return self.about["paths"]
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes, or their numbers where the dataset has no names."""
         return list(self.about["class_names"] or [str(c) for c in range(self.classes)])
@@ -314,7 +307,7 @@ class Run:
     @cached_property
     def labels(self) -> LabelOracle:
         """The locked ground-truth labels; see :mod:`elfs_lib.label_lock`."""
-        return datasets.label_oracle(**source(self.params), left_out=self.about["left_out"])
+        return datasets.label_oracle(source(self.params), left_out=self.about["left_out"])
 
     # ------------------------------------------------------------------ embeddings, clusters
 
@@ -391,7 +384,7 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """How networks are trained on the images: flips, crops, and what computes."""
+        """How networks are trained on the images: flips, crops, device and precision."""
         return {name: getattr(self.params, name) for name in TRAINING}
 
     @property

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elfs_lib.compute import resolve_device
+from elfs_lib.compute import configure_runtime, resolve_device
 from elfs_lib.errors import ElfsError
 
 # The other ranks wait while rank 0 embeds and clusters; torchrun notices a rank that died.
@@ -159,6 +159,7 @@ def joined() -> Iterator[Ranks]:
     Raises:
         ElfsError: if there are more processes on this machine than GPUs.
     """
+    configure_runtime()
     cuda = torch.cuda.is_available()
     if cuda:
         local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
