@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.results.evaluation import display_name, percent
@@ -420,7 +420,7 @@ def gain_by_beta(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
         axes.axhline(0, color=NEUTRAL, lw=1)
         axes.plot(own["beta"], own["gain"], "o", color=MIDDLE, alpha=0.75, clip_on=False)
         axes.set_title(f"{percent(budget)} labelled", fontsize=RC["axes.labelsize"])
-        axes.xaxis.set_major_locator(MultipleLocator(0.2))
+        axes.set_xticks(np.sort(rows["beta"].unique()))
         axes.xaxis.set_major_formatter("{x:g}")
     panels[0].margins(x=0.15)
     panels[0].set_ylabel("accuracy minus\nrandom's (points)")
