@@ -45,6 +45,7 @@ def measure(run: Run, budget: float | int) -> list[dict]:
                     "ratio": ratio,
                     "search": float(score),
                     "accuracy": trained.json("result")["accuracy"],
+                    "device": trained.json("result")["device"],
                     "chosen": ratio == best,
                 }
             )
@@ -64,13 +65,14 @@ def choice_table(facts: dict) -> pd.DataFrame:
         lines.append(
             {
                 "Labelled": f"{budget:.0%}",
+                "By beta, %": ", ".join(f"{b:g}: {x:.2f}" for b, x in grid.mean().items()),
                 "Chosen by the search": ", ".join(f"{r:g}" for r in chosen["ratio"]),
                 "Best in hindsight": f"{best:g}",
                 "Accuracy at the choice, %": f"{chosen['accuracy'].mean():.2f}",
                 "At the best, %": f"{grid[best].mean():.2f}",
                 "Lost, points": f"{lost.mean():.2f}{spread}",
-                "Betas tried": len(grid.columns),
                 "Pipelines": len(grid),
+                "On": ", ".join(sorted(own["device"].unique())),
             }
         )
     return pd.DataFrame(lines)
@@ -92,7 +94,8 @@ def main() -> None:
         run = Run(params, store)
         for budget in params.budgets:
             try:
-                rows += measure(run, budget)
+                found = measure(run, budget)
+                rows += found if len(found) > 1 else []  # one beta has nothing to be compared with
             except NotBuilt as missing:
                 print(f"pipeline {params.seed} at {budget:g}: {missing}")
     if not rows:

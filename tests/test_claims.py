@@ -181,3 +181,14 @@ def test_pictures_and_texts_of_an_executed_page(tmp_path):
         executed.picture(page, "plots.c")
     with pytest.raises(ElfsError, match=r"b\.ipynb"):
         executed.texts(tmp_path / "b.ipynb")
+
+
+def test_the_choice_in_hindsight_is_read_from_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "project_root", lambda: tmp_path)
+    assert claims.in_hindsight().empty
+    (tmp_path / "book" / "data").mkdir(parents=True)
+    columns = 'Labelled,"By beta, %",Chosen by the search,Best in hindsight,Pipelines,On'
+    rows = f'{columns}\n30%,"0: 91.66, 0.1: 91.88",0.1,0.1,1,a card\n'
+    (tmp_path / "book" / "data" / "search_quality.csv").write_text(rows)
+    (found,) = claims.in_hindsight().to_dict("records")
+    assert found["By beta, %"] == "0: 91.66, 0.1: 91.88" and found["Chosen by the search"] == "0.1"

@@ -179,8 +179,8 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
     monkeypatch.setattr(speedrun, "FACTS", tmp_path / "speedrun.json")
     row = {"recipe": "speedrun", "epochs": 10, "seed": 1, "accuracy": 90.0, "pflop": 0.12,
            "seconds": 1200.0, "peak_flops": 2e11, "device": "a processor", "revision": 2,
-           "clock": "CPU time", "torch": "2.0", "crop_pad": 2}  # fmt: skip
-    another = {"device": "a GPU", "seconds": 6.0}
+           "clock": "CPU time", "torch": "2.0", "crop_pad": 2, "compile": "off"}  # fmt: skip
+    another = {"device": "a GPU", "seconds": 6.0, "compile": "auto"}
     wider = {"crop_pad": 4, "accuracy": 88.0}
     changes = ({}, {"seed": 0, "accuracy": 94.0}, {"epochs": 5}, another, wider, {"accuracy": 92.0})
     for change in changes:
@@ -188,6 +188,7 @@ def test_a_training_again_takes_the_place_of_the_old_one(load, tmp_path, monkeyp
     assert json.loads((tmp_path / "speedrun.json").read_text()) == rows and len(rows) == 5
     table = speedrun.speedrun_table(rows)
     assert table["Test accuracy, %"].tolist() == ["90.00", "90.00", "93.00 ± 1.41", "88.00"]
+    assert table["Training"][1] == "speedrun, 10 epochs, shifts of 2 px, compile: auto"
     assert table["Training"][2] == "speedrun, 10 epochs, shifts of 2 px"
     assert table["Training"][3] == "speedrun, 10 epochs, shifts of 4 px"
     assert table["Seeds"].tolist() == ["1", "1", "0 1", "1"]
@@ -319,7 +320,7 @@ def test_the_search_is_compared_with_the_best_beta_over_all_pipelines(load):
     made = load("search_quality")
     accuracy = {0: {0.1: 80.0, 0.2: 82.0, 0.3: 81.0}, 1: {0.1: 84.0, 0.2: 83.0, 0.3: 79.0}}
     rows = [
-        {"budget": 0.3, "pipeline": p, "ratio": r, "accuracy": a, "chosen": r == 0.3}
+        {"budget": 0.3, "pipeline": p, "ratio": r, "accuracy": a, "chosen": r == 0.3, "device": "x"}
         for p, own in accuracy.items()
         for r, a in own.items()
     ]
@@ -327,3 +328,4 @@ def test_the_search_is_compared_with_the_best_beta_over_all_pipelines(load):
     assert line["Best in hindsight"] == "0.2" and line["At the best, %"] == "82.50"
     assert line["Accuracy at the choice, %"] == "80.00" and line["Lost, points"] == "2.50 ± 2.12"
     assert line["Chosen by the search"] == "0.3, 0.3" and line["Pipelines"] == 2
+    assert line["By beta, %"] == "0.1: 82.00, 0.2: 82.50, 0.3: 80.00"

@@ -198,6 +198,14 @@ def other_searches(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
+def in_hindsight() -> pd.DataFrame:
+    """The choices of the search against the best of the betas that were trained, as
+    ``benchmarks.search_quality`` wrote them; empty where it has not run."""
+    file = project_root() / "book" / "data" / "search_quality.csv"
+    columns = ["Labelled", "By beta, %", "Chosen by the search", "Best in hindsight", "On"]
+    return pd.read_csv(file, dtype=str)[columns] if file.exists() else pd.DataFrame()
+
+
 # ------------------------------------------------------------- what a small run cannot show
 
 
