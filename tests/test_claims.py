@@ -128,7 +128,7 @@ def test_limits_say_what_difference_would_not_be_seen():
     assert "400 test images" in whole and "0.25 points" in whole
     # differences 2, 0.5, 3: t(0.975, 2) = 4.3027, sd 1.2583
     assert "9 labels of 1,437" in at_ten and "deviation of 2.0 points" in at_ten
-    assert "+1.8 points" in at_ten and "below about 3.1 points" in at_ten
+    assert "+1.8 points" in at_ten and "of 3.1 points would be missed" in at_ten
     assert "no interval" in claims.limits_of(own[own["seed"] == 0], train=9, test=9)[1]
 
 

@@ -149,6 +149,35 @@ def test_rare_classes_count_as_much_as_frequent_ones():
     assert tune(images, labels, np.ones(200), keep=1.0).confidence.mean() < 0.75
 
 
+def test_an_empty_pseudo_class_stays_empty():
+    images, true, (pseudo, confidence) = two_kinds()
+    options = {"keep": 0.5, "flip": False, "device": "cpu", "precision": "float32"}
+    found = fine_tune(encoder(images), images, pseudo, confidence, 6, QUICK, **options)
+    assert found.labels.max() == 1 and (found.labels == true).mean() > 0.95
+
+
+def test_streamed_images_are_fine_tuned_on_as_resident_ones_are(tmp_path):
+    images, _, (pseudo, confidence) = two_kinds()
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    one, other = (
+        tune(images, pseudo, confidence),
+        fine_tune(
+            encoder(images), mapped, pseudo, confidence, 2, QUICK, loader="streamed",
+            keep=0.5, flip=False, device="cpu", precision="float32",
+        ),
+    )  # fmt: skip
+    np.testing.assert_array_equal(one.confidence, other.confidence)
+
+
+def test_given_embeddings_have_no_encoder_to_fine_tune(tiny_run):
+    changes = {"relabel_rounds": 1, "relabel_start": "encoder", "encoder": "self_supervised"}
+    run = Run(tiny_run.params.model_copy(update=changes), tiny_run.store)
+    rows = np.random.default_rng(0).normal(size=(run.n, 5)).astype(np.float32)
+    with pytest.raises(ElfsError, match="'relabel_start'.* given"):
+        run.with_embeddings(rows, "mine").check()
+
+
 def test_a_run_fine_tunes_the_encoder_that_it_trained(tiny_run):
     own = {"encoder": "self_supervised", "encoder_network": "convnet_tiny", "encoder_epochs": 1}
     tuned = own | {"relabel_rounds": 1, "relabel_start": "encoder", "relabel_keep": 0.5}

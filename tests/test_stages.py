@@ -344,6 +344,8 @@ def test_scores_of_somebodys_own_take_the_place_of_the_proxys(tiny_run: Run):
     chosen = own.coreset("elfs", 100, hard_prune_ratio=0.25).table("coreset")["index"]
     cut = round(0.25 * tiny_run.n)
     assert set(chosen) == set(np.argsort(scores)[cut : cut + 100])
+    other = Run(tiny_run.params.model_copy(update={"score": "el2n"}), tiny_run.store)
+    np.testing.assert_array_equal(other.with_scores(scores, "drawn").scores["el2n"], scores)
     for wrong in (scores[:5], np.where(np.arange(tiny_run.n) == 3, np.nan, scores)):
         with pytest.raises(ElfsError, match="for each of the 1437 images"):
             tiny_run.with_scores(wrong, "wrong")

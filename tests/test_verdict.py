@@ -148,8 +148,9 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     assert verdict.by_pseudo_labels(rows)["pseudo_label_accuracy"].tolist() == [60, 81, 100]
     (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
     assert "CIFAR-10 at 10%" in line and line.count("right") == 2
-    assert (
-        line.index("+0.6 with 60% right") < line.index("+2.3 with 81") < line.index("true labels")
-    )
+    said = [line.index(words) for words in ("+0.6 (", "60% right", "+2.3 (", "81%", "+3.3 (")]
+    assert said == sorted(said) and line.endswith("with true labels.")
+    (other,) = (line for line in verdict.in_words(rows) if "another search" in line)
+    assert "9 steps" in other and "CCS" not in other and "10% (+0.6)" in other
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
     assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))

@@ -19,6 +19,7 @@ from elfs_lib.embedding.encoder_file import PreparedNetwork
 from elfs_lib.embedding.self_supervised import feature_width
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
+from elfs_lib.training.loader import streams
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import Recipe
 
@@ -105,6 +106,7 @@ class FineTuning:
         grey: Share of the views that lose their colour.
         label_smoothing: In [0, 1).
         views: Views of each image whose mean prediction names it.
+        revision: Raised when the same settings give another result.
     """
 
     epochs: int = 10
@@ -118,6 +120,7 @@ class FineTuning:
     grey: float = 0.2
     label_smoothing: float = 0.1
     views: int = 10
+    revision: int = 2  # in the first, label smoothing favoured rare pseudo-classes
 
 
 def fine_tune(
@@ -133,6 +136,7 @@ def fine_tune(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    loader: str = "auto",
 ) -> Relabelled:
     """One round that starts from the encoder: it learns the confident share and names every image.
 
@@ -151,6 +155,8 @@ def fine_tune(
         seed: Of the head, order and views.
         device: See :func:`elfs_lib.compute.resolve_device`.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
+        loader: "resident", "streamed" or "auto", as for :func:`elfs_lib.training.loop.train`; the
+            result is the same.
 
     Raises:
         ElfsError: if the loss stops being finite.
@@ -182,14 +188,18 @@ def fine_tune(
     optimizer = torch.optim.AdamW(groups)
 
     subset = most_confident(labels, confidence, keep)
-    every = resident(images, where)
-    chosen = torch.from_numpy(subset).to(where)
+    chosen = torch.from_numpy(subset)
+    held = None if streams(loader, images.nbytes, where) else resident(images, where)
     targets = torch.from_numpy(labels[subset]).to(where)
-    balance = 1 / torch.bincount(targets, minlength=classes).clamp_min(1).float()
-    criterion = nn.CrossEntropyLoss(balance, label_smoothing=config.label_smoothing)
+    # by image, for weights of classes would weigh the smoothing too, and an empty class would win
+    balance = (1 / torch.bincount(targets, minlength=classes).float())[targets]
 
-    def logits(positions: torch.Tensor, views: Augmentation) -> torch.Tensor:
-        x = augment(every[positions].float().div_(255), views, random)
+    def logits(rows: torch.Tensor, views: Augmentation) -> torch.Tensor:
+        if held is None:
+            pixels = torch.from_numpy(images[rows.numpy()]).to(where)
+        else:
+            pixels = held[rows.to(where)]
+        x = augment(pixels.float().div_(255), views, random)
         x = encoder.prepare(x).contiguous(memory_format=torch.channels_last)
         with autocast(where, dtype):
             return network(x).float()
@@ -199,12 +209,16 @@ def fine_tune(
     steps, step = config.epochs * batches, 0
     for _ in track(range(config.epochs), "self-labelling from the encoder"):
         total = torch.zeros((), device=where)
-        for some in torch.randperm(len(subset), generator=shuffle).to(where).chunk(batches):
+        for some in torch.randperm(len(subset), generator=shuffle).chunk(batches):
             done = (step + 0.5) / steps
             rise = done / config.warmup if done < config.warmup else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rise * 0.5 * (1 + math.cos(math.pi * done))
-            loss = criterion(logits(chosen[some], how), targets[some])
+            found, here = logits(chosen[some], how), some.to(where)
+            losses = F.cross_entropy(
+                found, targets[here], reduction="none", label_smoothing=config.label_smoothing
+            )
+            loss = (losses * balance[here]).sum() / balance[here].sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -219,7 +233,7 @@ def fine_tune(
     with torch.inference_mode():
         parts = [
             sum(F.softmax(logits(some, weak), 1) for _ in range(config.views)) / config.views
-            for some in torch.arange(len(images), device=where).split(1000)
+            for some in torch.arange(len(images)).split(1000)
         ]
         top, named = torch.cat(parts).max(1)
     named = named.cpu().numpy()

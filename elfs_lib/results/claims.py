@@ -230,7 +230,7 @@ def limits_of(table: pd.DataFrame, *, train: int, test: int) -> list[str]:
             f"{line}random lists differ among themselves by a standard deviation of "
             f"{accuracy.std():.1f} points, and over {row.n} seeds ELFS minus random is "
             f"{row.difference:+.1f} points, 95% interval {row.low:+.1f} to {row.high:+.1f}: a true "
-            f"difference below about {(row.high - row.low) / 2:.1f} points would not be seen."
+            f"difference of {(row.high - row.low) / 2:.1f} points would be missed half the time."
         )
     return lines
 

@@ -22,6 +22,7 @@ from elfs_lib.results import executed, plots
 from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
 from elfs_lib.results.low_budget import ADVICE
 from elfs_lib.results.provenance import WHOLE_PIPELINES
+from elfs_lib.results.words import setting_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,17 +170,26 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
     """What whole pipelines show, as Markdown lines: by the datasets' own parameters, how often and
-    where ELFS is ahead of a rival, behind it, or neither; then the gain by accuracy of the
-    pseudo-labels, and what to take below the labels a class that ELFS needs."""
+    where ELFS is ahead of a rival, behind it, or neither; the same with another search; then the
+    gain by accuracy of the pseudo-labels at the smallest budget, and what to take below the labels
+    a class that ELFS needs."""
     own = _own_pipelines(rows)
     lines = [f"- **In short**: {_in_short(own)}."]
     lines += [
         f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
         for dataset, of_one in own.groupby("dataset", sort=False)
     ]
-    for (dataset, budget, *_), of_one in by_pseudo_labels(rows).groupby(_TRAINING):
+    for (dataset, setting), of_one in _other_searches(rows).groupby(["dataset", "setting"]):
+        lines.append(
+            f"- **With another search** ({setting_in_words(setting)}), {display_name(dataset)}: "
+            f"{'; '.join(_claims(of_one))}."
+        )
+    curve = by_pseudo_labels(rows)
+    smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
+    for (dataset, budget, *_), of_one in curve[smallest].groupby(_TRAINING):
         gained = (
-            f"{row.difference:+.1f} with {_right(row.pseudo_label_accuracy)}"
+            f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) with "
+            f"{_right(row.pseudo_label_accuracy)}"
             for row in of_one.itertuples()
         )
         lines.append(
@@ -205,32 +215,48 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*COLUMNS])
     frame.loc[frame["method"] == "elfs_true", "pseudo_label_accuracy"] = 100.0
     kept = frame["method"].isin(["elfs", "elfs_true"]) & (frame["against"] == "random")
-    frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["runs"] > 1)]
+    frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["runs"] > 2)]
     frame = frame[frame["setting"].map(_is_of_pseudo_labels).astype(bool)]
     frame = frame.dropna(subset=["pseudo_label_accuracy"])
     several = frame.groupby(_TRAINING)["setting"].transform("nunique") > 1
     return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
 
 
+def _other_searches(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """ELFS minus random over whole pipelines whose search for beta alone is another."""
+    frame = pd.DataFrame(rows, columns=[*COLUMNS])
+    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    searched = frame["setting"].map(
+        lambda setting: (
+            bool(setting)
+            and all(name.startswith("search_") for name in re.findall(r"(\w+)=", setting))
+        )
+    )
+    return frame[kept & frame["whole_pipelines"].astype(bool) & searched.astype(bool)]
+
+
 def _is_of_pseudo_labels(setting: str) -> bool:
     """Whether nothing but the training of all alike, or the pseudo-labels on purpose, differs."""
     names = [name for name in re.findall(r"(\w+)=", setting) if not name.startswith("eval_")]
     makers = ("encoder", "neighbor", "clustering", "temi_", "pseudo_labels", "relabel_")
-    return not names or any(name.startswith(makers) for name in names)
+    return all(name.startswith(makers) for name in names)
 
 
 _RIVALS = {
     "random": "random sampling",
     "ccs_pseudo": "CCS on the same pseudo-labels",
-    "elfs_true": "the same with true labels",
 }
+
+
+def _against_others(rows: pd.DataFrame) -> pd.DataFrame:
+    """ELFS against what could be used in its place; a method that sees the labels could not."""
+    return rows[(rows["method"] == "elfs") & (rows["against"] != "elfs_true")]
 
 
 def _in_short(rows: pd.DataFrame) -> str:
     """ELFS against each rival: in how many datasets and budgets it is ahead, and behind."""
     clauses = []
-    others = rows[(rows["method"] == "elfs") & (rows["against"] != "elfs_true")]  # a wish
-    for rival, own in others.groupby("against", sort=False):
+    for rival, own in _against_others(rows).groupby("against", sort=False):
         better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
         clauses.append(
             f"against {_RIVALS.get(rival, display_name(rival))}, ELFS is better in {better} of "
@@ -242,7 +268,7 @@ def _in_short(rows: pd.DataFrame) -> str:
 def _claims(rows: pd.DataFrame) -> list[str]:
     """ELFS against each rival in one clause: where its interval lies above zero, where below."""
     clauses = []
-    for rival, own in rows[rows["method"] == "elfs"].groupby("against", sort=False):
+    for rival, own in _against_others(rows).groupby("against", sort=False):
         low, high = own["low"].astype(float), own["high"].astype(float)
         parts = {
             "better at": own[low > 0],

@@ -37,6 +37,11 @@ def check_run(run: Run, *, labels: bool) -> None:
         check_encoder(p.encoder, p.encoder_checkpoint, input_size=p.encoder_size)
         if p.encoder == embedding_file.PRECOMPUTED:
             embedding_file.check_file(p.embeddings_path)
+    elif p.relabel_rounds and p.relabel_start == "encoder":
+        raise ElfsError(
+            f"Parameter 'relabel_start' is 'encoder' but the embeddings are given "
+            f"({run.given_name('embeddings')}): use relabel_start: random."
+        )
     check_device(p)
     check_enough_images(p, run.n)
     n, classes = run.n, run.classes

@@ -177,7 +177,7 @@ def _relabel(given: Given, labels: np.ndarray, confidence: np.ndarray, seed: int
     encoder = stored_encoder(
         p.encoder, images.shape[2:], file and encoders.find_checkpoint(file), p.encoder_size
     )
-    where = given.some("flip", "device", "precision")
+    where = given.some("flip", "device", "precision", "loader")
     return fine_tune(encoder, *start, keep=p.relabel_keep, seed=seed, **where)
 
 

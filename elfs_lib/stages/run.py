@@ -204,7 +204,8 @@ class Run:
                 f"not an array of shape {column.shape}."
             )
         table = pd.DataFrame({"index": np.arange(self.n), self.params.score: column})
-        return self._with("proxy", name, lambda draft: draft.table("scores", table), column)
+        of = np.array(self.params.score)  # another score's column has another name
+        return self._with("proxy", name, lambda draft: draft.table("scores", table), column, of)
 
     def with_stages(self, *stages: Stage) -> Run:
         """This run with other stages in the place of those of their names."""
