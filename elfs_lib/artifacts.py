@@ -90,6 +90,11 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _lock(stage: Path, key: str, *, timeout: float = -1) -> filelock.BaseFileLock:
+    """The lock that whoever builds a key of a stage holds."""
+    return filelock.FileLock(stage / f".{key}.lock", timeout=timeout)
+
+
 def is_large(size: int) -> bool:
     """Whether bytes in memory would take more than half of what is free."""
     import psutil  # only here
@@ -166,13 +171,16 @@ class Draft:
         it again, and goes when the stage is finished.
 
         Args:
-            name: What the work is on, a hash. What is left of other keys with this name is removed.
+            name: What the work is on, a hash. What is left of other keys with this name is removed,
+                unless somebody is at work on it.
         """
-        folder = self.folder.with_name(f".{name}.{self.key}.unfinished")
-        for other in self.folder.parent.glob(f".{name}.*.unfinished"):
-            if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
-        return folder
+        stage = self.folder.parent
+        for other in stage.glob(f".{name}.*.unfinished"):
+            key = other.name.split(".")[-2]
+            if key != self.key:
+                with contextlib.suppress(filelock.Timeout), _lock(stage, key, timeout=0):
+                    shutil.rmtree(other, ignore_errors=True)
+        return stage / f".{name}.{self.key}.unfinished"
 
     def array(self, name: str, value: np.ndarray) -> None:
         """Write an array as ``<name>.npy``; a memory map of a whole file beside it, or of
@@ -280,7 +288,7 @@ class Store:
             (self.root / stage).mkdir(parents=True, exist_ok=True)
             if not (self.root / CACHE_TAG).exists():
                 write_text_atomic(self.root / CACHE_TAG, f"{CACHE_SIGNATURE}\n# Made by ELFS.\n")
-            with filelock.FileLock(self.root / stage / f".{key}.lock"):
+            with _lock(self.root / stage, key):
                 return self._find_or_build(stage, key, build, about, labels)
         except (OSError, SafetensorError) as error:
             raise ElfsError(self._sentence(stage, error)) from error

@@ -99,6 +99,78 @@ def test_an_anonymous_archive_names_nobody_and_keeps_the_rest(project: Path):
     assert checksums["LICENSE"] == hashlib.sha256(inside["LICENSE"]).hexdigest()
 
 
+def test_paths_outside_of_home_and_project_go(project: Path, monkeypatch):
+    monkeypatch.setenv("ELFS_DATA_DIR", "/scratch/jdoe/data")
+    monkeypatch.setenv("ELFS_ENCODER_DIR", "/scratch/jdoe/nets")
+    (project / "params/own.yaml").write_text(
+        "data_path: /srv/jane/my photos  # mine\n"
+        "overrides: {encoder_checkpoint: /opt/ada/a.pt, b: 1}"
+    )
+    (project / "book/runs/digits/02.ipynb").write_text(
+        json.dumps({"source": ['data_path = "/mnt/bea/tars"\n/scratch/jdoe/data/x.png']})
+    )
+    (project / "_build/html/index.html").write_text(
+        "<p>/scratch/jdoe/data/a.png, /scratch/jdoe/nets: /srv/jane/my photos/1.png "
+        "/opt/ada/a.pt /mnt/bea/tars/0.tar /usr/bin/python</p>"
+    )
+    publishing.publish(project / "supplement.zip", anonymous=True)
+    inside = unzipped(project / "supplement.zip")
+    assert inside["book/index.html"] == b"<p>~/a.png, ~: ~/1.png ~ ~/0.tar /usr/bin/python</p>"
+    assert json.loads(inside["runs/digits/02.ipynb"]) == {"source": ['data_path = "~"\n~/x.png']}
+    assert b"jane" not in inside["params/own.yaml"] and b"ada" not in inside["params/own.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://github.com/adalab", "https://Anonymous"),
+        ("https://gitlab.com/adalab/secret-elfs/x", "https://Anonymous/x"),
+        ("https://adalab.github.io/secret-elfs/", "https://Anonymous/"),
+        ("https://github.com/adalab/other-work", "https://Anonymous/other-work"),
+        ("https://gitlab.com/adalab", "https://Anonymous"),
+        ("https://adalab.github.io/elfs/", "https://Anonymous/elfs/"),
+        ("https://adalab.gitlab.io", "https://Anonymous"),
+        ("https://github.com/pytorch", "https://github.com/pytorch"),
+    ],
+)
+def test_the_owner_of_the_repository_goes(project: Path, text: str, kept: str):
+    assert publishing.Traces.of(project).remove("a.html", text.encode()).decode() == kept
+
+
+@pytest.mark.parametrize("file", ["LICENSE", "_config.yml"])
+@pytest.mark.parametrize("between", [", ", " and ", " & ", ", and "])
+def test_each_of_a_list_of_authors_goes(project: Path, file: str, between: str):
+    people = between.join(["Jane Doe", "John Roe"])
+    line = (
+        f"Copyright © 2026 {people}. All rights reserved.\n"
+        if file == "LICENSE"
+        else f'author: "{people}"'
+    )
+    (project / file).write_text(line)
+    traces = publishing.Traces.of(project)
+    text = b"John Roe met Jane Doe; John and Jane. All rights reserved."
+    kept = b"Anonymous met Anonymous; John and Jane. All rights reserved."
+    assert traces.remove("a.html", text) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "José O'Neil", "José&nbsp;O&#39;Neil", "José%20O%27Neil", "Jos%C3%A9+O%27Neil",
+        "Jos&eacute; O’Neil", "Jos&#233; O'Neil", "Jos&#xE9; O'Neil", "Jose\u0301 O'Neil",
+        "JOSÉ O'NEIL", json.dumps("José O’Neil"), json.dumps("JOSÉ\u00a0O'NEIL"),
+        json.dumps("by\nJosé\nO'Neil"), "?by=x%20Jos%C3%A9%20O'Neil",
+    ],
+)  # fmt: skip
+def test_a_name_goes_however_it_is_spelled(text: str):
+    traces = publishing.Traces(["José O'Neil"], [])
+    kept = traces.remove("a", text.encode()).decode()
+    assert "Anonymous" in kept and "neil" not in kept.lower() and "jos" not in kept.lower()
+    for data in (text.encode(), "José O'Neil".encode("latin-1")):
+        with pytest.raises(ElfsError, match=r"a\.png"):
+            traces.remove("a.png", b"\x89PNG\xff" + data + b"\xff")
+
+
 def test_the_projects_own_archive_would_name_none_of_its_authors(monkeypatch):
     monkeypatch.chdir(ROOT)
     traces = publishing.Traces.of(ROOT)

@@ -22,7 +22,7 @@ from conftest import ROOT
 from PIL import Image
 
 from elfs_lib.artifacts import Draft, Store
-from elfs_lib.data import decoding, growing
+from elfs_lib.data import datasets, decoding, growing
 from elfs_lib.data.base import Images, Source
 from elfs_lib.data.datasets import load_images
 from elfs_lib.errors import ElfsError
@@ -378,6 +378,49 @@ def test_what_is_left_of_a_source_that_changed_goes(tmp_path):
     assert left() == (1, 2)
     store.run("images", lambda draft: None, version=1, params={"source": 1})
     assert left() == (0, 1)
+
+
+def test_what_another_build_is_writing_stays(tmp_path):
+    store, kept = Store(tmp_path), []
+
+    def other(draft: Draft) -> None:
+        draft.unfinished("place").mkdir()
+
+    def write(draft: Draft) -> None:
+        work = draft.unfinished("place")
+        work.mkdir()
+        store.run("images", other, version=1, params={"source": 1})
+        kept.append(work.exists())
+
+    store.run("images", write, version=1, params={"source": 0})
+    assert kept == [True]
+
+
+def test_a_decoding_is_of_a_place_however_that_is_spelled(tmp_path, monkeypatch):
+    places = []
+
+    def place(data_path: object, data_dir: str) -> str:
+        monkeypatch.setenv("ELFS_DATA_DIR", data_dir)
+        params = Params.make({**values, "data_path": str(data_path)})
+        with pytest.raises(ElfsError, match="stop"):
+            _ = Run(params, Store(tmp_path / "store")).images
+        return places[-1]
+
+    def stop(source: Source, *, scratch: Path) -> None:
+        places.append(scratch.name.split(".")[1])
+        raise ElfsError("stop.")
+
+    monkeypatch.setattr(datasets, "load_images", stop)
+    monkeypatch.chdir(tmp_path)
+    values = {"dataset": "image_folder", "classes": 2, "encoder": "pixels"}
+    path = photos(tmp_path / "photos").path
+    (tmp_path / "link").symlink_to(path)
+    first = place(path, "data")
+    assert place(path.relative_to(tmp_path), "./data") == first
+    assert place("link", str(tmp_path / "data")) == first
+    assert place(path, "other data") != first
+    shutil.copytree(path, tmp_path / "copy")
+    assert place("copy", "data") != first
 
 
 def test_a_folder_without_an_image_is_one_sentence_when_it_is_decoded_to_disk(tmp_path):

@@ -84,7 +84,11 @@ def test_what_is_no_image_of_the_layout_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_BYTES", 10_000)
     images = load_images(Source("webdataset", path=file))
     assert shades(images.train) == [10, 20, 30]
-    assert images.report == {"damaged": ["x.tar#b/3.png"], "too_large": ["x.tar#b/5.bmp"]}
+    assert images.report == {
+        "damaged": ["x.tar#b/3.png"],
+        "too_large": ["x.tar#b/5.bmp"],
+        "unused": ["x.tar#a/2.right.png"],
+    }
     assert images.left_out == {"train": [2, 4]}
 
 
@@ -104,6 +108,30 @@ def test_labels_that_are_none_are_one_sentence(tmp_path, labels: list[str], word
     shard(file, [*samples([1], [0]), ("1.png", encoded(gradient()))])
     with pytest.raises(ElfsError, match="no label for 1.png"):
         load_labels(Source("webdataset", path=file), "train")
+
+
+def test_members_that_begin_with_a_dot_are_not_read(tmp_path):
+    members = [(f"a/._{name}", b"clutter of macOS") for name, _ in samples([10, 20], [1, 0])]
+    pairs = zip(members, samples([10, 20], [1, 0]), strict=True)
+    file = shard(tmp_path / "x.tar", [member for pair in pairs for member in pair])
+    images = load_images(Source("webdataset", path=file))
+    assert shades(images.train) == [10, 20] and images.report == {}
+    assert load_labels(Source("webdataset", path=file), "train").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("order", ["labels first", "images first", "turned back"])
+def test_a_tar_that_is_not_grouped_by_sample_is_refused(tmp_path, order: str):
+    members = samples([10, 20, 30], [1, 0, 2])
+    images = [member for member in members if member[0].endswith(".png")]
+    labels = [member for member in members if member[0].endswith(".cls")]
+    ordered = {
+        "labels first": labels + images,
+        "images first": images + labels,
+        "turned back": images + labels[::-1],  # the last image has its label beside it
+    }
+    file = shard(tmp_path / "x.tar", ordered[order])
+    with pytest.raises(ElfsError, match=r"x\.tar.*sort"):
+        load_images(Source("webdataset", path=file))
 
 
 def test_archives_that_cannot_be_read_are_one_sentence(tmp_path):

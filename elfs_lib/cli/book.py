@@ -31,7 +31,8 @@ def publish(
     anonymous: Annotated[
         bool,
         typer.Option(
-            "--anonymous", help="For double-blind review: no names, no paths, no repository"
+            "--anonymous",
+            help="For double-blind review: without the names, paths and repository of the project",
         ),
     ] = False,
 ) -> None:

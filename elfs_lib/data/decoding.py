@@ -56,7 +56,7 @@ LEFT_OUT = {
     "repeated_link": "links to a folder that is read already (loops among them)",
     "bad_name": "file names that are not valid UTF-8: rename them",
     "hidden": "files and folders whose name begins with a dot",
-    "unused": "files outside of the folders that hold the splits",
+    "unused": "files outside of the folders that hold the splits; further images of a sample",
     "cache": f"folders of a program's own files, by the {CACHE_TAG} in them",
 }
 KEPT = {

@@ -74,6 +74,9 @@ class Shards(Files):
             scratch=scratch,
         )
         names = self._class_names(shards["train"])
+        unread = [below_folder(root, file) for file in unused]
+        for files in shards.values():
+            unread.extend(name for file in files for name in self._unused(root, file))
         origin = f"{self.folder or root.name} from {self.kind} files"
         if self.folder and "JPEG" in parts["train"].formats:
             origin += (
@@ -85,7 +88,7 @@ class Shards(Files):
             counts,
             names,
             self.num_classes or (len(names) if names else None),
-            {"unused": [below_folder(root, file) for file in unused]},
+            {"unused": unread},
             f"{origin}.",
             splits="" if self.folder else _told_apart(root, shards),
             keep_paths=self.folder is None,
@@ -102,6 +105,10 @@ class Shards(Files):
     def _count(self, file: Path) -> int:
         """The images in a file."""
         raise NotImplementedError
+
+    def _unused(self, root: Path, file: Path) -> list[str]:
+        """The names of images in a file that are not of the set."""
+        return []
 
     def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | str | None]]:
         """The name and the bytes of each image; in place of bytes that are not there, or not to

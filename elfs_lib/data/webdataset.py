@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,9 @@ class WebDataset(Shards):
 
     Members that follow each other and have one name up to the first dot are a sample. Its image is
     the first member with the suffix of one, ``.cls`` is its label, and whatever else there is
-    (``.txt``, ``.json``) is not read. Samples without an image are no part of the set. A split
-    is labelled if the first sample of each of its files is. Nothing is unpacked.
+    (``.txt``, ``.json``, names that begin with a dot) is not read; further images are reported.
+    Samples without an image are no part of the set; a label without one is refused. A split is
+    labelled if the first sample of each of its files is. Nothing is unpacked.
     """
 
     suffix = ".tar"
@@ -49,16 +51,27 @@ class WebDataset(Shards):
         with _opened(file) as archive:
             return sum(1 for _ in _samples(archive))
 
+    def _unused(self, root: Path, file: Path) -> list[str]:
+        with _opened(file) as archive:
+            return [
+                _name(root, file, image) for sample in _samples(archive) for image in sample.further
+            ]
+
     def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | str]]:
         for file in files:
-            name = below_folder(root, file)
             with _opened(file) as archive:
-                for image, _ in _samples(archive):
+                for image, *_ in _samples(archive):
                     large = image.size > decoding.MAX_BYTES
-                    yield (
-                        f"{name}#{decoding.printable(image.name)}",
-                        "too_large" if large else _read(archive, image),
-                    )
+                    data = "too_large" if large else _read(archive, image)
+                    yield _name(root, file, image), data
+
+
+class _Sample(NamedTuple):
+    """The members with the image and the label, if there is one, and those with further images."""
+
+    image: tarfile.TarInfo
+    label: tarfile.TarInfo | None
+    further: list[tarfile.TarInfo]
 
 
 @contextmanager
@@ -73,23 +86,39 @@ def _opened(file: Path) -> Iterator[tarfile.TarFile]:
         ) from error
 
 
-def _samples(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo | None]]:
-    """The member with the image and that with the label, if there is one, of each sample."""
+def _samples(archive: tarfile.TarFile) -> Iterator[_Sample]:
+    """The samples that have an image.
+
+    Raises:
+        ElfsError: if there is a label without an image: the files of a sample are apart.
+    """
+
+    def is_read(member: tarfile.TarInfo) -> bool:  # "._a.png" is what macOS adds to "a.png"
+        return member.isreg() and not member.name.rpartition("/")[2].startswith(".")
 
     def key(member: tarfile.TarInfo) -> str:
         folder, _, name = member.name.rpartition("/")
         return f"{folder}/{name.partition('.')[0]}"
 
-    for _, members in groupby(filter(tarfile.TarInfo.isreg, archive), key):
-        image = label = None
+    for _, members in groupby(filter(is_read, archive), key):
+        images, label = [], None
         for member in members:
             suffix = Path(member.name).suffix.lower()
             if suffix in decoding.IMAGE_SUFFIXES:
-                image = image or member
+                images.append(member)
             elif suffix == LABEL:
                 label = label or member
-        if image:
-            yield image, label
+        if images:
+            yield _Sample(images[0], label, images[1:])
+        elif label:
+            raise ElfsError(
+                f"{archive.name} has {decoding.printable(label.name)} and no image beside it: sort "
+                "its files by name, so that those of a sample follow each other."
+            )
+
+
+def _name(root: Path, file: Path, member: tarfile.TarInfo) -> str:
+    return f"{below_folder(root, file)}#{decoding.printable(member.name)}"
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -99,12 +128,12 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _has_labels(file: Path) -> bool:
     with _opened(file) as archive:
-        return next(_samples(archive))[1] is not None
+        return next(_samples(archive)).label is not None
 
 
 def _labels(file: Path) -> Iterator[int]:
     with _opened(file) as archive:
-        for image, label in _samples(archive):
+        for image, label, _ in _samples(archive):
             if label is None or label.size > 100:
                 what = "no label" if label is None else "a label of more than 100 bytes"
                 raise ElfsError(

@@ -7,22 +7,35 @@ import json
 import os
 import re
 import subprocess
+import unicodedata
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
+from html.entities import html5
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
 from elfs_lib.artifacts import package_versions
+from elfs_lib.data.base import default_data_dir
+from elfs_lib.embedding.encoders import encoder_dir
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import default_store, project_root
 
 FORMAT = "elfs-supplement-1"
 MANIFEST = "manifest.json"
 NOBODY = "Anonymous"
-_SPACE = r"\s+"
+#: Spaces as text, HTML, URLs and JSON spell them.
+_SPACE = r"(?:\s|\xa0|&nbsp;|&#0?160;|&#xa0;|%20|\+|\\[nrt]|\\u00a0)+"
+#: Where a word or path may begin although a letter or digit stands before: it ends an escape.
+_AFTER_ESCAPE = r"(?<=\\[nrt])|(?<=\\u00a0)|(?<=%[0-9a-fA-F]{2})"
+#: An absolute path that parameters, in YAML, JSON or a notebook, name.
+_GIVEN_PATH = re.compile(
+    r"""(?:data_path|embeddings_path|encoder_checkpoint)[\\"']*\s*[:=][\s\\"']*"""
+    r"""(/[^\\"'\n#,{}]*[^\\"'\s#,{}])"""
+)
 
 #: Folders of the archive: where each comes from, and which files of it.
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -55,8 +68,7 @@ def publish(target: Path, *, anonymous: bool = False) -> dict[str, Any]:
 
     Args:
         target: The archive, whose name ends in ``.zip``.
-        anonymous: Replace people's names, paths of machines and addresses of repositories; see
-            :class:`Traces`.
+        anonymous: Replace the names, paths and addresses that :class:`Traces` knows of.
 
     Returns:
         The manifest: ``format``, ``anonymous``, ``packages`` and ``files``, path -> SHA-256.
@@ -112,24 +124,30 @@ class Traces:
     """What would tell a reviewer who made an archive, and how to remove it.
 
     Names and addresses are those of ``CITATION.cff``, ``LICENSE``, ``_config.yml``, Git's authors
-    and its remotes; of those in Git and of affiliations, single words stay, since they may be any
-    word. Paths are the project, the artifacts and every home directory. References to papers stay.
+    and its remotes, and the owner's pages on GitHub and GitLab; of names in Git, of affiliations
+    and of lists of authors, single words stay, since they may be any word. Paths are the project,
+    the artifacts, the folders of datasets and encoders, those that published parameters name, and
+    every home directory; other paths stay. References to papers stay.
+
+    Files that are no text are searched byte by byte: what they hold compressed (the columns of
+    Parquet files, some texts in PNG files) is not.
     """
 
     def __init__(self, names: Iterable[str], paths: Iterable[str]) -> None:
-        wanted = {name.strip() for name in names} - {""}
+        wanted = {unicodedata.normalize("NFC", name.strip()) for name in names} - {""}
         # longest first: a name or path may lie in another
         spelled = map(_spelled, sorted(wanted, key=len, reverse=True))
-        self._names = re.compile("|".join(spelled) or "(?!)", re.IGNORECASE)
+        self._names = re.compile("|".join(spelled) or "(?!)", re.IGNORECASE | re.ASCII)
         known = sorted({path.rstrip("/") for path in paths} - {""}, key=len, reverse=True)
         homes = r"/(?:home|Users)/[\w.-]+"
         places = "|".join([*map(re.escape, known), homes])
-        self._paths = re.compile(rf"(?<![\w.~-])(?:{places})(?![\w-])")
+        self._paths = re.compile(rf"(?:(?<![\w.~-])|{_AFTER_ESCAPE})(?:{places})(?![\w-])")
 
     @classmethod
     def of(cls, root: Path) -> Traces:
         """Those of a project."""
-        paths = [Path.home(), root, root.resolve(), default_store().root.resolve()]
+        folders = [Path.home(), root, default_store().root, default_data_dir(), encoder_dir()]
+        paths = [path for folder in folders for path in (folder.absolute(), folder.resolve())]
         addresses = _git(root, "config", "--get-regexp", r"^remote\..*\.url$", drop_key=True)
         here = [address for address in addresses if address.startswith("/")]
         known = [
@@ -138,7 +156,7 @@ class Traces:
             *(part for address in addresses if address not in here for part in _parts(address)),
         ]
         names = [*_authors(root), *filter(_telling, known)]
-        return cls(names, [*map(str, paths), *here])
+        return cls(names, [*map(str, paths), *here, *_given_paths(root)])
 
     def remove(self, name: str, data: bytes) -> bytes:
         """The bytes of a file without traces.
@@ -149,8 +167,9 @@ class Traces:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
-            text = data.decode("latin-1")
-            if self._names.search(text) or self._paths.search(text):
+            # the texts in a file that is none may be in either encoding
+            texts = data.decode("latin-1"), data.decode("utf-8", "surrogateescape")
+            if any(map(self._names.search, texts)) or any(map(self._paths.search, texts)):
                 raise ElfsError(
                     f"{name} names an author, a path or a repository, and is no text: make it "
                     "anew without, or publish without --anonymous."
@@ -161,14 +180,26 @@ class Traces:
 
 def _telling(name: str) -> bool:
     """Whether a name is more than one word."""
-    return bool(re.search(r"[\s@/]", name))
+    return bool(re.search(r"[\s@/]|\w\.\w", name))
 
 
 def _spelled(name: str) -> str:
-    """A pattern of a name as text, JSON and HTML spell it."""
-    apostrophe = r"(?:'|’|&#0?39;|&#x27;|&rsquo;|\\u2019)"
-    words = (re.escape(word).replace("'", apostrophe) for word in name.split())
-    return rf"(?<!\w)(?:{_SPACE.join(words)})(?!\w)"
+    """A pattern of a name as text, JSON, HTML and URLs spell it."""
+    words = ("".join(map(_letter, word)) for word in name.split())
+    return rf"(?:(?<!\w)|{_AFTER_ESCAPE})(?:{_SPACE.join(words)})(?!\w)"
+
+
+def _letter(letter: str) -> str:
+    if letter in "'’":
+        return r"(?:'|’|%27|%E2%80%99|&#0?39;|&#x27;|&rsquo;|&#8217;|&#x2019;|\\u2019)"
+    if letter.isascii():
+        return re.escape(letter)
+    ways = set()
+    for form in (letter.lower(), letter.upper()):
+        ways |= {form, unicodedata.normalize("NFD", form), json.dumps(form)[1:-1], quote(form)}
+        ways |= {f"&#{ord(one)};" for one in form} | {f"&#x{ord(one):x};" for one in form}
+        ways |= {f"&{entity}" for entity, one in html5.items() if one == form}
+    return f"(?:{'|'.join(map(re.escape, sorted(ways, key=len, reverse=True)))})"
 
 
 def _authors(root: Path) -> Iterator[str]:
@@ -181,16 +212,37 @@ def _authors(root: Path) -> Iterator[str]:
         yield person.get("name", "")
         yield from filter(_telling, map(str, person.values()))
     yield from (str(cited.get(key, "")) for key in ("repository-code", "url"))
-    yield str(_yaml(root / "_config.yml").get("author", ""))
+    yield from _people(str(_yaml(root / "_config.yml").get("author", "")))
     if (root / "LICENSE").exists():
         licence = (root / "LICENSE").read_text(encoding="utf-8")
-        yield from re.findall(r"^Copyright (?:\(c\) )?[\d, -]*(.+)$", licence, re.MULTILINE)
+        for line in re.findall(r"^Copyright (?:(?:\(c\)|©) )?[\d, -]*(.+)$", licence, re.MULTILINE):
+            yield from _people(line)
+
+
+def _people(names: str) -> Iterator[str]:
+    """A list of people as a whole, and each of them."""
+    yield names
+    yield from filter(_telling, re.split(r"[,;&<>()]|\band\b|\. All rights reserved", names))
+
+
+def _given_paths(root: Path) -> Iterator[str]:
+    """The absolute paths of images, embeddings and encoders that published parameters name."""
+    for _, file in _files(root):
+        if file.suffix in (".yaml", ".json", ".ipynb"):
+            yield from _GIVEN_PATH.findall(file.read_text(encoding="utf-8", errors="replace"))
 
 
 def _parts(address: str) -> list[str]:
-    """An address of a repository as a whole, and ``owner/name`` of it."""
+    """An address of a repository as a whole, ``owner/name`` of it, and the owner's pages."""
     path = re.sub(r"^(?:\w+://)?(?:[^@/]+@)?[^/:]+[:/]", "", address).removesuffix(".git")
-    return [address, address.removesuffix(".git"), path]
+    owner, slash, name = path.partition("/")
+    pages = [
+        page
+        for forge in ("github", "gitlab")
+        for page in (f"{forge}.com/{owner}", f"{forge}.com:{owner}", f"{owner}.{forge}.io")
+    ]
+    whole = [f"{page}{slash}{name}" for page in pages]
+    return [address, address.removesuffix(".git"), path, *whole, *pages]
 
 
 def _yaml(file: Path) -> dict[str, Any]:

@@ -41,9 +41,11 @@ def _images_key(given: Given) -> dict[str, Any]:
 @stage(title="images", reads=["dataset", "image_size", "data_path"], key=_images_key)
 def images(given: Given, draft: Draft) -> None:
     """Decoded images: arrays ``train`` (and ``test``) uint8 [N, C, H, W], json ``about``."""
-    where = given.some("dataset", "image_size", "data_path")
-    unfinished = hashlib.sha256(canonical_json(where).encode()).hexdigest()[:16]
-    found = datasets.load_images(source(given.params), scratch=draft.unfinished(unfinished))
+    where = source(given.params)
+    folders = [folder and str(folder.resolve()) for folder in (where.path, where.data_dir)]
+    place = canonical_json([where.dataset, where.image_size, *folders])
+    unfinished = hashlib.sha256(place.encode()).hexdigest()[:16]
+    found = datasets.load_images(where, scratch=draft.unfinished(unfinished))
     draft.array("train", found.train)
     if found.test is not None:
         draft.array("test", found.test)
