@@ -143,7 +143,7 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
                 "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
                 "ELFS (%)": f"{row['accuracy']:.1f}",
                 "ELFS minus random (95% interval)": f"{row['difference']:+.1f} "
-                f"({row['low']:+.1f} to {row['high']:+.1f})",
+                f"({_bound(row['low'])} to {_bound(row['high'])})",
                 "n": str(row["runs"]),
                 "clear": bool(row["low"] > 0 or row["high"] < 0),
             }
@@ -174,7 +174,7 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
     gain by accuracy of the pseudo-labels at the smallest budget, and what to take below the labels
     a class that ELFS needs."""
     own = _own_pipelines(rows)
-    lines = [f"- **In short**: {_in_short(own)}."]
+    lines = [f"- **In short**, with each dataset's own settings: {_in_short(own)}."]
     lines += [
         f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
         for dataset, of_one in own.groupby("dataset", sort=False)
@@ -188,7 +188,7 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
     smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
     for (dataset, budget, *_), of_one in curve[smallest].groupby(_TRAINING):
         gained = (
-            f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}) with "
+            f"{row.difference:+.1f} ({_bound(row.low)} to {_bound(row.high)}) with "
             f"{_right(row.pseudo_label_accuracy)}"
             for row in of_one.itertuples()
         )
@@ -196,12 +196,23 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
             f"- **By pseudo-labels**, {display_name(dataset)} at {percent(budget)}: ELFS minus "
             f"random, in points, is {listed(gained)}."
         )
-    below = (f"{display_name(method)} below {end}" for (_, method), (end, _) in pairwise(ADVICE))
-    lines.append(f"- **Few labels a class**: take {listed(below)}.")
+    taken = (
+        f"{display_name(method)} below {end}" if not start else f"{display_name(method)} to {end}"
+        for (start, method), (end, _) in pairwise(ADVICE)
+    )
+    lines.append(
+        f"- **Few labels per class**: {', '.join(taken)}, then {display_name(ADVICE[-1][1])}; "
+        "`elfs select` goes by this."
+    )
     return lines
 
 
 _TRAINING = ["dataset", "budget", "recipe", "steps"]
+
+
+def _bound(points: float) -> str:
+    """An end of an interval, with a digit more where one would not show its sign."""
+    return f"{points:+.1f}" if abs(points) >= 0.05 else f"{points:+.2f}"
 
 
 def _right(accuracy: float) -> str:
@@ -223,9 +234,9 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _other_searches(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """ELFS minus random over whole pipelines whose search for beta alone is another."""
+    """ELFS against others over whole pipelines whose search for beta alone is another."""
     frame = pd.DataFrame(rows, columns=[*COLUMNS])
-    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    kept = frame["method"] == "elfs"
     searched = frame["setting"].map(
         lambda setting: (
             bool(setting)
@@ -243,8 +254,8 @@ def _is_of_pseudo_labels(setting: str) -> bool:
 
 
 _RIVALS = {
-    "random": "random sampling",
-    "ccs_pseudo": "CCS on the same pseudo-labels",
+    "random": "random",
+    "ccs_pseudo": "CCS",
 }
 
 
@@ -260,7 +271,7 @@ def _in_short(rows: pd.DataFrame) -> str:
         better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
         clauses.append(
             f"against {_RIVALS.get(rival, display_name(rival))}, ELFS is better in {better} of "
-            f"{len(own)} comparisons and worse in {worse or 'none'}"
+            f"{len(own)} and worse in {worse or 'none'}"
         )
     return "; ".join(clauses)
 
@@ -273,14 +284,14 @@ def _claims(rows: pd.DataFrame) -> list[str]:
         parts = {
             "better at": own[low > 0],
             "worse at": own[high < 0],
-            "no evidence of a difference at": own[~((low > 0) | (high < 0))],
+            "undecided at": own[~((low > 0) | (high < 0))],
         }
         said = [
             f"{words} {listed(map(_with_size, part.sort_values('budget').itertuples()))}"
             for words, part in parts.items()
             if len(part)
         ]
-        clauses.append(f"ELFS against {_RIVALS.get(rival, display_name(rival))}: {', '.join(said)}")
+        clauses.append(f"against {_RIVALS.get(rival, display_name(rival))}: {', '.join(said)}")
     return clauses
 
 
