@@ -307,7 +307,7 @@ def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
             va="center",
         )
     axes.margins(x=0.16)
-    label_axes(axes, "pseudo-labels right (%)", "accuracy minus random's (points)", title)
+    label_axes(axes, "pseudo-labels right (%)", "gain over random (points)", title)
     return figure
 
 
