@@ -191,4 +191,5 @@ def test_the_choice_in_hindsight_is_read_from_the_benchmark(tmp_path, monkeypatc
     rows = f'{columns}\n30%,"0: 91.66, 0.1: 91.88",0.1,0.1,1,a card\n'
     (tmp_path / "book" / "data" / "search_quality.csv").write_text(rows)
     (found,) = claims.in_hindsight().to_dict("records")
+    assert found["Pipelines"] == "1"
     assert found["By beta, %"] == "0: 91.66, 0.1: 91.88" and found["Chosen by the search"] == "0.1"

@@ -154,3 +154,11 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     assert "9 steps" in other and "CCS" not in other and "10% (+0.6)" in other
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
     assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))
+
+
+def test_an_end_of_an_interval_near_zero_keeps_its_side():
+    # differences 1.0, 1.7, 1.7: mean 1.4667, half 4.3027 x 0.4041 / 1.7321 = 1.0040; less 0.43
+    near = table(random=[80, 81, 82], elfs=[80.57, 82.27, 83.27])
+    rows = verdict.verdict_rows({("cifar10", WHOLE_PIPELINES): near})
+    (line,) = verdict.answer_table(rows)["ELFS minus random (95% interval)"]
+    assert line == "+1.0 (+0.03 to +2.0)"

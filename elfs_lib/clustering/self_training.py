@@ -16,11 +16,13 @@ from torch import nn
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import PreparedNetwork
-from elfs_lib.embedding.self_supervised import feature_width
+from elfs_lib.embedding.self_supervised import Seeds as Streams
+from elfs_lib.embedding.self_supervised import feature_width, warmup_cosine
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 from elfs_lib.training.loader import streams
 from elfs_lib.training.loop import Length, Seeds, train
+from elfs_lib.training.optimizer import decay_groups, set_learning_rate
 from elfs_lib.training.recipes import Recipe
 
 
@@ -164,9 +166,7 @@ def fine_tune(
     config = config or FineTuning()
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    weights, order, views = np.random.SeedSequence(seed).generate_state(3).tolist()
-    shuffle = torch.Generator().manual_seed(order)
-    random = torch.Generator(where).manual_seed(views)
+    seeds = Streams.of(seed, where)
     how = Augmentation(config.area, 4 / 3, flip, config.jitter, config.grey, blur=False)
     weak = Augmentation(config.area, 1, flip, 0, 0, blur=False)
 
@@ -175,31 +175,24 @@ def fine_tune(
         encoder.prepare.to(where)
     width = feature_width(encoder, images.shape[1:], where)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(weights)
+        torch.manual_seed(seeds.weights)
         head = nn.Linear(width, classes).to(where)
     network = nn.Sequential(backbone, head)
-    rates = {config.encoder_lr: [*backbone.parameters()], config.lr: [*head.parameters()]}
-    groups = [
-        {"params": some, "peak": rate, "weight_decay": config.weight_decay * (dims > 1)}
-        for rate, weights in rates.items()
-        for dims in (1, 2)
-        if (some := [w for w in weights if (w.ndim > 1) + 1 == dims])
-    ]
-    optimizer = torch.optim.AdamW(groups)
+    peaks = ((backbone, config.encoder_lr), (head, config.lr))
+    optimizer = torch.optim.AdamW(decay_groups(peaks, config.weight_decay))
 
     subset = most_confident(labels, confidence, keep)
-    chosen = torch.from_numpy(subset)
     held = None if streams(loader, images.nbytes, where) else resident(images, where)
     targets = torch.from_numpy(labels[subset]).to(where)
     # by image, for weights of classes would weigh the smoothing too, and an empty class would win
     balance = (1 / torch.bincount(targets, minlength=classes).float())[targets]
 
-    def logits(rows: torch.Tensor, views: Augmentation) -> torch.Tensor:
+    def logits(rows: np.ndarray, views: Augmentation) -> torch.Tensor:
         if held is None:
-            pixels = torch.from_numpy(images[rows.numpy()]).to(where)
+            pixels = torch.from_numpy(images[rows]).to(where)
         else:
-            pixels = held[rows.to(where)]
-        x = augment(pixels.float().div_(255), views, random)
+            pixels = held[torch.from_numpy(rows).to(where)]
+        x = augment(pixels.float().div_(255), views, seeds.views)
         x = encoder.prepare(x).contiguous(memory_format=torch.channels_last)
         with autocast(where, dtype):
             return network(x).float()
@@ -209,12 +202,9 @@ def fine_tune(
     steps, step = config.epochs * batches, 0
     for _ in track(range(config.epochs), "self-labelling from the encoder"):
         total = torch.zeros((), device=where)
-        for some in torch.randperm(len(subset), generator=shuffle).chunk(batches):
-            done = (step + 0.5) / steps
-            rise = done / config.warmup if done < config.warmup else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rise * 0.5 * (1 + math.cos(math.pi * done))
-            found, here = logits(chosen[some], how), some.to(where)
+        for some in np.array_split(seeds.order.permutation(len(subset)), batches):
+            set_learning_rate(optimizer, warmup_cosine((step + 0.5) / steps, config.warmup))
+            found, here = logits(subset[some], how), torch.from_numpy(some).to(where)
             losses = F.cross_entropy(
                 found, targets[here], reduction="none", label_smoothing=config.label_smoothing
             )
@@ -233,7 +223,7 @@ def fine_tune(
     with torch.inference_mode():
         parts = [
             sum(F.softmax(logits(some, weak), 1) for _ in range(config.views)) / config.views
-            for some in torch.arange(len(images)).split(1000)
+            for some in np.split(np.arange(len(images)), range(1000, len(images), 1000))
         ]
         top, named = torch.cat(parts).max(1)
     named = named.cpu().numpy()

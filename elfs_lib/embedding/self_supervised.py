@@ -27,7 +27,7 @@ from elfs_lib.embedding.encoders import TRAINING
 from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
 from elfs_lib.training.models import NETWORKS, build_network
-from elfs_lib.training.optimizer import set_learning_rate
+from elfs_lib.training.optimizer import decay_groups, set_learning_rate
 
 if TYPE_CHECKING:
     from elfs_lib.embedding.emp_ssl import EmpSslConfig
@@ -138,17 +138,12 @@ def train_encoder(
     width = feature_width(start, images.shape[1:], where)
     projector = _projector(width, config, seeds.weights).to(where).train()
 
-    groups = []
-    for module, peak in ((network, start_lr), (projector, config.lr)):
-        weights = [w for w in module.parameters() if w.requires_grad]
-        decayed = [w for w in weights if w.ndim > 1], [w for w in weights if w.ndim <= 1]
-        for group, decay in zip(decayed, (config.weight_decay, 0.0)):
-            groups.append({"params": group, "weight_decay": decay, "lr": peak, "peak": peak})
+    peaks = ((network, start_lr), (projector, config.lr))
     losses = train_on_views(
         images,
         PreparedNetwork(nn.Sequential(network, projector), prepare),
         lambda z: decoupled_contrastive(z, config.temperature),
-        torch.optim.AdamW(groups),
+        torch.optim.AdamW(decay_groups(peaks, config.weight_decay)),
         config,
         seeds,
         resolve_precision(precision, where),
@@ -242,7 +237,7 @@ def train_on_views(
         with autocast(where, dtype):
             z = network.network(x.contiguous(memory_format=torch.channels_last))
         value = loss(z.float())
-        set_learning_rate(optimizer, _schedule((step + 0.5) / steps, config.warmup))
+        set_learning_rate(optimizer, warmup_cosine((step + 0.5) / steps, config.warmup))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
@@ -306,7 +301,7 @@ def _projector(width: int, config: SelfSupervisedConfig, seed: int) -> nn.Module
         )
 
 
-def _schedule(done: float, warmup: float) -> float:
+def warmup_cosine(done: float, warmup: float) -> float:
     """Share of the peak learning rate: a line up, then half a cosine down."""
     if done < warmup:
         return done / warmup

@@ -6,7 +6,6 @@ where its 95% interval excludes zero.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from elfs_lib.results import executed, sentences
 from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
 from elfs_lib.results.page import CONTROLS, Tables, name_of, signed, words_of
 from elfs_lib.results.provenance import WHOLE_PIPELINES
+from elfs_lib.results.verdict import is_another_search
 
 
 def page_of_shift(dataset: str) -> Path:
@@ -173,9 +173,7 @@ def other_searches(every: Tables) -> pd.DataFrame:
     else; empty where there are none."""
     rows = []
     for (dataset, setting), table in every.items():
-        changed = re.findall(r"(\w+)=", setting)
-        others = [name for name in changed if not name.startswith("search_")]
-        if not setting.startswith(WHOLE_PIPELINES) or not changed or others:
+        if not setting.startswith(WHOLE_PIPELINES) or not is_another_search(setting):
             continue
         against = {
             rival: paired_difference(table, "elfs", rival, strict=False).set_index("budget")
@@ -202,7 +200,8 @@ def in_hindsight() -> pd.DataFrame:
     """The choices of the search against the best of the betas that were trained, as
     ``benchmarks.search_quality`` wrote them; empty where it has not run."""
     file = project_root() / "book" / "data" / "search_quality.csv"
-    columns = ["Labelled", "By beta, %", "Chosen by the search", "Best in hindsight", "On"]
+    columns = ["Labelled", "By beta, %", "Chosen by the search", "Best in hindsight"]
+    columns += ["Pipelines", "On"]
     return pd.read_csv(file, dtype=str)[columns] if file.exists() else pd.DataFrame()
 
 

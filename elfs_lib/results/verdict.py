@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from elfs_lib.results import executed, plots
 from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
 from elfs_lib.results.low_budget import ADVICE
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.words import setting_in_words
+from elfs_lib.results.words import changed_parameters, setting_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -233,22 +232,23 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
 
 
+def is_another_search(setting: str) -> bool:
+    """Whether the search for beta, and nothing else, differs from the params file's."""
+    changed = changed_parameters(setting)
+    return bool(changed) and all(name.startswith("search_") for name in changed)
+
+
 def _other_searches(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """ELFS against others over whole pipelines whose search for beta alone is another."""
     frame = pd.DataFrame(rows, columns=[*COLUMNS])
     kept = frame["method"] == "elfs"
-    searched = frame["setting"].map(
-        lambda setting: (
-            bool(setting)
-            and all(name.startswith("search_") for name in re.findall(r"(\w+)=", setting))
-        )
-    )
+    searched = frame["setting"].map(is_another_search)
     return frame[kept & frame["whole_pipelines"].astype(bool) & searched.astype(bool)]
 
 
 def _is_of_pseudo_labels(setting: str) -> bool:
     """Whether nothing but the training of all alike, or the pseudo-labels on purpose, differs."""
-    names = [name for name in re.findall(r"(\w+)=", setting) if not name.startswith("eval_")]
+    names = [name for name in changed_parameters(setting) if not name.startswith("eval_")]
     makers = ("encoder", "neighbor", "clustering", "temi_", "pseudo_labels", "relabel_")
     return all(name.startswith(makers) for name in names)
 

@@ -36,6 +36,12 @@ _PHRASES = {
 }
 
 
+def changed_parameters(setting: str) -> list[str]:
+    """The parameters that a setting names, as :func:`elfs_lib.results.provenance.setting` gives
+    it."""
+    return re.findall(r"(\w+)=", setting)
+
+
 def setting_in_words(setting: str) -> str:
     """Say a setting as people would: ``search_steps=1000`` becomes "search models: 1,000 steps".
 

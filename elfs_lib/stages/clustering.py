@@ -12,6 +12,7 @@ from elfs_lib.artifacts import Draft
 from elfs_lib.clustering.registry import CLUSTERINGS, ClusteringInputs, cluster
 from elfs_lib.embedding import encoders
 from elfs_lib.params import Params
+from elfs_lib.stages.embedding import encoder_file
 from elfs_lib.stages.graph import Call, Given, stage
 from elfs_lib.training.recipes import find_recipe
 
@@ -152,9 +153,8 @@ def _pseudo_key(given: Given) -> dict[str, Any]:
     keyed |= given.key("seed", "relabel_keep", "relabel_start", "flip", "precision", "classes")
     if not _fine_tunes(given.params):
         return keyed | given.key(*PROXY)
-    keyed |= given.key("encoder", "encoder_size", "encoder_checkpoint")
-    if keyed.pop("encoder_checkpoint") and "encoder" not in given.inputs:
-        keyed["checkpoint"] = encoders.checkpoint_fingerprint(given.params.encoder_checkpoint)
+    keyed |= given.key("encoder", "encoder_size")
+    keyed["checkpoint"] = encoders.checkpoint_fingerprint(given.params.encoder_checkpoint)
     from elfs_lib.clustering.self_training import FineTuning  # needs PyTorch
 
     return keyed | {"training": dataclasses.asdict(FineTuning())}
@@ -171,12 +171,9 @@ def _relabel(given: Given, labels: np.ndarray, confidence: np.ndarray, seed: int
     if not _fine_tunes(p):
         recipe, length = find_recipe(p.proxy_recipe), Length(epochs=p.proxy_epochs)
         return relabel(*start, recipe, length, keep=p.relabel_keep, seed=seed, **given.training)
-    trained = given.inputs.get("encoder")
-    file = trained.folder / "encoder.safetensors" if trained else p.encoder_checkpoint
-    images = given.train_images
-    encoder = stored_encoder(
-        p.encoder, images.shape[2:], file and encoders.find_checkpoint(file), p.encoder_size
-    )
+    file, size = encoder_file(given), given.train_images.shape[2:]
+    file = file and encoders.find_checkpoint(file)
+    encoder = stored_encoder(p.encoder, size, file, p.encoder_size)
     where = given.some("flip", "device", "precision", "loader")
     return fine_tune(encoder, *start, keep=p.relabel_keep, seed=seed, **where)
 

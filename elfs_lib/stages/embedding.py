@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,12 +145,17 @@ def _takes_views(params: Params) -> bool:
     return bool(params.encoder_views) and params.encoder != "pixels"
 
 
+def encoder_file(given: Given) -> Path | str | None:
+    """The file of the encoder: of the one that is trained here, else the one that is named."""
+    trained = given.inputs.get("encoder")
+    return trained.folder / "encoder.safetensors" if trained else given.params.encoder_checkpoint
+
+
 def embedding_options(given: Given) -> dict[str, Any]:
     """How images are embedded, as :func:`elfs_lib.embedding.embed.embed` takes it."""
     p = given.params
-    trained = given.inputs.get("encoder")
     return {
-        "checkpoint": trained.folder / "encoder.safetensors" if trained else p.encoder_checkpoint,
+        "checkpoint": encoder_file(given),
         "input_size": p.encoder_size,
         "views": _views(p),
         "device": p.device,

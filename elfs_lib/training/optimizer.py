@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -152,6 +153,20 @@ def build_optimizer(
     for group in optimizer.param_groups if fused else ():
         group["lr"] = torch.full((), recipe.lr, device=trained[0].device)
     return optimizer
+
+
+def decay_groups(
+    parts: Iterable[tuple[nn.Module, float]], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: modules with their peak learning rates, and weight decay for what
+    has more than one dimension."""
+    groups = []
+    for module, peak in parts:
+        weights = [w for w in module.parameters() if w.requires_grad]
+        decayed = [w for w in weights if w.ndim > 1], [w for w in weights if w.ndim <= 1]
+        for group, decay in zip(decayed, (weight_decay, 0.0)):
+            groups.append({"params": group, "weight_decay": decay, "lr": peak, "peak": peak})
+    return groups
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
