@@ -12,7 +12,7 @@ import pytest
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.results import claims, evaluation, executed, plots, sentences
+from elfs_lib.results import claims, evaluation, executed, page, plots, sentences
 from elfs_lib.results.provenance import WHOLE_PIPELINES, setting
 from elfs_lib.results.words import setting_in_words
 from elfs_lib.runs.spec import load_sweep
@@ -103,12 +103,12 @@ def test_betas_are_compared_within_a_budget():
         ),
         ("cifar10", ""): table(random=RANDOM, elfs=RANDOM),
     }
-    chosen = claims.chosen_betas(every)
+    chosen = page.chosen_betas(every)
     assert len(chosen) == 9 and chosen["gain"].tolist() == [2, 2, 2, 5, 1, 1, 0, 1, 1]
     (line,) = claims.on_betas(chosen)
     assert "all pipelines chose 0.2 at 10%" in line
     assert "gained more at 20%;" in line and "gained less at 30%." in line
-    assert claims.on_betas(claims.chosen_betas({})) == []
+    assert claims.on_betas(page.chosen_betas({})) == []
 
 
 def test_pipelines_with_another_search_stand_apart():
@@ -138,7 +138,7 @@ def test_figures_draw_what_they_are_given():
     )
     (axes,) = plots.intervals(steps, unit="points").axes
     assert axes.lines[1].get_xdata()[0] == pytest.approx(13 / 6)
-    chosen = claims.chosen_betas(
+    chosen = page.chosen_betas(
         {
             ("cifar10", WHOLE_PIPELINES): pd.concat(
                 [table(b, random=RANDOM, elfs=[72, 73, 75]) for b in (0.1, 0.3)]

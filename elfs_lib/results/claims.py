@@ -126,26 +126,6 @@ def on_cuts(steps: pd.DataFrame) -> list[str]:
 # ---------------------------------------------------------- does the search find the right beta?
 
 
-def chosen_betas(every: Tables) -> pd.DataFrame:
-    """``dataset``, ``budget``, ``beta`` and ``gain`` over random in points, a row for each whole
-    pipeline of a dataset's own parameters; empty where there are none."""
-    rows = []
-    for (dataset, setting), table in every.items():
-        if setting != WHOLE_PIPELINES or not {"elfs", "random"} <= {*table["method"]}:
-            continue
-        for budget, at in table.groupby("budget"):
-            drawn = at[at["method"] == "random"].set_index("seed")["accuracy"]
-            own = at[at["method"] == "elfs"].set_index("seed")
-            own = own[own.index.isin(drawn.index)]
-            rows += [
-                {"dataset": dataset, "budget": budget, "beta": float(beta), "gain": accuracy - base}
-                for beta, accuracy, base in zip(
-                    own["hard_prune_ratio"], own["accuracy"], drawn[own.index], strict=True
-                )
-            ]
-    return pd.DataFrame(rows, columns=["dataset", "budget", "beta", "gain"])
-
-
 def on_betas(chosen: pd.DataFrame) -> list[str]:
     """At which budgets the pipelines that chose the smaller beta ended higher, as Markdown
     lines."""

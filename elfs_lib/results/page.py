@@ -81,28 +81,42 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows), lines
 
 
-def by_beta(every: Tables) -> pd.DataFrame:
-    """What ELFS reached with each beta that its search chose, over the whole pipelines of a
-    dataset's own parameters; empty where there are none."""
+def chosen_betas(every: Tables) -> pd.DataFrame:
+    """``dataset``, ``budget``, ``beta``, ``accuracy`` in percent and ``gain`` over random in
+    points, a row for each whole pipeline of a dataset's own parameters; empty where there are
+    none."""
     rows = []
     for (dataset, setting), table in every.items():
         if setting != WHOLE_PIPELINES or not {"elfs", "random"} <= {*table["method"]}:
             continue
         for budget, at in table.groupby("budget"):
             drawn = at[at["method"] == "random"].set_index("seed")["accuracy"]
-            for beta, own in at[at["method"] == "elfs"].groupby("hard_prune_ratio"):
-                gain = own.set_index("seed")["accuracy"] - drawn
-                rows.append(
-                    {
-                        "dataset": display_name(dataset),
-                        "budget": percent(budget),
-                        "beta chosen": f"{beta:g}",
-                        "pipelines": len(own),
-                        "ELFS (%)": f"{own['accuracy'].mean():.1f}",
-                        "minus random": f"{gain.mean():+.1f}",
-                    }
+            own = at[at["method"] == "elfs"].set_index("seed")
+            own = own[own.index.isin(drawn.index)]
+            rows += [
+                {"dataset": dataset, "budget": budget, "beta": float(beta)}
+                | {"accuracy": accuracy, "gain": accuracy - base}
+                for beta, accuracy, base in zip(
+                    own["hard_prune_ratio"], own["accuracy"], drawn[own.index], strict=True
                 )
-    return pd.DataFrame(rows)
+            ]
+    return pd.DataFrame(rows, columns=["dataset", "budget", "beta", "accuracy", "gain"])
+
+
+def by_beta(every: Tables) -> pd.DataFrame:
+    """:func:`chosen_betas` as texts, a row for each beta that was chosen at a budget."""
+    return pd.DataFrame(
+        {
+            "dataset": display_name(dataset),
+            "budget": percent(budget),
+            "beta chosen": f"{beta:g}",
+            "pipelines": len(own),
+            "ELFS (%)": f"{own['accuracy'].mean():.1f}",
+            "minus random": f"{own['gain'].mean():+.1f}",
+        }
+        for (dataset, budget), at in chosen_betas(every).groupby(["dataset", "budget"], sort=False)
+        for beta, own in at.groupby("beta")
+    )
 
 
 def gains(every: Tables) -> pd.DataFrame:

@@ -404,7 +404,7 @@ def gain_by_beta(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
     budget, all on one axis, and a mark a pipeline.
 
     Args:
-        rows: Of :func:`elfs_lib.results.claims.chosen_betas`, of one dataset: ``budget``, ``beta``,
+        rows: Of :func:`elfs_lib.results.page.chosen_betas`, of one dataset: ``budget``, ``beta``,
             ``gain`` in points.
         title: A line above the plot.
 
