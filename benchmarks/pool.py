@@ -84,7 +84,6 @@ def run(file: Path, limit: int) -> dict:
     """
     import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import torch
 
     from elfs_lib.clustering.registry import ClusteringInputs, cluster
@@ -92,6 +91,7 @@ def run(file: Path, limit: int) -> dict:
     from elfs_lib.selection import SelectionInputs, budget_count, select_by
 
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # what is imported by now counts too
     rows = np.load(file, mmap_mode="r", allow_pickle=False)
     count = len(rows)
     stages = {}
