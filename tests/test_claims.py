@@ -98,7 +98,7 @@ def test_betas_are_compared_within_a_budget():
             [
                 table(0.1, random=RANDOM, elfs=[72, 73, 74]),
                 table(0.2, (0.1, 0.2, 0.2), random=RANDOM, elfs=[75, 72, 73]),
-                table(0.3, (0.1, 0.2, 0.2), random=RANDOM, elfs=[70, 72, 73]),
+                table(0.3, (0.1, 0.1, 0.2), random=RANDOM, elfs=[70, 72, 73]),
             ]
         ),
         ("cifar10", ""): table(random=RANDOM, elfs=RANDOM),
@@ -106,8 +106,13 @@ def test_betas_are_compared_within_a_budget():
     chosen = page.chosen_betas(every)
     assert len(chosen) == 9 and chosen["gain"].tolist() == [2, 2, 2, 5, 1, 1, 0, 1, 1]
     (line,) = claims.on_betas(chosen)
-    assert "all pipelines chose 0.2 at 10%" in line
-    assert "gained more at 20%;" in line and "gained less at 30%." in line
+    assert "all pipelines chose 0.2 at 10%;" in line
+    assert "+4.0 at 20% (1 against 2: too few for an interval)" in line
+    assert "-0.5 at 30% (2 against 1: too few for an interval)" in line
+    # gains 0, 2 against 5, 6: Welch with sd 1.414 and 0.707, so 1.471 degrees of freedom
+    gains = pd.DataFrame({"beta": [0.1, 0.1, 0.2, 0.2], "gain": [0.0, 2, 5, 6]})
+    (line,) = claims.on_betas(gains.assign(dataset="cifar10", budget=0.1))
+    assert "-4.5 at 10% (-11.4 to +2.4)" in line
     assert claims.on_betas(page.chosen_betas({})) == []
 
 

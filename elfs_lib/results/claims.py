@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from elfs_lib.project import project_root
 from elfs_lib.results import executed, sentences
-from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
+from elfs_lib.results.evaluation import (
+    CONFIDENCE,
+    display_name,
+    listed,
+    paired_difference,
+    percent,
+)
 from elfs_lib.results.page import CONTROLS, Tables, name_of, signed, words_of
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import is_another_search
@@ -127,22 +134,29 @@ def on_cuts(steps: pd.DataFrame) -> list[str]:
 
 
 def on_betas(chosen: pd.DataFrame) -> list[str]:
-    """At which budgets the pipelines that chose the smaller beta ended higher, as Markdown
-    lines."""
+    """What pipelines that chose the smallest beta gained over the others of their budget, with
+    Welch's 95% interval where both have a spread, as Markdown lines."""
     lines = []
     for dataset, own in chosen.groupby("dataset", sort=False):
-        higher, lower, agreed = [], [], []
+        agreed, compared = [], []
         for budget, at in own.groupby("budget"):
             smallest = at["beta"] == at["beta"].min()
             if smallest.all():
                 agreed.append(f"{at['beta'].iloc[0]:g} at {percent(budget)}")
                 continue
-            ahead = at.loc[smallest, "gain"].mean() > at.loc[~smallest, "gain"].mean()
-            (higher if ahead else lower).append(percent(budget))
+            few, rest = at.loc[smallest, "gain"], at.loc[~smallest, "gain"]
+            within = f"{len(few)} against {len(rest)}: too few for an interval"
+            if min(len(few), len(rest)) > 1:
+                test = stats.ttest_ind(few, rest, equal_var=False)
+                low, high = test.confidence_interval(CONFIDENCE)
+                within = f"{low:+.1f} to {high:+.1f}"
+            compared.append(f"{few.mean() - rest.mean():+.1f} at {percent(budget)} ({within})")
         said = [
             f"all pipelines chose {listed(agreed)}" if agreed else "",
-            f"those with the smallest beta gained more at {listed(higher)}" if higher else "",
-            f"those with the smallest beta gained less at {listed(lower)}" if lower else "",
+            "pipelines with the smallest beta gained, in points more than the others, "
+            f"{listed(compared)}"
+            if compared
+            else "",
         ]
         lines.append(f"- {display_name(dataset)}: {'; '.join(filter(None, said))}.")
     return lines
