@@ -43,6 +43,7 @@ from elfs_lib.results.low_budget import (
 )
 from elfs_lib.results.plots import accuracy_vs_labels
 from elfs_lib.results.provenance import as_setting
+from elfs_lib.results.words import setting_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.stages import Run
 
@@ -60,6 +61,7 @@ DRAWN = (
     "kmeans_nearest",
 )
 SETTINGS, ADVISED = "low_budget_settings.csv", "low_budget_advice.csv"
+MADE_ON = "low_budget_machines.csv"
 KEY = ["method", "labels_per_class", "seed"]
 
 
@@ -183,6 +185,7 @@ def write(table: pd.DataFrame, facts: dict, folder: Path, suffix: str = "") -> N
     write_text_atomic(about, json.dumps(facts, indent=1) + "\n")
     write_text_atomic(measured, _as_csv(table))
     write_text_atomic(folder / SETTINGS, _as_csv(settings_table(folder)))
+    write_text_atomic(folder / MADE_ON, _as_csv(machines_table(folder)))
     write_text_atomic(folder / ADVISED, _as_csv(advice_table()))
     for name, made in tables(table).items():
         write_text_atomic(folder / f"{stem}_{name}.csv", _as_csv(made))
@@ -201,16 +204,28 @@ def settings_table(folder: Path) -> pd.DataFrame:
         rows.append(
             {
                 "Dataset": display_name(facts["dataset"]),
-                "Encoder": ", ".join(filter(None, (facts["encoder"], facts["changes"]))),
+                "Encoder": facts["encoder"],
+                "Changed": setting_in_words(facts["changes"]),
                 "Learner": facts["learner"],
                 "Images": f"{facts['images']:,}",
                 "Test images": f"{facts['test_images']:,}",
-                "Beta of ELFS": f"{facts['beta']:g}",
-                "Machine": facts["machine"],
-                "Versions": ", ".join(f"{name} {v}" for name, v in facts["versions"].items()),
+                "β of ELFS": f"{facts['beta']:g}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def machines_table(folder: Path) -> pd.DataFrame:
+    """On which machines and by which versions the datasets in a folder were measured."""
+    rows = {}
+    for path in sorted(folder.glob("low_budget_*.json")):
+        facts = json.loads(path.read_text())
+        made = facts["machine"], ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
+        rows.setdefault(made, []).append(display_name(facts["dataset"]))
+    return pd.DataFrame(
+        {"Datasets": ", ".join(dict.fromkeys(names)), "Machine": machine, "Versions": versions}
+        for (machine, versions), names in rows.items()
+    )
 
 
 def advice_table() -> pd.DataFrame:

@@ -306,21 +306,24 @@ TABLES: Tables = {"scaling_pool_measured.csv": measured_table, "scaling_pool.csv
 
 def draw(facts: dict) -> None:
     """Time and memory of each stage as the pool grows."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4), layout="constrained")
     sizes = [row["n"] for row in facts["rows"]]
     for stage in POWERS:
         found = [row["stages"][stage] for row in facts["rows"]]
         left.loglog(sizes, [own["cpu_s"] for own in found], "o-", label=stage)
         right.plot(sizes, [own["peak_bytes"] / 2**30 for own in found], "o-", label=stage)
     right.plot(sizes, [row["rows_bytes"] / 2**30 for row in facts["rows"]], "k:", label="the rows")
-    right.axhline(facts["limit"] / 2**30, color="0.5", lw=0.8)
+    limit = facts["limit"] / 2**30
+    right.axhline(limit, color="0.5", lw=0.8)
+    right.annotate(f"limit, {limit:g} GiB", (min(sizes), limit), (0, 3), textcoords="offset points")
     right.set_ylim(0)
     right.set_xscale("log")
     left.set_ylabel("CPU seconds of one thread")
     right.set_ylabel("peak memory, GiB")
     for axes in (left, right):
         axes.set_xlabel("images N")
-    right.legend(fontsize=8)
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     write_figure(figure, "scaling_pool.svg")
 
 

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from benchmarks.book_data import Tables, write_figure, write_tables
 from benchmarks.selection_design import BASE, DESIGN, IMAGENET
@@ -122,9 +123,9 @@ QUANTITIES = (
 def draw(facts: dict, what: Quantity) -> None:
     """A panel a method: what was measured, and the line by which ``elfs methods`` carries it on."""
     methods = measured_methods()
-    rows = len(methods) // 5 + 1  # with at least one panel for the legend
+    rows = len(methods) // 4 + 1  # with at least one panel for the legend
     figure, panels = plt.subplots(
-        rows, 5, figsize=(10, 2.1 * rows), sharex=True, sharey=True, layout="constrained"
+        rows, 4, figsize=(7.2, 1.9 * rows), sharex=True, sharey=True, layout="constrained"
     )
     axes_of: dict[str, Axes] = dict(zip(methods, panels.flat, strict=False))
     curves = {method: on_the_n_axis(rows_of(facts, method)) for method in methods}
@@ -145,7 +146,8 @@ def draw(facts: dict, what: Quantity) -> None:
         axes.set_title(display_name(method), fontsize=9, loc="left")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(LogLocator(10, numticks=4))
+        axes.tick_params(labelsize=9)
     for axes in list(panels.flat)[len(methods) :]:
         axes.set_axis_off()
     handles = [
@@ -163,7 +165,7 @@ def draw(facts: dict, what: Quantity) -> None:
     if what.limit:
         handles.append(plt.Line2D([], [], color="0.4", lw=0.8, ls=":"))
         names.append(f"{what.limit:g} GiB")
-    panels.flat[-1].legend(handles, names, loc="center left", fontsize=8, frameon=False)
+    panels.flat[-1].legend(handles, names, loc="center left", fontsize=9, frameon=False)
     figure.supxlabel(f"images N ({facts['machine']})", fontsize=9)
     figure.supylabel(what.label, fontsize=9)
     write_figure(figure, what.figure)

@@ -121,6 +121,19 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     assert {row["dataset"] for row in whole} == {"cifar10", "fashion_mnist"}
 
 
+@pytest.mark.slow
+def test_the_readme_prints_what_it_says(capsys):
+    """Scores may differ between processors, so the shape of the table is compared."""
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (said,) = re.findall(r"```\n( rank .*?)```", readme, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[-4:])
+    assert header == said.splitlines()[0].split()
+    assert [row[0] for row in rows] == [line.split()[0] for line in said.splitlines()[1:]]
+    assert all(len(row) == len(header) for row in rows)
+
+
 @pytest.mark.parametrize(
     "script",
     [*ROOT.glob("book/**/*.py"), *ROOT.glob("benchmarks/*.py")],

@@ -25,7 +25,7 @@ def table(budget: float = 0.1, betas: tuple[float, ...] = (0.2, 0.2, 0.2), **acc
     rows = [
         {"dataset": "cifar10", "method": method, "budget": budget, "count": 9, "seed": seed,
          "accuracy": accuracy, "steps": 9, "recipe": "small",
-         "hard_prune_ratio": betas[seed] if method == "elfs" else None}
+         "hard_prune_ratio": betas[seed] if method in ("elfs", "ccs_pseudo_beta") else None}
         for method, values in accuracies.items()
         for seed, accuracy in enumerate(values)
     ]  # fmt: skip
@@ -54,6 +54,9 @@ def test_every_executed_page_on_the_shift_is_read(monkeypatch):
     found = claims.shifts({(name, ""): pd.DataFrame() for name in [*datasets, "nowhere"]})
     assert list(found["dataset"]) == ["CIFAR-10", "Fashion-MNIST"]
     assert (found["hardest"] > found["easiest"]).all() and found["spearman"].between(0, 1).all()
+    turned = found.assign(hardest=[0, 99], spearman=[0.25, 0.75])
+    answer = claims.dynamics_answer(turned)
+    assert answer.startswith("On 1 of 2 datasets") and "0.25 to 0.75" in answer
     for name in datasets:
         assert executed.picture(claims.page_of_shift(name), "plots.error_by_decile")[1:4] == b"PNG"
 
@@ -65,10 +68,14 @@ def test_a_shift_is_the_papers_only_with_its_interval_above_zero():
         {"dataset": name, "change": change, "low": low, "high": high} | numbers
         for name, (change, low, high) in cases.items()
     )
-    said = dict(zip(cases, claims.on_shift(found), strict=True))
+    said = dict(zip(cases, claims.shift_lines(found), strict=True))
     assert [name for name, line in said.items() if "as the paper says" in line] == ["A"]
     assert "the other way round" in said["B"] and "no evidence" in said["C"]
     assert "without an interval" in said["D"]
+    answer = claims.shift_answer(found)
+    for words in ("as the paper says", "the other way round", "no evidence either way"):
+        assert f"{words} on 1" in answer
+    assert "fewer easy images on 4" in answer
     steps = claims.shift_steps(found)
     assert steps["value"].tolist() == [2, -4, -2, -4, 1, -4, 1, -4]
     assert steps["low"].isna().tolist() == [False, True] * 3 + [True, True]
@@ -86,10 +93,12 @@ def test_cuts_are_counted_by_the_side_of_zero():
     steps = claims.cut_steps(every)
     assert steps["kind"].tolist() == ["both cuts", "hard cut", "easy cut"]
     assert steps["value"].round(1).tolist() == [-0.0, -9.9, 5.0]
-    both, hard, easy = claims.on_cuts(steps)
-    assert "better in 0 of 1" in hard and "worse in 1," in hard
-    assert "better in 1 of 1" in easy and "no evidence of a difference in 1" in both
-    assert claims.cut_steps({("digits", ""): whole}).empty and claims.on_cuts(steps[:0]) == []
+    both, hard, easy = claims.cut_lines(steps)
+    assert "better in none of 1" in hard and "worse in 1," in hard
+    assert "better in 1 of 1" in easy and "undecided in 1" in both
+    uncut = one.assign(hard_prune_ratio=0.0)
+    assert claims.cut_steps({("cifar10", ""): uncut})["kind"].tolist() == ["easy cut"]
+    assert claims.cut_steps({("digits", ""): whole}).empty and claims.cut_lines(steps[:0]) == []
 
 
 def test_betas_are_compared_within_a_budget():
@@ -105,15 +114,15 @@ def test_betas_are_compared_within_a_budget():
     }
     chosen = page.chosen_betas(every)
     assert len(chosen) == 9 and chosen["gain"].tolist() == [2, 2, 2, 5, 1, 1, 0, 1, 1]
-    (line,) = claims.on_betas(chosen)
+    (line,) = claims.beta_lines(chosen)
     assert "all pipelines chose 0.2 at 10%;" in line
-    assert "+4.0 at 20% (1 against 2: too few for an interval)" in line
-    assert "-0.5 at 30% (2 against 1: too few for an interval)" in line
+    assert "+4.0 points at 20% (1 against 2: too few for an interval)" in line
+    assert "-0.5 points at 30% (2 against 1: too few for an interval)" in line
     # gains 0, 2 against 5, 6: Welch with sd 1.414 and 0.707, so 1.471 degrees of freedom
     gains = pd.DataFrame({"beta": [0.1, 0.1, 0.2, 0.2], "gain": [0.0, 2, 5, 6]})
-    (line,) = claims.on_betas(gains.assign(dataset="cifar10", budget=0.1))
-    assert "-4.5 at 10% (-11.4 to +2.4)" in line
-    assert claims.on_betas(page.chosen_betas({})) == []
+    (line,) = claims.beta_lines(gains.assign(dataset="cifar10", budget=0.1))
+    assert "-4.5 points at 10% (-11.4 to +2.4)" in line
+    assert claims.beta_lines(page.chosen_betas({})) == []
 
 
 def test_pipelines_with_another_search_stand_apart():
@@ -122,7 +131,7 @@ def test_pipelines_with_another_search_stand_apart():
     found = claims.other_searches({("cifar10", f"{WHOLE_PIPELINES}, search_steps=1000"): own})
     (row,) = found.to_dict("records")
     assert row["pipelines"] == "CIFAR-10, search models: 1,000 steps"
-    assert row["betas chosen"] == "0.2, 0.2, 0.2" and row["labelled"] == "10%"
+    assert row["β chosen"] == "0.2, 0.2, 0.2" and row["labelled"] == "10%"
     assert row["ELFS minus Random"].startswith("+2.2 (")
     assert row["ELFS minus CCS pseudo"].startswith("-2.8 (")
 
@@ -192,9 +201,13 @@ def test_the_choice_in_hindsight_is_read_from_the_benchmark(tmp_path, monkeypatc
     monkeypatch.setattr(claims, "project_root", lambda: tmp_path)
     assert claims.in_hindsight().empty
     (tmp_path / "book" / "data").mkdir(parents=True)
-    columns = 'Labelled,"By beta, %",Chosen by the search,Best in hindsight,Pipelines,On'
-    rows = f'{columns}\n30%,"0: 91.66, 0.1: 91.88",0.1,0.1,1,a card\n'
+    columns = 'Dataset,Labelled,"Accuracy by β, %",Chosen by the search,Best of those tried,'
+    columns += '"Accuracy at the choice, %","At the best, %","Lost, points",Pipelines,On'
+    rows = f'{columns}\nA,30%,"0: 91.66, 0.1: 91.88",0.1,0.1,91.88,91.88,0.00,1,a card\n'
+    rows += 'A,10%,"0: 80, 0.1: 79.5",0.1,0,79.5,80,0.50 ± 0.10,2,a card\n'
     (tmp_path / "book" / "data" / "search_quality.csv").write_text(rows)
-    (found,) = claims.in_hindsight().to_dict("records")
-    assert found["Pipelines"] == "1"
-    assert found["By beta, %"] == "0: 91.66, 0.1: 91.88" and found["Chosen by the search"] == "0.1"
+    found, other = claims.in_hindsight().to_dict("records")
+    assert found["Pipelines"] == "1" and other["Lost, points"] == "0.50 ± 0.10"
+    assert found["Accuracy by β, %"] == "0: 91.66, 0.1: 91.88" and "On" not in found
+    answer = claims.hindsight_answer(claims.in_hindsight())
+    assert answer.startswith("Of 2 budgets") and "at 1," in answer and "0.50 points" in answer

@@ -54,6 +54,7 @@ def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measur
 def test_the_page_on_budgets_shows_what_was_measured(load):
     track, folder = load("low_budget"), ROOT / "book" / "data"
     shown = {track.SETTINGS: track.settings_table(folder), track.ADVISED: track.advice_table()}
+    shown[track.MADE_ON] = track.machines_table(folder)
     for facts in folder.glob("low_budget_*.json"):
         table = pd.read_csv(facts.with_suffix(".csv"))
         made = track.tables(table).items()
@@ -65,7 +66,7 @@ def test_the_page_on_budgets_shows_what_was_measured(load):
         text = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
         assert text == (folder / name).read_text(), name
     included = set(re.findall(r":file: data/(low_budget\S+)", page))
-    assert {track.SETTINGS, track.ADVISED} < included <= set(shown)
+    assert {track.SETTINGS, track.ADVISED, track.MADE_ON} < included <= set(shown)
     for facts in folder.glob("low_budget_*.json"):
         assert f"{facts.stem}_differences.csv" in included
         assert f"{{figure}} data/{facts.stem}.svg" in page or facts.stem.endswith("_from_scratch")
@@ -320,12 +321,13 @@ def test_the_search_is_compared_with_the_best_beta_over_all_pipelines(load):
     made = load("search_quality")
     accuracy = {0: {0.1: 80.0, 0.2: 82.0, 0.3: 81.0}, 1: {0.1: 84.0, 0.2: 83.0, 0.3: 79.0}}
     rows = [
-        {"budget": 0.3, "pipeline": p, "ratio": r, "accuracy": a, "chosen": r == 0.3, "device": "x"}
+        {"dataset": "cifar10", "budget": 0.3, "pipeline": p, "ratio": r, "accuracy": a}
+        | {"chosen": r == 0.3, "device": "x"}
         for p, own in accuracy.items()
         for r, a in own.items()
     ]
     (line,) = made.choice_table({"rows": rows}).to_dict("records")
-    assert line["Best in hindsight"] == "0.2" and line["At the best, %"] == "82.50"
+    assert line["Best of those tried"] == "0.2" and line["At the best, %"] == "82.50"
     assert line["Accuracy at the choice, %"] == "80.00" and line["Lost, points"] == "2.50 ± 2.12"
     assert line["Chosen by the search"] == "0.3, 0.3" and line["Pipelines"] == 2
-    assert line["By beta, %"] == "0.1: 82.00, 0.2: 82.50, 0.3: 80.00"
+    assert line["Accuracy by β, %"] == "0.1: 82.00, 0.2: 82.50, 0.3: 80.00"

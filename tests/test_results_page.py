@@ -61,14 +61,14 @@ def test_the_first_table_is_of_the_params_files_own_setting(every):
 
 def test_whole_pipelines_count_the_betas_of_their_seeds(every):
     shown, lines = results_page.whole_pipelines(every)
-    assert one(shown)["betas"] == "0 (1), 0.1 (1), 0.2 (1)"
+    assert one(shown)["β chosen"] == "0 (1), 0.1 (1), 0.2 (1)"
     assert one(shown)["baseline"] == "Random" and lines[0] == "**Digits.**" and len(lines) == 3
 
 
 def test_pipelines_are_grouped_by_the_beta_that_each_chose(every):
     own = every["digits", "whole pipelines"]
     own.loc[own["method"] == "elfs", "hard_prune_ratio"] = [0.2, 0.3, 0.2]
-    rows = results_page.by_beta(every).set_index("beta chosen")
+    rows = results_page.by_beta(every).set_index("β chosen")
     assert rows["pipelines"].to_dict() == {"0.2": 2, "0.3": 1}
     assert rows["minus random"].to_dict() == {"0.2": "+2.0", "0.3": "+2.5"}
     assert results_page.by_beta({("digits", ""): own}).empty
@@ -110,7 +110,7 @@ def test_each_cut_is_held_against_what_was_before_it(every):
     assert row["hard cut"].startswith("-9.0 (") and row["then the easy cut"].startswith("+4.2 (")
     without = table(elfs=RANDOM, ccs_pseudo=BALANCED, ccs_pseudo_beta=BALANCED)
     row = one(results_page.cuts({("digits", ""): without.assign(hard_prune_ratio=0.0)}))
-    assert (row["hard cut"], row["beta"]) == ("+0.0 (in each of 3)", "0")
+    assert (row["hard cut"], row["β"]) == ("+0.0 (in each of 3)", "0")
 
 
 def test_means_are_in_bold_only_where_the_interval_is_above_zero(every):

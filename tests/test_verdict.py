@@ -97,10 +97,21 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     claim = "better at 10% (+2.3), worse at 30% (-2.0), undecided at 50% (+0.2)"
     short, of_cifar10, *_ = verdict.in_words(rows)
     assert f"against random: {claim}" in of_cifar10
-    assert "against random, ELFS is better in 1 of 3 and worse in 1" in short
+    assert "better than random at 1 of 3 budgets and worse at 1" in short
+    assert "(81% of the pseudo-labels right)" in of_cifar10
     cells = verdict.markdown_table(rows)
     assert "| CIFAR-10 | 30% | 81.0 | 81.0 | 79.0 | **-2.0" in cells
     assert "| CIFAR-10 | 50% | 81.0 | 85.0 | 81.2 | +0.2 (" in cells
+
+
+def test_other_methods_that_beat_elfs_are_named():
+    own = table(random=[80, 81, 82], elfs=[82, 83.5, 84], badge=[85, 86.7, 87], dual=[82, 83, 84])
+    every = {("cifar10", ""): own, ("cifar10", "eval_steps=9"): own}
+    rows = verdict.verdict_rows(every)
+    (line,) = (line for line in verdict.in_words(rows) if "other label-free methods" in line)
+    assert "of 2, better than ELFS is BADGE at 10% (by 3.1)." in line
+    rows = verdict.verdict_rows({("cifar10", ""): own[own["method"] != "badge"]})
+    assert any("of 1, better than ELFS is none." in line for line in verdict.in_words(rows))
 
 
 def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
@@ -147,9 +158,13 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     rows = verdict.verdict_rows(every)
     assert verdict.by_pseudo_labels(rows)["pseudo_label_accuracy"].tolist() == [60, 81, 100]
     (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
-    assert "CIFAR-10 at 10%" in line and line.count("right") == 2
+    assert "CIFAR-10 at 10%" in line and line.count("right") == 2 and "; at" not in line
     said = [line.index(words) for words in ("+0.6 (", "60% right", "+2.3 (", "81%", "+3.3 (")]
     assert said == sorted(said) and line.endswith("with true labels.")
+    both = {name: pd.concat([own, own.assign(budget=0.3)]) for name, own in every.items()}
+    rows = verdict.verdict_rows(both)
+    (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
+    assert "at 30%, in this order, +0.6, +2.3 and +3.3." in line
     (other,) = (line for line in verdict.in_words(rows) if "another search" in line)
     assert "9 steps" in other and "CCS" not in other and "10% (+0.6)" in other
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}

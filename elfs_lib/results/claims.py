@@ -20,6 +20,7 @@ from elfs_lib.results.evaluation import (
     listed,
     paired_difference,
     percent,
+    points,
 )
 from elfs_lib.results.page import CONTROLS, Tables, name_of, signed, words_of
 from elfs_lib.results.provenance import WHOLE_PIPELINES
@@ -47,7 +48,7 @@ def shifts(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", *sentences.SHIFT_NUMBERS])
 
 
-def of_dynamics(found: pd.DataFrame) -> pd.DataFrame:
+def dynamics_table(found: pd.DataFrame) -> pd.DataFrame:
     """:func:`shifts` as texts: where pseudo-labels are wrong, and whether scores keep their
     order."""
     return pd.DataFrame(
@@ -58,6 +59,19 @@ def of_dynamics(found: pd.DataFrame) -> pd.DataFrame:
             "rank correlation": f"{row.spearman:.2f}",
         }
         for row in found.itertuples()
+    )
+
+
+def dynamics_answer(found: pd.DataFrame) -> str:
+    """:func:`shifts` in a sentence."""
+    if found.empty:
+        return "Not measured yet."
+    gather = int((found["hardest"] > found["easiest"]).sum())
+    low, high = found["spearman"].min(), found["spearman"].max()
+    return (
+        f"On {gather} of {len(found)} datasets, pseudo-labels are wrong more often in the hardest "
+        f"tenth than in the easiest; AUM under pseudo-labels and under true ones have a rank "
+        f"correlation of {low:.2f} to {high:.2f}."
     )
 
 
@@ -75,20 +89,35 @@ def shift_steps(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def on_shift(found: pd.DataFrame) -> list[str]:
+def _said_of_shift(row: Any) -> str:
+    if pd.isna(row.low):
+        return "measured once, without an interval"
+    if row.low > 0:
+        return "as the paper says"
+    return "the other way round" if row.high < 0 else "no evidence either way"
+
+
+def shift_answer(found: pd.DataFrame) -> str:
+    """:func:`shift_lines` in a sentence."""
+    if found.empty:
+        return "Not measured yet."
+    said = [_said_of_shift(row) for row in found.itertuples()]
+    counts = [f"{words} on {said.count(words)}" for words in dict.fromkeys(sorted(said))]
+    fewer = int((found["pruned"] < 0).sum())
+    return (
+        f"Of {len(found)} datasets, the shift is {listed(counts)}. Double-end pruning takes in "
+        f"fewer easy images on {fewer}."
+    )
+
+
+def shift_lines(found: pd.DataFrame) -> list[str]:
     """What each dataset says of the shift, as Markdown lines."""
     lines = []
     for row in found.itertuples():
-        if pd.isna(row.low):
-            said = "measured once, without an interval"
-        elif row.low > 0:
-            said = "as the paper says"
-        else:
-            said = "the other way round" if row.high < 0 else "no evidence either way"
-        within = "" if pd.isna(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
+        within = "" if pd.isna(row.low) else f" ({points(row.low)} to {points(row.high)})"
         lines.append(
-            f"- {row.dataset}: {row.change:+.1f} points{within}, {said}; then {row.pruned:+.1f} by "
-            "double-end pruning."
+            f"- {row.dataset}: {row.change:+.1f} points{within}, {_said_of_shift(row)}; then "
+            f"{row.pruned:+.1f} by double-end pruning."
         )
     return lines
 
@@ -98,7 +127,7 @@ def on_shift(found: pd.DataFrame) -> list[str]:
 
 def cut_steps(every: Tables) -> pd.DataFrame:
     """What each cut does to CCS on the same scores, and both over whole pipelines, as rows of
-    :func:`elfs_lib.results.plots.intervals`."""
+    :func:`elfs_lib.results.plots.intervals`; a hard cut of nothing (beta 0) is left out."""
     plain, cut = CONTROLS
     of_one = {"hard cut": (cut, plain), "easy cut": ("elfs", cut)}
     of_pipelines = {"both cuts": ("elfs", plain)}
@@ -111,6 +140,8 @@ def cut_steps(every: Tables) -> pd.DataFrame:
             if not measured.issuperset(pair):
                 continue
             for row in paired_difference(table, *pair, strict=False).itertuples():
+                if kind == "hard cut" and not _cuts(table, cut, row.budget):
+                    continue
                 label = ", ".join([display_name(dataset), percent(row.budget), *words_of(setting)])
                 rows.append(_step(label, kind, row.difference, row.low, row.high))
     order = [*of_pipelines, *of_one]
@@ -118,14 +149,19 @@ def cut_steps(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "kind", "value", "low", "high"])
 
 
-def on_cuts(steps: pd.DataFrame) -> list[str]:
+def _cuts(table: pd.DataFrame, method: str, budget: float) -> bool:
+    own = table[(table["method"] == method) & (table["budget"] == budget)]
+    return bool((own["hard_prune_ratio"].astype(float) > 0).any())
+
+
+def cut_lines(steps: pd.DataFrame) -> list[str]:
     """How often each step of :func:`cut_steps` raised or lowered accuracy, as Markdown lines."""
     lines = []
     for kind, own in steps.groupby("kind", sort=False):
         up, down = int((own["low"] > 0).sum()), int((own["high"] < 0).sum())
         lines.append(
-            f"- {kind[0].upper()}{kind[1:]}: better in {up} of {len(own)} comparisons, worse in "
-            f"{down}, no evidence of a difference in {len(own) - up - down}."
+            f"- {kind[0].upper()}{kind[1:]}: better in {up or 'none'} of {len(own)} comparisons, "
+            f"worse in {down or 'none'}, undecided in {len(own) - up - down or 'none'}."
         )
     return lines
 
@@ -133,7 +169,7 @@ def on_cuts(steps: pd.DataFrame) -> list[str]:
 # ---------------------------------------------------------- does the search find the right beta?
 
 
-def on_betas(chosen: pd.DataFrame) -> list[str]:
+def beta_lines(chosen: pd.DataFrame) -> list[str]:
     """What pipelines that chose the smallest beta gained over the others of their budget, with
     Welch's 95% interval where both have a spread, as Markdown lines."""
     lines = []
@@ -149,12 +185,13 @@ def on_betas(chosen: pd.DataFrame) -> list[str]:
             if min(len(few), len(rest)) > 1:
                 test = stats.ttest_ind(few, rest, equal_var=False)
                 low, high = test.confidence_interval(CONFIDENCE)
-                within = f"{low:+.1f} to {high:+.1f}"
-            compared.append(f"{few.mean() - rest.mean():+.1f} at {percent(budget)} ({within})")
+                within = f"{points(low)} to {points(high)}"
+            compared.append(
+                f"{few.mean() - rest.mean():+.1f} points at {percent(budget)} ({within})"
+            )
         said = [
             f"all pipelines chose {listed(agreed)}" if agreed else "",
-            "pipelines with the smallest beta gained, in points more than the others, "
-            f"{listed(compared)}"
+            f"against the others, pipelines that chose the smallest β gained {listed(compared)}"
             if compared
             else "",
         ]
@@ -179,7 +216,7 @@ def other_searches(every: Tables) -> pd.DataFrame:
                 {
                     "pipelines": name_of(dataset, setting),
                     "labelled": percent(budget),
-                    "betas chosen": ", ".join(f"{beta:g}" for beta in own["hard_prune_ratio"]),
+                    "β chosen": ", ".join(f"{beta:g}" for beta in own["hard_prune_ratio"]),
                 }
                 | {
                     f"ELFS minus {display_name(rival)}": signed(pairs.loc[budget])
@@ -194,9 +231,19 @@ def in_hindsight() -> pd.DataFrame:
     """The choices of the search against the best of the betas that were trained, as
     ``benchmarks.search_quality`` wrote them; empty where it has not run."""
     file = project_root() / "book" / "data" / "search_quality.csv"
-    columns = ["Labelled", "By beta, %", "Chosen by the search", "Best in hindsight"]
-    columns += ["Pipelines", "On"]
-    return pd.read_csv(file, dtype=str)[columns] if file.exists() else pd.DataFrame()
+    left_out = ["Accuracy at the choice, %", "At the best, %", "On"]
+    return pd.read_csv(file, dtype=str).drop(columns=left_out) if file.exists() else pd.DataFrame()
+
+
+def hindsight_answer(found: pd.DataFrame) -> str:
+    """:func:`in_hindsight` in a sentence."""
+    if found.empty:
+        return "Not measured yet."
+    lost = found["Lost, points"].str.split(" ").str[0].astype(float)
+    return (
+        f"Of {len(found)} budgets where several β were tried, the search chose the best of them at "
+        f"{int((lost <= 0).sum())}, and lost {lost.max():.2f} points at most."
+    )
 
 
 # ------------------------------------------------------------- what a small run cannot show

@@ -76,6 +76,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
+def points(value: float) -> str:
+    """A signed end of an interval in points: 1.2 becomes "+1.2", with a digit more where one would
+    not show on which side of zero it lies."""
+    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.2f}"
+
+
 def listed(parts: Iterable[str]) -> str:
     """Words in a row, the last after "and"; at least one."""
     *first, last = parts

@@ -38,7 +38,7 @@ ADVICE: tuple[tuple[int, str], ...] = (
 STRENGTH = 10.0
 MOST_STEPS, TOLERANCE = 5000, 1e-5
 
-#: Labels a class from which on that page tells no method from random, up to the last advice.
+#: Labels a class up to which methods were measured; there none differs from random sampling.
 AS_RANDOM = 100
 
 #: The columns of the track's table, one row a method, number of labels a class, and seed.

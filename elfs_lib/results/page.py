@@ -13,7 +13,13 @@ from typing import Any
 import pandas as pd
 
 from elfs_lib.results import evaluation
-from elfs_lib.results.evaluation import display_name, paired_difference, percent, verdicts
+from elfs_lib.results.evaluation import (
+    display_name,
+    paired_difference,
+    percent,
+    points,
+    verdicts,
+)
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import by_pseudo_labels, verdict_rows
 from elfs_lib.results.words import setting_in_words
@@ -76,7 +82,7 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
                 | _baseline(row)
                 | _difference(row)
                 | {"runs": row.n}
-                | {"betas": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
+                | {"β chosen": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
             )
     return pd.DataFrame(rows), lines
 
@@ -109,7 +115,7 @@ def by_beta(every: Tables) -> pd.DataFrame:
         {
             "dataset": display_name(dataset),
             "budget": percent(budget),
-            "beta chosen": f"{beta:g}",
+            "β chosen": f"{beta:g}",
             "pipelines": len(own),
             "ELFS (%)": f"{own['accuracy'].mean():.1f}",
             "minus random": f"{own['gain'].mean():+.1f}",
@@ -128,11 +134,17 @@ def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
     """:func:`gains` as texts."""
     return pd.DataFrame(
         {"dataset": display_name(row.dataset), "budget": percent(row.budget)}
-        | {"pipelines": setting_in_words(row.setting) or "the params file's own"}
+        | {"pipelines": _ways(row)}
         | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
         | {"ELFS minus random": signed(row), "runs": row.n}
         for row in curve.rename(columns={"runs": "n"}).itertuples()
     )
+
+
+def _ways(row: Any) -> str:
+    if row.method == "elfs_true":
+        return "true labels in their place"
+    return setting_in_words(row.setting) or "the params file's own"
 
 
 def in_words(every: Tables) -> list[str]:
@@ -228,7 +240,7 @@ def cuts(every: Tables) -> pd.DataFrame:
                     "hard cut": signed(one),
                     "then the easy cut": signed(two),
                     "seeds": min(one.n, two.n),
-                    "beta": f"{elfs['hard_prune_ratio'].iloc[0]:g}",
+                    "β": f"{elfs['hard_prune_ratio'].iloc[0]:g}",
                 }
             )
     return pd.DataFrame(rows)
@@ -246,7 +258,7 @@ def cost_of_pseudo_labels(every: Tables) -> pd.DataFrame:
                 {"dataset": display_name(dataset), "budget": percent(row.budget)}
                 | {"true labels (%)": f"{row.method_mean:.1f}", "ELFS (%)": f"{row.rival_mean:.1f}"}
                 | _difference(row, "cost")
-                | {"beta, true": f"{at['elfs_true']:g}", "beta, ELFS": f"{at['elfs']:g}"}
+                | {"β, true": f"{at['elfs_true']:g}", "β, ELFS": f"{at['elfs']:g}"}
                 | {"seeds": row.n}
             )
     return pd.DataFrame(rows)
@@ -332,7 +344,9 @@ def _interval(row: Any) -> str:
     if row.n == 1:
         return "one seed"
     # equal differences, for example of two methods that chose the same images
-    return f"in each of {row.n}" if pd.isna(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
+    if pd.isna(row.low):
+        return f"in each of {row.n}"
+    return f"{points(row.low)} to {points(row.high)}"
 
 
 def signed(row: Any) -> str:

@@ -18,17 +18,24 @@ from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import project_root
 from elfs_lib.results import executed, plots
-from elfs_lib.results.evaluation import display_name, listed, paired_difference, percent
-from elfs_lib.results.low_budget import ADVICE
+from elfs_lib.results.evaluation import (
+    display_name,
+    listed,
+    paired_difference,
+    percent,
+    points,
+)
+from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.words import changed_parameters, setting_in_words
+from elfs_lib.selection import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from elfs_lib.results.page import Tables
 
-#: Who is compared with whom.
+#: Who is compared with whom, besides ELFS with every method that sees no label.
 PAIRS = (
     ("elfs", "random"),
     ("elfs", "ccs_pseudo"),
@@ -71,12 +78,19 @@ def verdict_rows(every: Tables) -> list[dict[str, Any]]:
     rows = []
     for (dataset, setting), table in every.items():
         measured = {*table["method"]}
-        for method, rival in PAIRS:
+        others = [("elfs", name) for name in METHODS if name in measured and _is_another(name)]
+        for method, rival in (*PAIRS, *others):
             if not {method, rival} <= measured:
                 continue
             for pair in paired_difference(table, method, rival, strict=False).itertuples():
                 rows.append(_row(dataset, setting, table, pair))
     return rows
+
+
+def _is_another(name: str) -> bool:
+    """Whether a method sees no label and is neither ELFS, a variant of it, random nor a control."""
+    known = name.startswith(("elfs", "ccs")) or name == "random"
+    return not known and not METHODS[name].supervised
 
 
 def _row(dataset: str, setting: str, table: pd.DataFrame, pair: Any) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
                 "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
                 "ELFS (%)": f"{row['accuracy']:.1f}",
                 "ELFS minus random (95% interval)": f"{row['difference']:+.1f} "
-                f"({_bound(row['low'])} to {_bound(row['high'])})",
+                f"({points(row['low'])} to {points(row['high'])})",
                 "n": str(row["runs"]),
                 "clear": bool(row["low"] > 0 or row["high"] < 0),
             }
@@ -168,50 +182,89 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """What whole pipelines show, as Markdown lines: by the datasets' own parameters, how often and
-    where ELFS is ahead of a rival, behind it, or neither; the same with another search; then the
-    gain by accuracy of the pseudo-labels at the smallest budget, and what to take below the labels
-    a class that ELFS needs."""
+    """What is measured, as Markdown lines: over whole pipelines by the datasets' own parameters,
+    how often and where ELFS is ahead of a rival, behind it, or neither; which other methods beat
+    it; the same with another search for beta; the gain by accuracy of the pseudo-labels; and what
+    to take below the labels a class that ELFS needs."""
     own = _own_pipelines(rows)
-    lines = [f"- **In short**, with each dataset's own settings: {_in_short(own)}."]
+    lines = [f"- **In short**: {_in_short(own)}."]
     lines += [
-        f"- **{display_name(dataset)}**: {'; '.join(_claims(of_one))}."
+        f"- **{display_name(dataset)}**{_known_right(of_one)}: {'; '.join(_claims(of_one))}."
         for dataset, of_one in own.groupby("dataset", sort=False)
     ]
+    lines += beaten_lines(rows)
     for (dataset, setting), of_one in _other_searches(rows).groupby(["dataset", "setting"]):
+        against_random = _claims(of_one[of_one["against"] == "random"])
         lines.append(
-            f"- **With another search** ({setting_in_words(setting)}), {display_name(dataset)}: "
-            f"{'; '.join(_claims(of_one))}."
+            f"- **{display_name(dataset)} with another search for β** "
+            f"({setting_in_words(setting)}): {'; '.join(against_random)}."
         )
-    curve = by_pseudo_labels(rows)
-    smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
-    for (dataset, budget, *_), of_one in curve[smallest].groupby(_TRAINING):
-        gained = (
-            f"{row.difference:+.1f} ({_bound(row.low)} to {_bound(row.high)}) with "
-            f"{_right(row.pseudo_label_accuracy)}"
-            for row in of_one.itertuples()
-        )
-        lines.append(
-            f"- **By pseudo-labels**, {display_name(dataset)} at {percent(budget)}: ELFS minus "
-            f"random, in points, is {listed(gained)}."
-        )
+    lines += curve_lines(by_pseudo_labels(rows))
     taken = (
-        f"{display_name(method)} below {end}" if not start else f"{display_name(method)} to {end}"
+        f"{display_name(method)} below {end}" if not start else f"then {display_name(method)}"
         for (start, method), (end, _) in pairwise(ADVICE)
     )
+    start, last = ADVICE[-1]
     lines.append(
-        f"- **Few labels per class**: {', '.join(taken)}, then {display_name(ADVICE[-1][1])}; "
-        "`elfs select` goes by this."
+        f"- **Few labels per class**: {', '.join(taken)}, {display_name(last)} from {start}: so "
+        f"`elfs select` chooses. Between {AS_RANDOM} and {start} nothing was measured."
     )
     return lines
 
 
+def _known_right(rows: pd.DataFrame) -> str:
+    """How many pseudo-labels ELFS's pipelines had right, in brackets, where that is known."""
+    right = rows.loc[rows["method"] == "elfs", "pseudo_label_accuracy"].astype(float).mean()
+    return "" if pd.isna(right) else f" ({right:.0f}% of the pseudo-labels right)"
+
+
+def beaten_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Which other methods that see no label beat ELFS on the coresets of one pipeline, by the
+    datasets' own parameters."""
+    frame, lines = pd.DataFrame(rows, columns=[*COLUMNS]), []
+    of_one = ~frame["whole_pipelines"].astype(bool) & (frame["setting"] == "")
+    others = (frame["method"] == "elfs") & frame["against"].map(lambda name: name in METHODS)
+    frame = frame[of_one & others & (frame["dataset"] != "digits")]
+    frame = frame[frame["against"].map(_is_another).astype(bool)]
+    for dataset, own in frame.groupby("dataset", sort=False):
+        lost = own[own["high"].astype(float) < 0].sort_values("budget")
+        who = []
+        for rival, at in lost.groupby("against"):
+            by = (f"{percent(row.budget)} (by {-row.difference:.1f})" for row in at.itertuples())
+            who.append(f"{display_name(rival)} at {listed(by)}")
+        lines.append(
+            f"- **{display_name(dataset)}, other label-free methods** on one pipeline's "
+            f"pseudo-labels: of {own['against'].nunique()}, better than ELFS "
+            f"{'are ' if len(who) > 1 else 'is '}{listed(who) if who else 'none'}."
+        )
+    return lines
+
+
+def curve_lines(curve: pd.DataFrame) -> list[str]:
+    """The gain by accuracy of the pseudo-labels: with intervals at the smallest budget."""
+    lines = []
+    smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
+    for (dataset, budget, *training), of_one in curve[smallest].groupby(_TRAINING):
+        gained = (
+            f"{row.difference:+.1f} ({points(row.low)} to {points(row.high)}) with "
+            f"{_right(row.pseudo_label_accuracy)}"
+            for row in of_one.itertuples()
+        )
+        rest = curve[~smallest & (curve["dataset"] == dataset)]
+        rest = rest[(rest[_TRAINING[2:]] == training).all(axis=1)]
+        more = (
+            f"; at {percent(at)}, in this order, "
+            f"{listed(f'{row.difference:+.1f}' for row in own.itertuples())}"
+            for at, own in rest.groupby("budget")
+        )
+        lines.append(
+            f"- **By pseudo-labels**, {display_name(dataset)} at {percent(budget)}: ELFS minus "
+            f"random is {listed(gained)}{''.join(more)}."
+        )
+    return lines
+
+
 _TRAINING = ["dataset", "budget", "recipe", "steps"]
-
-
-def _bound(points: float) -> str:
-    """An end of an interval, with a digit more where one would not show its sign."""
-    return f"{points:+.1f}" if abs(points) >= 0.05 else f"{points:+.2f}"
 
 
 def _right(accuracy: float) -> str:
@@ -260,20 +313,22 @@ _RIVALS = {
 
 
 def _against_others(rows: pd.DataFrame) -> pd.DataFrame:
-    """ELFS against what could be used in its place; a method that sees the labels could not."""
-    return rows[(rows["method"] == "elfs") & (rows["against"] != "elfs_true")]
+    """ELFS against what whole pipelines are compared with on every page."""
+    return rows[(rows["method"] == "elfs") & rows["against"].isin(_RIVALS)]
 
 
 def _in_short(rows: pd.DataFrame) -> str:
-    """ELFS against each rival: in how many datasets and budgets it is ahead, and behind."""
+    """ELFS against each rival: at how many budgets of all datasets it is ahead, and behind."""
     clauses = []
     for rival, own in _against_others(rows).groupby("against", sort=False):
         better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
         clauses.append(
-            f"against {_RIVALS.get(rival, display_name(rival))}, ELFS is better in {better} of "
-            f"{len(own)} and worse in {worse or 'none'}"
+            f"{'better' if not clauses else 'and better'} than "
+            f"{_RIVALS[rival]} at {better} of {len(own)} budgets and "
+            f"worse at {worse or 'none'}"
         )
-    return "; ".join(clauses)
+    count = rows["dataset"].nunique()
+    return f"over whole pipelines on {count} datasets, ELFS is {', '.join(clauses)}"
 
 
 def _claims(rows: pd.DataFrame) -> list[str]:
@@ -291,7 +346,7 @@ def _claims(rows: pd.DataFrame) -> list[str]:
             for words, part in parts.items()
             if len(part)
         ]
-        clauses.append(f"against {_RIVALS.get(rival, display_name(rival))}: {', '.join(said)}")
+        clauses.append(f"against {_RIVALS[rival]}: {', '.join(said)}")
     return clauses
 
 
