@@ -98,7 +98,7 @@ def test_every_figure_draws_and_keeps_its_legend_off_the_data(name):
     assert png.startswith(b"\x89PNG") and len(png) < 70_000
     page = figure.bbox
     beside = [axes.get_legend() for axes in figure.axes if name.startswith("accuracy")]
-    for legend in [*figure.legends, *beside]:
+    for legend in filter(None, [*figure.legends, *beside]):
         box = legend.get_window_extent()
         assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0
         assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
@@ -137,6 +137,19 @@ def test_of_the_label_free_methods_only_elfs_and_random_stand_beside_the_supervi
     free, seen = plots.accuracy_vs_pruning(means, supervised=["ccs"]).axes
     assert [line.get_label() for line in seen.lines] == ["ELFS", "Random", "CCS"]
     assert len(free.lines) == 4
+
+
+def test_one_budget_gives_a_mark_a_method():
+    means = summarise(results(budgets=[0.1]))
+    (axes,) = plots.accuracy_vs_pruning(means).axes
+    named = [label.get_text() for label in axes.get_yticklabels()]
+    assert named[-1] == "ELFS" and len(named) == len(means)
+    drawn = axes.containers[named.index("ELFS")].lines[0]
+    elfs = means.set_index("method").loc["elfs"]
+    assert drawn.get_xdata() == pytest.approx([elfs["mean"]])
+    (bar,) = axes.containers[named.index("ELFS")].lines[2]
+    assert np.ptp(bar.get_segments()[0][:, 0]) == pytest.approx(2 * elfs["sd"])
+    assert "10%" in axes.get_xlabel()
 
 
 def test_accuracy_draws_means_bands_the_ceiling_and_published_lines():

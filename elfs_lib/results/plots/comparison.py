@@ -45,7 +45,8 @@ def accuracy_vs_pruning(
     supervised: Collection[str] = (),
     title: str | None = None,
 ) -> Figure:
-    """Test accuracy against pruning rate, one line per method, bands of one standard deviation.
+    """Test accuracy against pruning rate, one line per method, bands of one standard deviation; at
+    one rate alone a mark per method, one below the other.
 
     A panel ends ten points below ELFS and random; of lines that leave it there the legend says how
     far down they go, so that one bad method does not squeeze all the others together. Panels have
@@ -78,6 +79,8 @@ def accuracy_vs_pruning(
         curves = curves[curves["budget"].between(low, high)].assign(sd=np.nan)
         panels.append((SOURCE[0].upper() + SOURCE[1:], curves, list(curves["method"].unique())))
     panels = [panel for panel in panels if panel[2]]
+    if summary["budget"].nunique() == 1:
+        return _accuracy_marks(panels)
     # A panel is as high as its legend.
     heights = [max(3.2 if not number else 2.2, 0.2 * len(names) + 0.5)
                for number, (_, _, names) in enumerate(panels)]  # fmt: skip
@@ -96,6 +99,26 @@ def accuracy_vs_pruning(
     if len(rates) <= 10:
         every[0].set_xticks(rates, [f"{rate:.3g}" for rate in rates])
     every[-1].set_xlabel("Pruned (% of the training set)")
+    return figure
+
+
+def _accuracy_marks(panels: Sequence[tuple[str, pd.DataFrame, Sequence[str]]]) -> Figure:
+    """The panels of :func:`accuracy_vs_pruning` at one rate: a row a method."""
+    heights = [0.6 + 0.3 * len(names) for _, _, names in panels]
+    figure = PageFigure(figsize=(WIDTH, sum(heights) + 0.4), dpi=DPI, layout="constrained")
+    every = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, table, names) in zip(every, panels, strict=True):
+        own, looks = table.set_index("method"), method_styles(names)
+        rows = {method: place for place, method in enumerate(reversed(ordered(names)))}
+        for method, place in rows.items():
+            mean, sd = own.loc[method, ["mean", "sd"]].astype(float)
+            axes.errorbar(mean, place, xerr=None if np.isnan(sd) else sd, **looks[method])
+        axes.set_yticks([*rows.values()], map(display_name, rows))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(axis="y", visible=False)
+        label_axes(axes, "", "", name)
+    budget = panels[0][1]["budget"].iloc[0]
+    every[-1].set_xlabel(f"Test accuracy (%) with {percent(budget)} labelled")
     return figure
 
 
