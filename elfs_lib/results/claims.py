@@ -91,7 +91,7 @@ def shift_steps(found: pd.DataFrame) -> pd.DataFrame:
 
 def _said_of_shift(row: Any) -> str:
     if pd.isna(row.low):
-        return "measured once, without an interval"
+        return "measured without an interval"
     if row.low > 0:
         return "as the paper says"
     return "the other way round" if row.high < 0 else "no evidence either way"
@@ -115,10 +115,8 @@ def shift_lines(found: pd.DataFrame) -> list[str]:
     lines = []
     for row in found.itertuples():
         within = "" if pd.isna(row.low) else f" ({points(row.low)} to {points(row.high)})"
-        lines.append(
-            f"- {row.dataset}: {row.change:+.1f} points{within}, {_said_of_shift(row)}; then "
-            f"{row.pruned:+.1f} by double-end pruning."
-        )
+        said = f"{row.change:+.1f}{within}, {_said_of_shift(row)}"
+        lines.append(f"- {row.dataset}: {said}; then {row.pruned:+.1f}.")
     return lines
 
 
