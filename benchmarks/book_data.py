@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 DATA = Path(__file__).resolve().parent.parent / "book" / "data"
 Tables = Mapping[str, Callable[[dict], pd.DataFrame]]
 
+plt.style.use("tableau-colorblind10")
+
 
 def write_tables(tables: Tables, facts: dict, folder: Path = DATA) -> dict[str, pd.DataFrame]:
     """Make each table from what was measured, and write it as CSV under its name."""

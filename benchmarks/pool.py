@@ -308,14 +308,16 @@ def draw(facts: dict) -> None:
     """Time and memory of each stage as the pool grows."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4), layout="constrained")
     sizes = [row["n"] for row in facts["rows"]]
-    for stage in POWERS:
-        found = [row["stages"][stage] for row in facts["rows"]]
-        left.loglog(sizes, [own["cpu_s"] for own in found], "o-", label=stage)
-        right.plot(sizes, [own["peak_bytes"] / 2**30 for own in found], "o-", label=stage)
+    for stage, marker in zip(POWERS, "osD^", strict=True):  # lines may lie on one another
+        found, look = [row["stages"][stage] for row in facts["rows"]], f"{marker}-"
+        left.loglog(sizes, [own["cpu_s"] for own in found], look, label=stage)
+        right.plot(sizes, [own["peak_bytes"] / 2**30 for own in found], look, label=stage)
     right.plot(sizes, [row["rows_bytes"] / 2**30 for row in facts["rows"]], "k:", label="the rows")
     limit = facts["limit"] / 2**30
     right.axhline(limit, color="0.5", lw=0.8)
-    right.annotate(f"limit, {limit:g} GiB", (min(sizes), limit), (0, 3), textcoords="offset points")
+    right.annotate(
+        f"limit, {limit:g} GiB", (min(sizes), limit), (0, -12), textcoords="offset points"
+    )
     right.set_ylim(0)
     right.set_xscale("log")
     left.set_ylabel("CPU seconds of one thread")

@@ -200,6 +200,12 @@ def test_a_book_that_is_not_built_and_a_name_that_is_no_archive_are_refused(proj
         publishing.publish(project / "supplement.zip")
 
 
+def test_github_runs_the_tests_as_the_readme_says():
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    assert flow["permissions"] == {"contents": "read"}
+    assert {"run": "make test"} in flow["jobs"]["test"]["steps"]
+
+
 def test_github_pages_serves_what_make_book_builds():
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())
     assert flow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}

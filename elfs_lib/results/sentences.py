@@ -54,9 +54,9 @@ def run_time(store: Store, artifacts: Iterable[Artifact]) -> str:
         for name, row in longest.iterrows()
     ]
     return (
-        f"**Time from nothing:** {_duration(made['seconds'].sum())} on "
-        f"{', '.join(sorted(devices)) or 'cpu'}, most of it for {', '.join(parts)}. Stages that "
-        "are stored are only read."
+        f"**Time from scratch:** {_duration(made['seconds'].sum())} on "
+        f"{', '.join(sorted(devices)) or 'cpu'}, most of it for {', '.join(parts)}. Stored "
+        "stages are reused."
     )
 
 
@@ -273,10 +273,11 @@ def evaluation_lines(
 def trainings(results: pd.DataFrame, *, recipe: str, steps: int, epochs: int | None) -> str:
     """How many trainings stand behind a results table, and what they took."""
     length = f"{epochs} epochs" if epochs else f"{steps:,} steps"
+    seeds = results["seed"].nunique()
     return (
         f"{len(results)} trainings of {length} with recipe `{recipe}`, "
         f"{results['train_flops'].sum() / 1e12:.3g} TFLOP and {results['seconds'].sum() / 60:.1f} "
-        f"min in all, n = {results['seed'].nunique()} seeds."
+        f"min in all, n = {seeds} seed{'s' if seeds > 1 else ''}."
     )
 
 
