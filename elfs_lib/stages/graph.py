@@ -59,7 +59,8 @@ class Stage:
             that leaves those results valid: at that value the key omits them.
         unkeyed: Parameters that it may read though the results do not depend on them.
         labels: Label policy, or ``(**arguments) -> policy``; see :mod:`elfs_lib.label_lock`. The
-            keys of stages that may open labels hold the labels' digest.
+            keys of stages that may open labels hold the labels' digest, or the argument ``labels``
+            of a stage that is given some.
         version: To be raised when the output of ``build`` changes.
         quick: It is too fast to be planned: what needs it makes it.
         given: Of a stage that takes what somebody brings: what that is called.
@@ -219,6 +220,8 @@ class Given:
 
     @property
     def labels(self) -> LabelOracle:
+        if "labels" in self._call.args:  # they are in the key in place of the run's
+            raise UndeclaredParameter(f"Stage {self._call.stage.name!r} is given its labels.")
         return self._call.run.labels
 
     @cached_property
@@ -362,7 +365,7 @@ class Call:
 
     def _key(self, given: Given) -> dict[str, Any]:
         keyed = given.make_key()
-        if self.stage.policy(**self.args) != "never":
+        if self.stage.policy(**self.args) != "never" and "labels" not in self.args:
             keyed["labels"] = self.run.labels.digest()  # images hold no label
         return keyed
 
