@@ -27,7 +27,9 @@ ORDER = (
     "cli",
 )
 BASE = {"errors", "bounds", "progress", "compute", "artifacts", "label_lock", "project"}
-LONGEST = 550  # lines, but for a reason that the module's docstring gives: "One file: ..."
+#: Lines, but for a reason that the module's docstring gives: "One file: ...". Tests are excused: a
+#: file of theirs covers a subject, and pytest selects inside it.
+LONGEST = 500
 
 
 def modules() -> dict[str, Path]:

@@ -98,6 +98,19 @@ def checkpoint_entry(given: Given) -> dict[str, Any]:
     )
 
 
+def encoder_runs(run: Run) -> list[Run]:
+    """A run of each encoder that "+" joins; see :attr:`elfs_lib.stages.run.Run.encoder_runs`."""
+    p = run.params
+    parts = encoders.split_encoders(p.encoder, p.encoder_checkpoint)
+    if len(parts) == 1 or run.given_name("embeddings"):
+        return [run]
+    changes = (
+        {"encoder": name, "encoder_checkpoint": None if path is None else str(path)}
+        for name, path in parts.items()
+    )
+    return [dataclasses.replace(run, params=p.model_copy(update=c)) for c in changes]
+
+
 def _encoder_key(given: Given) -> dict[str, Any]:
     return {
         **given.key("encoder", "encoder_size", "precision", "seed"),
