@@ -314,7 +314,7 @@ def test_what_comes_first_stands_first(tiny_run: Run):
 def test_a_plan_holds_all_that_its_run_makes(tiny_params: Params, tmp_path: Path):
     run = Run(tiny_params, Store(tmp_path))
     for call in run.plan():
-        _ = call.artifact
+        call.make()
     count = len(list(tmp_path.glob("*/*/manifest.json")))
     run.results()
     assert len(list(tmp_path.glob("*/*/manifest.json"))) == count
@@ -358,7 +358,7 @@ def test_pseudo_labels_of_somebodys_own_reuse_nothing_of_others(
 ):
     run = Run(tiny_params, Store(tmp_path))
     for call in run.plan():
-        _ = call.artifact
+        call.make()
     before = made(run.store)
     labels = np.random.default_rng(0).integers(0, run.classes, run.n)
     own = run.with_pseudo_labels(labels, "drawn")

@@ -83,7 +83,7 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
         return
     for call in plan:
         try:
-            call.artifact  # noqa: B018
+            call.make()
         except NotBuilt:
             print(f"to do  {call.title}")
         else:

@@ -72,6 +72,11 @@ class Chooser:
         """The hard-prune ratio; None if the method has none."""
         return self.photos.hard_prune_ratio(self.total) if self.entry.takes_beta else None
 
+    def search(self) -> None:
+        """Search for beta, if the method has one and none is given."""
+        if self.entry.takes_beta and self.run.params.hard_prune_ratio is None:
+            self.photos.search(self.total)
+
     @cached_property
     def pool(self) -> np.ndarray:
         """int64 [P], one of each group of copies of which none has a label or is kept."""
@@ -275,6 +280,10 @@ class Choice:
             lengths,
             seed=self.request.seed,
         )
+
+    def compare(self) -> None:
+        """Make the lists that this one is compared with: of other budgets and other seeds."""
+        _ = self.budgets, self.covered, self.seeds
 
     @property
     def trust(self) -> list[str]:
