@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from elfs_lib.bounds import bounded, check_bounds
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import Normalise, PreparedNetwork
 from elfs_lib.embedding.encoders import TRAINING
@@ -62,7 +63,7 @@ class SelfSupervisedConfig:
         flip: Whether an image and its mirror image are the same thing (not so for digits).
     """
 
-    epochs: int = bounded(20, ge=1)
+    epochs: int = bounded(20, **encoder_bounds.EPOCHS)
     batch: int = bounded(512, ge=2)
     network: str | None = None
     lr: float = bounded(2e-3, gt=0)
