@@ -157,7 +157,7 @@ def test_any_label_free_method_makes_the_list(folder: Path, made: ListFiles, met
     assert {*twins} <= {*group[listed["index"]]}
     assert np.isfinite(listed["score"]).all() and list(listed["rank"]) == [*range(1, 21)]
     pool = np.flatnonzero(group == np.arange(run.n))
-    wanted = {need: getattr(choice.chooser._inputs(pool), need) for need in METHODS[method].needs}
+    wanted = {need: getattr(choice.chooser.inputs(pool), need) for need in METHODS[method].needs}
     if method == "max_herding":
         points = np.asarray(run.embeddings.array("embeddings"))[pool]
         direct = select_by(method, SelectionInputs(n=len(pool), embeddings=points), 20)

@@ -129,7 +129,7 @@ class Chooser:
             inputs |= {f"proxy_{number}": proxy for number, proxy in enumerate(run.proxies)}
 
         def build(draft: Draft) -> None:
-            chosen = select_by(self.method, self._inputs(pool), total, seed=seed, **options)
+            chosen = select_by(self.method, self.inputs(pool), total, seed=seed, **options)
             draft.array("indices", pool[chosen.indices])
             draft.array("scores", chosen.scores)
 
@@ -140,7 +140,7 @@ class Chooser:
             params |= {name: getattr(run.params, name) for name in ("neighbors", "neighbor_search")}
         return run.store.run("list", build, version=1, params=params, inputs=inputs, seed=seed)
 
-    def _inputs(self, pool: np.ndarray) -> SelectionInputs:
+    def inputs(self, pool: np.ndarray) -> SelectionInputs:
         """What the method reads, of the images in the pool."""
         run, needs = self.run, self.entry.needs
         fields: dict[str, Any] = {}
