@@ -16,8 +16,7 @@ from torch import nn
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import PreparedNetwork
-from elfs_lib.embedding.self_supervised import Seeds as Streams
-from elfs_lib.embedding.self_supervised import feature_width, warmup_cosine
+from elfs_lib.embedding.self_supervised import Streams, feature_width, warmup_cosine
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 from elfs_lib.training.loader import streams

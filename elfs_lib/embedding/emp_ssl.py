@@ -24,7 +24,7 @@ from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.augmentation import Augmentation
 from elfs_lib.embedding.encoder_file import Expanded, PreparedNetwork, expander
 from elfs_lib.embedding.self_supervised import (
-    Seeds,
+    Streams,
     TrainedEncoder,
     about_training,
     check_training,
@@ -123,7 +123,7 @@ def train_emp_ssl(
     config = config or EmpSslConfig()
     check_training(images, config)
     where = resolve_device(device)
-    seeds = Seeds.of(seed, where)
+    seeds = Streams.of(seed, where)
     backbone = fresh_network(images, config.network, seeds, where)
     width = feature_width(backbone, images.shape[1:], where)
     with torch.random.fork_rng(devices=[]):

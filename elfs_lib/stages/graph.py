@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 UNKEYED = frozenset({"device", "compile", "loader"})
 
 #: What :func:`elfs_lib.training.loop.train` takes from the parameters as it is.
-TRAINING = ("flip", "crop_pad", "device", "precision", "compile", "loader", "shuffle")
+TRAINING_PARAMETERS = ("flip", "crop_pad", "device", "precision", "compile", "loader", "shuffle")
 
 
 class UndeclaredParameter(RuntimeError):
@@ -236,7 +236,7 @@ class Given:
     @property
     def training(self) -> dict[str, Any]:
         """How networks are trained on the images: flips, crops, device and precision."""
-        return self.some(*TRAINING)
+        return self.some(*TRAINING_PARAMETERS)
 
     def key(self, *names: str, args: Collection[str] = ()) -> dict[str, Any]:
         """Parameters as keys hold them: recipes with their revision, and none of ``later`` at its

@@ -57,7 +57,7 @@ from elfs_lib.stages.embedding import (
     test_embeddings,
     trains_encoder,
 )
-from elfs_lib.stages.graph import TRAINING, Call, Stage
+from elfs_lib.stages.graph import TRAINING_PARAMETERS, Call, Stage
 from elfs_lib.training.recipes import recipe_key
 
 #: Every stage, in the order of a run.
@@ -342,7 +342,7 @@ class Run:
     @property
     def training(self) -> dict[str, Any]:
         """How networks are trained on the images: flips, crops, device and precision."""
-        return {name: getattr(self.params, name) for name in TRAINING}
+        return {name: getattr(self.params, name) for name in TRAINING_PARAMETERS}
 
     @property
     def proxy_calls(self) -> dict[str, Call]:
