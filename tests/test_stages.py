@@ -149,7 +149,7 @@ def test_self_labelling_from_the_encoder_is_keyed_by_it(
 
 def test_only_device_and_words_are_read_without_a_key():
     """What no key holds must not change a result."""
-    words = {"encoder": {"dataset"}, "embeddings": {"encoder_method", "dataset"}}
+    words = {"encoder": {"dataset"}, "embeddings": {"dataset"}}
     of_training_images = STAGES["embeddings"].reads
     for name, each in STAGES.items():
         allowed = {"device", "compile", "loader"} | words.get(name, set())
