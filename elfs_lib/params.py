@@ -23,6 +23,7 @@ from elfs_lib.clustering.registry import CLUSTERINGS
 from elfs_lib.clustering.temi_config import Start, TemiConfig, Weighting
 from elfs_lib.data.base import SIZE_RANGE
 from elfs_lib.data.datasets import DATASETS
+from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.embedding_file import PRECOMPUTED
 from elfs_lib.embedding.encoder_checks import check_encoder
 from elfs_lib.embedding.encoders import check_method
@@ -88,7 +89,9 @@ class Params(BaseModel):
     )
     encoder_size: int | None = Field(None, ge=8, le=1024, description="input side in pixels")
     encoder_epochs: int | None = Field(
-        None, ge=1, description="epochs of an encoder trained on the images; null: its own default"
+        None,
+        **encoder_bounds.EPOCHS,
+        description="epochs of an encoder trained on the images; null: its own default",
     )
     encoder_network: str | None = Field(
         None, description="network of encoder self_supervised; null: the method's own default"
@@ -97,9 +100,13 @@ class Params(BaseModel):
         "contrastive", description="how encoder self_supervised is trained"
     )
     encoder_views: int | None = Field(
-        None, ge=1, description="crops whose mean is an image's embedding; null: the whole image"
+        None,
+        **encoder_bounds.VIEWS,
+        description="crops whose mean is an image's embedding; null: the whole image",
     )
-    encoder_view_area: float = Field(0.25, gt=0, le=1, description="share of the image in a crop")
+    encoder_view_area: float = Field(
+        0.25, **encoder_bounds.VIEW_AREA, description="share of the image in a crop"
+    )
     encoder_pca: int | None = Field(
         None, ge=2, description="principal components kept of each encoder's features; null: all"
     )

@@ -265,9 +265,9 @@ MUTATIONS = [
     *_mutations(
         "selection/prototypes.py",
         "test_selection_low_budget.py",
-        ("TypiClust: least typical", "_deal(clusters, typicality, count", "_deal(clusters, -typicality, count"),
-        ("k-means: farthest from the centroid", "_deal(clusters, -distances", "_deal(clusters, distances"),
-        ("USL: in the sparsest place", "_deal(clusters, dense", "_deal(clusters, -dense"),
+        ("TypiClust: least typical", "_in_turns(clusters, typicality, count", "_in_turns(clusters, -typicality, count"),
+        ("k-means: farthest from the centroid", "_in_turns(clusters, -distances", "_in_turns(clusters, distances"),
+        ("USL: in the sparsest place", "_in_turns(clusters, dense", "_in_turns(clusters, -dense"),
         ("one of each: small clusters first", "(index, -size, place", "(index, size, place"),
         ("TypiClust: small clusters like others", "size < fewest", "size < 0"),
     ),

@@ -126,7 +126,7 @@ def test_the_easy_share_needs_no_training(tiny_params: Params, tiny_run: Run, tm
     found = {"a": plain([0, 1])}
     assert {*lists.known_of(fresh, found)} == {"n", "labels"}
     assert not (tmp_path / "true_proxy").exists()
-    tiny_run.true_proxy  # noqa: B018 - which is stored then
+    tiny_run.ensure("true_proxy")  # which is stored then
     assert {*lists.known_of(tiny_run, found)} == {"n", "labels", "easiness"}
 
 

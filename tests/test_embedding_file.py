@@ -132,7 +132,7 @@ def test_a_run_on_precomputed_embeddings_is_the_run_on_those(tiny_run: Run, tmp_
     again = Run(Params.make(TINY | own), tiny_run.store)
     assert again.embeddings.key != before
     with pytest.raises(ElfsError, match="training images alone"):
-        again.test_embeddings  # noqa: B018
+        again.ensure("test_embeddings")
     (tmp_path / "rows.npy").unlink()
     with pytest.raises(ElfsError, match="cannot be read"):
         Run(Params.make(TINY | own), tiny_run.store).check()

@@ -84,7 +84,7 @@ def test_a_page_names_the_parameters_that_it_reads_and_no_others(
         Run(Watched.make(values), tiny_run.store) for values in (TINY, UNUSUAL, TINY | own)
     )
     READ.clear()
-    given.embeddings  # noqa: B018 - on which every page builds
+    given.ensure("embeddings")  # on which every page builds
     run_page(name, usual, monkeypatch)
     run_page(name, unusual, monkeypatch, without="remove-cell")  # whose numbers are of no use
     named: dict = {}

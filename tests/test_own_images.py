@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -37,11 +38,12 @@ from elfs_lib.embedding import encoders
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
+from elfs_lib.photos import assessment as assessing
 from elfs_lib.photos import choosing as own_images
 from elfs_lib.photos import gallery
 from elfs_lib.photos import labels as own_labels
 from elfs_lib.photos import run as photos_run
-from elfs_lib.photos.assessment import LINEAR, NETWORK, learning_curve, linear_model
+from elfs_lib.photos.assessment import LINEAR, NETWORK, assess, learning_curve, linear_model
 from elfs_lib.photos.choice import LISTED_COLUMNS, pick
 from elfs_lib.photos.choosing import choose_images, read_images, select
 from elfs_lib.photos.labels import evaluate, import_labels
@@ -59,6 +61,8 @@ from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS, SelectionInputs, select_by
 from elfs_lib.selection.double_end import double_end_prune
 from elfs_lib.stages import Run
+from elfs_lib.training.loop import train
+from elfs_lib.training.recipes import find_recipe
 
 TINY = {
     "encoder": "pixels",
@@ -153,7 +157,7 @@ def test_any_label_free_method_makes_the_list(folder: Path, made: ListFiles, met
     assert {*twins} <= {*group[listed["index"]]}
     assert np.isfinite(listed["score"]).all() and list(listed["rank"]) == [*range(1, 21)]
     pool = np.flatnonzero(group == np.arange(run.n))
-    wanted = {need: getattr(choice.chooser._inputs(pool), need) for need in METHODS[method].needs}
+    wanted = {need: getattr(choice.chooser.inputs(pool), need) for need in METHODS[method].needs}
     if method == "max_herding":
         points = np.asarray(run.embeddings.array("embeddings"))[pool]
         direct = select_by(method, SelectionInputs(n=len(pool), embeddings=points), 20)
@@ -929,7 +933,7 @@ def test_the_assessment_says_which_labels_it_opened_and_repeats_itself(made: Lis
     photos = open_choice(other.record).photos
     labels = dict(zip(frame["path"], frame["label"], strict=True))
     with pytest.raises(ElfsError, match="not in the folder"):
-        own_labels.assess(photos, labels | {"gone.png": "sort0"})
+        assess(photos, labels | {"gone.png": "sort0"})
     assert table["images"].sum() == len(frame) and np.ptp(table["images"]) <= 1
     assert table[[NETWORK, LINEAR]].stack().between(0, 100).all()
     for folds in (1, 200):
@@ -937,21 +941,66 @@ def test_the_assessment_says_which_labels_it_opened_and_repeats_itself(made: Lis
             evaluate(other, folds=folds, batch=0)
 
 
-def small_list(root: Path, count: int = 40, budget: int = 12, copies: int = 1) -> ListFiles:
+def small_list(
+    root: Path, count: int = 40, budget: int = 12, copies: int = 1, **asked: object
+) -> ListFiles:
     """A list of pictures, each of which is there several times."""
     (root / "photos").mkdir()
     for number in range(count * copies):
         picture(number % count).save(root / "photos" / f"{number:03}.png")
     files = ListFiles(root / "list.csv")
-    request = Request(2, budget, overrides=TINY)
+    request = Request(2, budget, overrides=TINY, **asked)
     make_list(root / "photos", files, request, Store(root / "store"))
     return files
 
 
-def give(files: ListFiles, labels: dict[str, str]) -> None:
+def give(files: ListFiles, labels: dict[str, str], names: Sequence[str] = ()) -> None:
     source = files.csv.with_name("given.csv")
     pd.DataFrame(labels.items(), columns=["path", "label"]).to_csv(source, index=False)
-    import_labels(files, source)
+    import_labels(files, source, names=names)
+
+
+def test_a_class_that_only_tests_is_never_right(tmp_path: Path):
+    files = small_list(tmp_path, holdout=6)
+    held = pd.read_csv(files.holdout)["path"].tolist()
+    listed = pd.read_csv(files.csv)["path"].tolist()
+    labels = {path: "ab"[i % 2] for i, path in enumerate(listed)} | dict.fromkeys(held, "c")
+    give(files, labels, names=["a", "b", "c"])
+    assessment, _ = evaluate(files, folds=3, batch=0)
+    assert assessment.learning["accuracy"].tolist() == [0.0] * 3
+    assert assessment.classes == {"a": 6, "b": 6} and assessment.tested == 6
+
+
+def test_the_assessment_trains_as_the_parameters_say(tmp_path: Path, monkeypatch):
+    files = small_list(tmp_path)
+    give(files, {path: "ab"[i % 2] for i, path in enumerate(pd.read_csv(files.csv)["path"])})
+    photos, labels = open_choice(files.record).photos, stored_labels(files)
+    trainings = []
+
+    def record(*args: object, **options: object) -> object:
+        trainings.append((args[3].batch, options["shuffle"], args[4].steps))
+        return train(*args, **options)
+
+    monkeypatch.setattr(assessing, "train", record)
+    recipe = find_recipe(photos.run.params.eval_recipe)
+    plain = assess(photos, labels, folds=2).artifact
+    assert {*trainings} == {(recipe.batch, "full", photos.run.params.eval_steps)}
+    assert plain.manifest["params"].keys() == {
+        *("labels", "tests", "copies", "folds", "seed"),
+        *("recipe", "steps", "flip", "crop_pad", "precision"),
+    }
+    keys = {plain.key}
+    for change in ({"shuffle": "blocks"}, {"eval_batch": 5}, {"eval_steps": 3}, {"flip": True}):
+        other = photos.with_params(photos.run.params.model_copy(update=change))
+        keys.add(assess(other, labels, folds=2).artifact.key)
+    assert len(keys) == 5
+    steps = photos.run.params.eval_steps
+    assert trainings[2::2] == [
+        (recipe.batch, "blocks", steps),
+        (5, "full", steps),
+        (recipe.batch, "full", 3),
+        (recipe.batch, "full", steps),
+    ]
 
 
 def test_folds_keep_copies_together(tmp_path: Path):

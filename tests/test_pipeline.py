@@ -32,12 +32,12 @@ def coreset(run: Run, method: str, budget: float = 0.1) -> np.ndarray:
 
 def test_every_stage_runs_and_a_second_run_does_no_work(tiny_run: Run, monkeypatch):
     for call in tiny_run.plan():
-        _ = call.artifact
+        call.make()
     assert len(tiny_run.results()) == 2 * 4 * 2  # budgets x methods x seeds
 
     again = Run(tiny_run.params, Store(tiny_run.store.root, look=True))  # look: may not build
     for call in again.plan():
-        _ = call.artifact
+        call.make()
 
 
 def test_pages_of_a_finished_run_need_no_pytorch(tiny_run: Run):

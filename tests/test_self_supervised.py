@@ -106,7 +106,7 @@ def test_embedding_does_not_depend_on_the_batch():
 def test_larger_images_use_resnet18():
     assert self_supervised.default_network((2, 3, 48, 48)) == "resnet18"
     device = torch.device("cpu")
-    seeds = self_supervised.Seeds.of(0, device)
+    seeds = self_supervised.Streams.of(0, device)
     start = self_supervised.fresh_network(noise(2, side=48), "resnet18", seeds, device)
     assert start.network(torch.zeros(1, 3, 48, 48)).shape == (1, 512)
 

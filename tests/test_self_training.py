@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elfs_lib.clustering import self_training
 from elfs_lib.clustering.self_training import FineTuning, fine_tune, most_confident, relabel
 from elfs_lib.embedding.encoder_file import PreparedNetwork
-from elfs_lib.embedding.self_supervised import Seeds, fresh_network
+from elfs_lib.embedding.self_supervised import Streams, fresh_network
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
@@ -102,7 +102,7 @@ QUICK = FineTuning(epochs=6, batch=16, lr=0.05, encoder_lr=0.01, area=(0.8, 1.0)
 
 def encoder(images: np.ndarray) -> PreparedNetwork:
     """A network with random weights in place of one that was trained without labels."""
-    seeds = Seeds.of(0, torch.device("cpu"))
+    seeds = Streams.of(0, torch.device("cpu"))
     return fresh_network(images, "convnet_tiny", seeds, torch.device("cpu"))
 
 

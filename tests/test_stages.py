@@ -149,7 +149,7 @@ def test_self_labelling_from_the_encoder_is_keyed_by_it(
 
 def test_only_device_and_words_are_read_without_a_key():
     """What no key holds must not change a result."""
-    words = {"encoder": {"dataset"}, "embeddings": {"encoder_method", "dataset"}}
+    words = {"encoder": {"dataset"}, "embeddings": {"dataset"}}
     of_training_images = STAGES["embeddings"].reads
     for name, each in STAGES.items():
         allowed = {"device", "compile", "loader"} | words.get(name, set())
@@ -189,6 +189,80 @@ def test_a_parameter_that_the_key_leaves_out_is_an_error(tiny_run: Run, tmp_path
     with pytest.raises(UndeclaredParameter, match="'budget', which its key leaves out"):
         double(tiny_run, tmp_path, reads=["budget"], key=lambda given: {})
     assert not list(tmp_path.glob("double/[!.]*"))
+
+
+def weigh(tiny_run: Run, store: Path, weights: str, key: object) -> Artifact:
+    """A new stage that reads how the proxy's images are weighted."""
+
+    @stage(title="weigh", reads=["proxy_weights"], key=key)
+    def weigh(given: Given, draft: Draft) -> None:
+        draft.json("found", given.params.proxy_weights)
+
+    params = tiny_run.params.model_copy(update={"proxy_weights": weights})
+    return Run(params, Store(store)).artifact(weigh)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        lambda given: {"n": 1 if given.params.proxy_weights else 2},
+        lambda given: {"n": 1} if given.key("proxy_weights") else {},
+        lambda given: {"n": 1} if given.some("proxy_weights") else {},
+        lambda given: given.key_entry("w", lambda given: given.params.proxy_weights) and {},
+    ],
+    ids=["only_looked_at", "dropped", "some", "entry_dropped"],
+)
+def test_a_parameter_that_the_key_only_looks_at_is_an_error(
+    tiny_run: Run, tmp_path: Path, key: object
+):
+    with pytest.raises(UndeclaredParameter):
+        weigh(tiny_run, tmp_path, "equal", key)
+    assert not list(tmp_path.glob("weigh/[!.]*"))
+
+
+def test_an_entry_of_the_key_stands_for_what_it_was_made_from(tiny_run: Run, tmp_path: Path):
+    def key(given: Given) -> dict[str, object]:
+        return given.key_entry("w", lambda given: given.params.proxy_weights, neutral="equal")
+
+    found = {w: weigh(tiny_run, tmp_path, w, key) for w in ("equal", "confidence")}
+    assert {w: each.json("found") for w, each in found.items()} == {w: w for w in found}
+    assert [each.manifest["params"] for each in found.values()] == [{}, {"w": "confidence"}]
+
+
+@pytest.mark.parametrize(
+    "key", [lambda given: {}, lambda given: {"n": bool(given.args.budget)}], ids=["none", "looks"]
+)
+def test_an_argument_that_the_key_leaves_out_is_an_error(
+    tiny_run: Run, tmp_path: Path, key: object
+):
+    @stage(title="take", inputs=lambda run, budget: {}, key=key)
+    def take(given: Given, draft: Draft) -> None:
+        draft.json("found", given.args.budget)
+
+    with pytest.raises(UndeclaredParameter, match="argument 'budget'"):
+        Run(tiny_run.params, Store(tmp_path)).artifact(take, budget=0.1)
+    assert not list(tmp_path.glob("take/[!.]*"))
+
+
+def test_a_parameter_and_an_argument_of_one_name_need_two_entries(tiny_run: Run, tmp_path: Path):
+    run = Run(tiny_run.params, Store(tmp_path))
+    for named in (None, "of_run"):
+
+        def key(given: Given, named: str | None = named) -> dict[str, object]:
+            own = (
+                given.key_entry(named, lambda given: given.params.budget) if named else given.key()
+            )
+            return own | given.key(args=["budget"])
+
+        @stage(title="take", inputs=lambda run, budget: {}, reads=["budget"], key=key)
+        def take(given: Given, draft: Draft) -> None:
+            draft.json("found", [given.args.budget, given.params.budget])
+
+        if named:
+            assert run.artifact(take, budget=0.2).json("found") == [0.2, run.params.budget]
+        else:
+            with pytest.raises(UndeclaredParameter):
+                run.artifact(take, budget=0.2)
 
 
 def test_a_parameter_that_joins_later_keeps_what_is_there(tiny_run: Run, tmp_path: Path):
@@ -240,7 +314,7 @@ def test_what_comes_first_stands_first(tiny_run: Run):
 def test_a_plan_holds_all_that_its_run_makes(tiny_params: Params, tmp_path: Path):
     run = Run(tiny_params, Store(tmp_path))
     for call in run.plan():
-        _ = call.artifact
+        call.make()
     count = len(list(tmp_path.glob("*/*/manifest.json")))
     run.results()
     assert len(list(tmp_path.glob("*/*/manifest.json"))) == count
@@ -284,7 +358,7 @@ def test_pseudo_labels_of_somebodys_own_reuse_nothing_of_others(
 ):
     run = Run(tiny_params, Store(tmp_path))
     for call in run.plan():
-        _ = call.artifact
+        call.make()
     before = made(run.store)
     labels = np.random.default_rng(0).integers(0, run.classes, run.n)
     own = run.with_pseudo_labels(labels, "drawn")

@@ -476,7 +476,7 @@ def test_the_table_counts_done_running_failed_and_estimates_what_is_left(project
     progress.finished(failed, sweeps.Outcome("failed", "cell 2: ValueError: boom"))
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(progress._table())
+        console.print(progress.table())
     text = capture.get()
     numbers = next(line for line in text.splitlines() if "digits" in line)
     assert [int(n) for n in numbers.split() if n.isdigit()] == [1, 1, 1, 1, 4]

@@ -27,7 +27,7 @@ def test_coverage_is_the_mean_cosine_to_the_nearest_listed(monkeypatch):
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     lists = [np.array([3]), np.array([3, 50, 7])]
     slow = [np.mean([max(float(u @ unit[k]) for k in own) for u in unit]) for own in lists]
-    monkeypatch.setattr("elfs_lib.photos.trust._ROWS", 32)
+    monkeypatch.setattr("elfs_lib.photos.trust.ROWS_AT_ONCE", 32)
     np.testing.assert_allclose(coverage(rows, lists), slow, atol=1e-6)
     monkeypatch.setattr("elfs_lib.photos.trust.SAMPLED", 60)
     np.testing.assert_allclose(coverage(rows, lists), slow, atol=0.1)

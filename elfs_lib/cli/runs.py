@@ -83,7 +83,7 @@ def status(params_file: ParamsFile, p: Overrides = None) -> None:
         return
     for call in plan:
         try:
-            call.artifact  # noqa: B018
+            call.make()
         except NotBuilt:
             print(f"to do  {call.title}")
         else:
@@ -136,7 +136,7 @@ def sweep(
     """
     from elfs_lib.project import default_store
     from elfs_lib.runs import sweep as sweeps
-    from elfs_lib.runs.planning import publish
+    from elfs_lib.runs.planning import write_tables
     from elfs_lib.runs.spec import load_sweep
 
     if scheduler == "":
@@ -162,7 +162,7 @@ def sweep(
         )
         print(f"Results: {sweeps.results_file(grid, store)}")
     if book:
-        for table in publish(grid, f"elfs sweep {sweep_file}", store):
+        for table in write_tables(grid, f"elfs sweep {sweep_file}", store):
             print(f"For the book: {table}")
     failed = [] if dry_run else sweeps.failures(grid, store)
     for failure in failed:

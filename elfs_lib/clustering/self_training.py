@@ -16,8 +16,7 @@ from torch import nn
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import PreparedNetwork
-from elfs_lib.embedding.self_supervised import Seeds as Streams
-from elfs_lib.embedding.self_supervised import feature_width, warmup_cosine
+from elfs_lib.embedding.self_supervised import Streams, feature_width, warmup_cosine
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
 from elfs_lib.training.loader import streams
@@ -165,46 +164,83 @@ def fine_tune(
     """
     config = config or FineTuning()
     where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
     seeds = Streams.of(seed, where)
-    how = Augmentation(config.area, 4 / 3, flip, config.jitter, config.grey, blur=False)
-    weak = Augmentation(config.area, 1, flip, 0, 0, blur=False)
-
-    backbone = encoder.network.to(where, memory_format=torch.channels_last)
-    if isinstance(encoder.prepare, nn.Module):
-        encoder.prepare.to(where)
-    width = feature_width(encoder, images.shape[1:], where)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.weights)
-        head = nn.Linear(width, classes).to(where)
-    network = nn.Sequential(backbone, head)
-    peaks = ((backbone, config.encoder_lr), (head, config.lr))
-    optimizer = torch.optim.AdamW(decay_groups(peaks, config.weight_decay))
-
+    streamed = streams(loader, images.nbytes, where)
+    network = _HeadedEncoder(encoder, images, classes, seeds, where, precision, streamed=streamed)
     subset = most_confident(labels, confidence, keep)
-    held = None if streams(loader, images.nbytes, where) else resident(images, where)
-    targets = torch.from_numpy(labels[subset]).to(where)
-    # by image, for weights of classes would weigh the smoothing too, and an empty class would win
-    balance = (1 / torch.bincount(targets, minlength=classes).float())[targets]
+    _learn(network, subset, labels[subset], config, flip)
+    named, top = _name(network, config, flip)
+    return Relabelled(named, top, float((named != labels).mean()))
 
-    def logits(rows: np.ndarray, views: Augmentation) -> torch.Tensor:
-        if held is None:
-            pixels = torch.from_numpy(images[rows]).to(where)
+
+class _HeadedEncoder:
+    """An encoder with a new linear head on its features, and the images that it sees.
+
+    Args:
+        encoder: What embedded the images; its weights are trained further.
+        images: uint8 [N, C, H, W].
+        classes: Number of the head's outputs.
+        seeds: Of the head, order and views.
+        device: Where it runs.
+        precision: See :func:`elfs_lib.compute.resolve_precision`.
+        streamed: Whether images stay where they are until they are seen.
+    """
+
+    def __init__(
+        self,
+        encoder: PreparedNetwork,
+        images: np.ndarray,
+        classes: int,
+        seeds: Streams,
+        device: torch.device,
+        precision: str,
+        *,
+        streamed: bool,
+    ) -> None:
+        self.images, self.classes, self.seeds, self.device = images, classes, seeds, device
+        self._dtype = resolve_precision(precision, device)
+        self._prepare = encoder.prepare
+        self.backbone = encoder.network.to(device, memory_format=torch.channels_last)
+        if isinstance(encoder.prepare, nn.Module):
+            encoder.prepare.to(device)
+        width = feature_width(encoder, images.shape[1:], device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.weights)
+            self.head = nn.Linear(width, classes).to(device)
+        self.network = nn.Sequential(self.backbone, self.head)
+        self._resident = None if streamed else resident(images, device)
+
+    def logits(self, rows: np.ndarray, views: Augmentation) -> torch.Tensor:
+        """float32 [len(rows), classes], of a new view of each image."""
+        if self._resident is None:
+            pixels = torch.from_numpy(self.images[rows]).to(self.device)
         else:
-            pixels = held[torch.from_numpy(rows).to(where)]
-        x = augment(pixels.float().div_(255), views, seeds.views)
-        x = encoder.prepare(x).contiguous(memory_format=torch.channels_last)
-        with autocast(where, dtype):
-            return network(x).float()
+            pixels = self._resident[torch.from_numpy(rows).to(self.device)]
+        x = augment(pixels.float().div_(255), views, self.seeds.views)
+        x = self._prepare(x).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self._dtype):
+            return self.network(x).float()
 
-    network.train()
+
+def _learn(
+    model: _HeadedEncoder, subset: np.ndarray, labels: np.ndarray, config: FineTuning, flip: bool
+) -> None:
+    """Train on the images ``subset`` int64 [n] with their ``labels`` int64 [n]."""
+    views = Augmentation(config.area, 4 / 3, flip, config.jitter, config.grey, blur=False)
+    peaks = ((model.backbone, config.encoder_lr), (model.head, config.lr))
+    optimizer = torch.optim.AdamW(decay_groups(peaks, config.weight_decay))
+    targets = torch.from_numpy(labels).to(model.device)
+    # by image, for weights of classes would weigh the smoothing too, and an empty class would win
+    balance = (1 / torch.bincount(targets, minlength=model.classes).float())[targets]
+
+    model.network.train()
     batches = math.ceil(len(subset) / config.batch)
     steps, step = config.epochs * batches, 0
     for _ in track(range(config.epochs), "self-labelling from the encoder"):
-        total = torch.zeros((), device=where)
-        for some in np.array_split(seeds.order.permutation(len(subset)), batches):
+        total = torch.zeros((), device=model.device)
+        for some in np.array_split(model.seeds.order.permutation(len(subset)), batches):
             set_learning_rate(optimizer, warmup_cosine((step + 0.5) / steps, config.warmup))
-            found, here = logits(subset[some], how), torch.from_numpy(some).to(where)
+            found, here = model.logits(subset[some], views), torch.from_numpy(some).to(model.device)
             losses = F.cross_entropy(
                 found, targets[here], reduction="none", label_smoothing=config.label_smoothing
             )
@@ -219,12 +255,18 @@ def fine_tune(
                 "Self-labelling from the encoder diverged (the loss is not finite): use precision: "
                 "float32, or relabel_start: random."
             )
-    network.eval()
-    with torch.inference_mode():
-        parts = [
-            sum(F.softmax(logits(some, weak), 1) for _ in range(config.views)) / config.views
-            for some in np.split(np.arange(len(images)), range(1000, len(images), 1000))
-        ]
-        top, named = torch.cat(parts).max(1)
-    named = named.cpu().numpy()
-    return Relabelled(named, top.cpu().numpy(), float((named != labels).mean()))
+
+
+@torch.inference_mode()
+def _name(model: _HeadedEncoder, config: FineTuning, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each image by the mean of its views, int64 [N], and its probability, float32
+    [N]."""
+    views = Augmentation(config.area, 1, flip, 0, 0, blur=False)
+    model.network.eval()
+    n = len(model.images)
+    parts = [
+        sum(F.softmax(model.logits(some, views), 1) for _ in range(config.views)) / config.views
+        for some in np.split(np.arange(n), range(1000, n, 1000))
+    ]
+    top, named = torch.cat(parts).max(1)
+    return named.cpu().numpy(), top.cpu().numpy()

@@ -3,6 +3,8 @@
 Every file ends either in the array or in the report, and the report says why. The kinds it
 uses are the keys of :data:`LEFT_OUT` (not in the array) and :data:`KEPT` (in the array, but
 worth knowing).
+
+One file: threads, a resumed run and the report share one pass over the files.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from elfs_lib.compute import (
     resolve_device,
     resolve_precision,
 )
+from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.embedding.encoder_file import PreparedNetwork
 from elfs_lib.embedding.encoders import (
@@ -168,8 +169,8 @@ class Views:
         mirror: Whether every other crop is mirrored.
     """
 
-    count: int = bounded(ge=1)
-    area: float = bounded(0.25, gt=0, le=1)
+    count: int = bounded(**encoder_bounds.VIEWS)
+    area: float = bounded(0.25, **encoder_bounds.VIEW_AREA)
     mirror: bool = True
 
     def __post_init__(self) -> None:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from elfs_lib.bounds import bounded, check_bounds
 from elfs_lib.compute import resolve_device, resolve_precision
+from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.augmentation import Augmentation
 from elfs_lib.embedding.encoder_file import Expanded, PreparedNetwork, expander
 from elfs_lib.embedding.self_supervised import (
-    Seeds,
+    Streams,
     TrainedEncoder,
     about_training,
     check_training,
@@ -60,7 +61,7 @@ class EmpSslConfig:
         flip: Whether an image and its mirror image are the same thing (not so for digits).
     """
 
-    epochs: int = bounded(21, ge=1)
+    epochs: int = bounded(21, **encoder_bounds.EPOCHS)
     batch: int = bounded(100, ge=2)
     crops: int = bounded(20, ge=2)
     network: str = "resnet18"
@@ -122,7 +123,7 @@ def train_emp_ssl(
     config = config or EmpSslConfig()
     check_training(images, config)
     where = resolve_device(device)
-    seeds = Seeds.of(seed, where)
+    seeds = Streams.of(seed, where)
     backbone = fresh_network(images, config.network, seeds, where)
     width = feature_width(backbone, images.shape[1:], where)
     with torch.random.fork_rng(devices=[]):

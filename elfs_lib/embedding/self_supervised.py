@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from elfs_lib.bounds import bounded, check_bounds
 from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import Normalise, PreparedNetwork
 from elfs_lib.embedding.encoders import TRAINING
@@ -62,7 +63,7 @@ class SelfSupervisedConfig:
         flip: Whether an image and its mirror image are the same thing (not so for digits).
     """
 
-    epochs: int = bounded(20, ge=1)
+    epochs: int = bounded(20, **encoder_bounds.EPOCHS)
     batch: int = bounded(512, ge=2)
     network: str | None = None
     lr: float = bounded(2e-3, gt=0)
@@ -129,7 +130,7 @@ def train_encoder(
     config = config or SelfSupervisedConfig()
     check_training(images, config)
     where = resolve_device(device)
-    seeds = Seeds.of(seed, where)
+    seeds = Streams.of(seed, where)
     name = None if start else config.network or default_network(images.shape)
     start_lr = config.start_lr if start else config.lr
     start = start or fresh_network(images, name, seeds, where)
@@ -174,7 +175,7 @@ def decoupled_contrastive(z: Tensor, temperature: float) -> Tensor:
     return (others.logsumexp(1) - positive).mean()
 
 
-class Seeds(NamedTuple):
+class Streams(NamedTuple):
     """What is random in a training.
 
     Attributes:
@@ -188,7 +189,7 @@ class Seeds(NamedTuple):
     weights: int
 
     @classmethod
-    def of(cls, seed: int, device: torch.device) -> Seeds:
+    def of(cls, seed: int, device: torch.device) -> Streams:
         """Three independent streams from one seed."""
         order, views, weights = np.random.SeedSequence(seed).generate_state(3).tolist()
         generator = torch.Generator(device).manual_seed(views)
@@ -201,7 +202,7 @@ def train_on_views(
     loss: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     config: SelfSupervisedConfig | EmpSslConfig,
-    seeds: Seeds,
+    seeds: Streams,
     dtype: torch.dtype,
 ) -> np.ndarray:
     """Train a network on random views of the images. Nothing waits for a GPU within an epoch.
@@ -262,7 +263,7 @@ def about_training(
 
 
 def fresh_network(
-    images: np.ndarray, name: str, seeds: Seeds, device: torch.device
+    images: np.ndarray, name: str, seeds: Streams, device: torch.device
 ) -> PreparedNetwork:
     """A network of a name with random weights, and the images' mean and deviation before it."""
     some = np.sort(seeds.order.permutation(len(images))[:SAMPLE])

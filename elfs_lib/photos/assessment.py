@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from elfs_lib.label_lock import LabelOracle
 from elfs_lib.photos.run import Photos
 from elfs_lib.progress import track
 from elfs_lib.selection.by_class import rank_in_class
+from elfs_lib.stages.graph import Given, stage
 from elfs_lib.stages.run import Run
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe, recipe_key
@@ -152,10 +154,10 @@ def assess(
     """
     run, kept = photos.run, set(held)
     known = {path: label for path, label in labels.items() if path not in kept}
-    names, given = _targets(run, known)
-    tests = np.array([row for row, p in enumerate(run.paths) if p in kept and p in labels], int)
-    number = {name: k for k, name in enumerate(names)}  # a class never trained on is never right
-    right = np.array([number.get(labels[run.paths[row]], -1) for row in tests], int)
+    names, given = _targets(run.paths, known)
+    tests = [row for row, p in enumerate(run.paths) if p in kept and p in labels]
+    number = {name: k for k, name in enumerate(names)}
+    unknown = len(names)  # a class that is never trained on, so that no answer is right
     if not 2 <= folds <= len(known):
         raise ElfsError(f"folds is {folds}: choose from 2 to {len(known)}, the number of labels.")
     rows = np.flatnonzero(given >= 0)
@@ -165,76 +167,19 @@ def assess(
             f"folds is {folds}: the labels are of {len(first)} different images, the others are "
             f"copies of them; choose from 2 to {len(first)}."
         )
-    given_by = {"train": given[rows], "test": right}
-    oracle = LabelOracle(given_by.__getitem__, tuple(given_by)[: 1 + bool(len(tests))])
-    p = run.params
-
-    def build(draft: Draft) -> None:
-        targets = oracle.open("train", purpose="evaluation")
-        points = _points(run)
-        fold_of = _stratified_folds(targets[first], folds, seed)[group]
-        table = []
-        for fold in track(range(folds), "Cross-validation"):
-            seen, held = fold_of != fold, fold_of == fold
-            trained = train(
-                run.train_images,
-                targets[seen],
-                len(names),
-                find_recipe(p.eval_recipe),
-                Length(steps=p.eval_steps),
-                seeds=Seeds.all(seed + fold),
-                subset=rows[seen],
-                desc=f"fold {fold + 1}",
-                **run.training,
-            )
-            network = trained.accuracy(run.train_images[rows[held]], targets[held])
-            linear = linear_model(points[rows[seen]], targets[seen]).predict(points[rows[held]])
-            table.append(
-                {
-                    "fold": fold,
-                    "images": int(held.sum()),
-                    NETWORK: 100 * network,
-                    LINEAR: 100 * float((linear == targets[held]).mean()),
-                }
-            )
-        draft.table("accuracies", pd.DataFrame(table))
-        test = oracle.open("test", purpose="evaluation") if len(tests) else None
-        draft.table(
-            "learning",
-            learning_curve(
-                points, rows, targets, fold_of, seed, None if test is None else (tests, test)
-            ),
-        )
-        found, probabilities = _predict(points, rows, targets)
-        draft.array("predictions", found)
-        draft.array("probabilities", probabilities)
-
-    artifact = run.store.run(
-        "assessment",
-        build,
-        version=3,
-        params={
-            "tests": dict(zip(tests.tolist(), right.tolist(), strict=True)),
-            "copies": group.tolist(),
-            "labels": {run.paths[row]: names[given[row]] for row in rows},
-            "folds": folds,
-            "recipe": recipe_key(p.eval_recipe),
-            "steps": p.eval_steps,
-            "seed": seed,
-            "flip": p.flip,
-            "crop_pad": p.crop_pad,
-            "precision": p.precision,
-        },
-        inputs={"images": run.images, "embeddings": run.embeddings},
+    artifact = run.artifact(
+        assessment,
+        labels={run.paths[row]: names[given[row]] for row in rows},
+        tests={row: number.get(labels[run.paths[row]], unknown) for row in tests},
+        copies=group.tolist(),
+        folds=folds,
         seed=seed,
-        labels="evaluation",
     )
     found, probabilities = artifact.array("predictions"), artifact.array("probabilities")
-    predictions = _as_frame(run, names, found, probabilities, labels)
     counts = {name: int((given == k).sum()) for k, name in enumerate(names)}
     return Assessment(
         artifact.table("accuracies"),
-        predictions,
+        _as_frame(run, names, found, probabilities, labels),
         counts,
         folds,
         artifact.table("learning"),
@@ -242,6 +187,81 @@ def assess(
         tuple(_contradictions(photos, labels)),
         artifact,
     )
+
+
+def _assessment_key(given: Given) -> dict[str, Any]:
+    return {
+        **given.key(args=["labels", "tests", "copies", "folds", "seed"]),
+        **given.key("flip", "crop_pad", "precision", "shuffle", "eval_batch"),
+        **given.key_entry("recipe", lambda given: recipe_key(given.params.eval_recipe)),
+        **given.key_entry("steps", lambda given: given.params.eval_steps),
+    }
+
+
+@stage(
+    title="assessment of the labels",
+    inputs=lambda run, **_: {name: run.call(name) for name in ("images", "embeddings")},
+    reads=["eval_recipe", "eval_steps", "flip", "crop_pad", "precision"],
+    later={"shuffle": "full", "eval_batch": None},
+    key=_assessment_key,
+    labels="evaluation",
+    version=3,
+)
+def assessment(given: Given, draft: Draft) -> None:
+    """Models trained on labels that people gave (``labels``: path -> label): tables ``accuracies``
+    and ``learning`` as :class:`Assessment` has them; arrays ``predictions`` int64 [N] and
+    ``probabilities`` float32 [N].
+
+    ``tests`` holds the class of each row that only tests; images of one number in ``copies``, in
+    the order of the labelled rows, are copies.
+    """
+    args = given.args
+    _, classes = _targets(given.inputs["images"].json("about")["paths"], args.labels)
+    rows, tests = np.flatnonzero(classes >= 0), np.array([*args.tests], int)
+    given_by = {"train": classes[rows], "test": np.array([*args.tests.values()], int)}
+    oracle = LabelOracle(given_by.__getitem__, tuple(given_by)[: 1 + bool(len(tests))])
+    targets = oracle.open("train", purpose="evaluation")
+    points = _points(given.array("embeddings", "embeddings"))
+    _, first, group = np.unique(args.copies, return_index=True, return_inverse=True)
+    fold_of = _stratified_folds(targets[first], args.folds, args.seed)[group]
+    draft.table("accuracies", _cross_validated(given, points, rows, targets, fold_of))
+    held = (tests, oracle.open("test", purpose="evaluation")) if len(tests) else None
+    draft.table("learning", learning_curve(points, rows, targets, fold_of, args.seed, held))
+    found, probabilities = _predict(points, rows, targets)
+    draft.array("predictions", found)
+    draft.array("probabilities", probabilities)
+
+
+def _cross_validated(
+    given: Given, points: np.ndarray, rows: np.ndarray, targets: np.ndarray, fold_of: np.ndarray
+) -> pd.DataFrame:
+    """What a network and the linear model score on each fold, trained on the others, as
+    :attr:`Assessment.accuracies`; arguments as for :func:`learning_curve`."""
+    p, images, table = given.params, given.train_images, []
+    for fold in track(range(given.args.folds), "Cross-validation"):
+        seen, held = fold_of != fold, fold_of == fold
+        network = train(
+            images,
+            targets[seen],
+            len(np.unique(targets)),
+            find_recipe(p.eval_recipe, batch=p.eval_batch),
+            Length(steps=p.eval_steps),
+            seeds=Seeds.all(given.args.seed + fold),
+            subset=rows[seen],
+            desc=f"fold {fold + 1}",
+            **given.training,
+        )
+        linear = linear_model(points[rows[seen]], targets[seen])
+        right = linear.predict(points[rows[held]]) == targets[held]
+        table.append(
+            {
+                "fold": fold,
+                "images": int(held.sum()),
+                NETWORK: 100 * network.accuracy(images[rows[held]], targets[held]),
+                LINEAR: 100 * float(right.mean()),
+            }
+        )
+    return pd.DataFrame(table)
 
 
 def predict(run: Run, labels: Mapping[str, str]) -> pd.DataFrame:
@@ -257,12 +277,12 @@ def predict(run: Run, labels: Mapping[str, str]) -> pd.DataFrame:
     Raises:
         ElfsError: as :func:`assess`.
     """
-    names, given = _targets(run, labels)
-    rows = np.flatnonzero(given >= 0)
-    return _as_frame(run, names, *_predict(_points(run), rows, given[rows]), labels)
+    names, given = _targets(run.paths, labels)
+    rows, points = np.flatnonzero(given >= 0), _points(run.embeddings.array("embeddings"))
+    return _as_frame(run, names, *_predict(points, rows, given[rows]), labels)
 
 
-def _targets(run: Run, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
+def _targets(paths: Sequence[str], labels: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
     """Names of the classes, and the class of each image, int64 [N]; -1 where none was given."""
     names = sorted(set(labels.values()))
     if len(labels) < FEWEST_LABELS or len(names) < 2:
@@ -270,7 +290,7 @@ def _targets(run: Run, labels: Mapping[str, str]) -> tuple[list[str], np.ndarray
             f"There are {len(labels)} labels of {len(names)} classes: label at least "
             f"{FEWEST_LABELS} images of 2 classes first."
         )
-    row_of = {path: row for row, path in enumerate(run.paths)}
+    row_of = {path: row for row, path in enumerate(paths)}
     unknown = next((path for path in labels if path not in row_of), None)
     if unknown is not None:
         raise ElfsError(f"Image {unknown!r} has a label but is not in the folder: import it again.")
@@ -368,9 +388,9 @@ def _stratified_folds(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return (start[targets] + rank) % folds
 
 
-def _points(run: Run) -> np.ndarray:
+def _points(embeddings: np.ndarray) -> np.ndarray:
     """Embeddings of length 1, centred, then scaled to a mean square length of 1."""
-    rows = unit_rows(np.asarray(run.embeddings.array("embeddings")))
+    rows = unit_rows(np.asarray(embeddings))
     rows -= rows.mean(0)
     return rows / max(float(np.sqrt((rows**2).sum(1).mean())), 1e-12)
 

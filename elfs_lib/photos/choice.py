@@ -72,6 +72,11 @@ class Chooser:
         """The hard-prune ratio; None if the method has none."""
         return self.photos.hard_prune_ratio(self.total) if self.entry.takes_beta else None
 
+    def search(self) -> None:
+        """Search for beta, if the method has one and none is given."""
+        if self.entry.takes_beta and self.run.params.hard_prune_ratio is None:
+            self.photos.search(self.total)
+
     @cached_property
     def pool(self) -> np.ndarray:
         """int64 [P], one of each group of copies of which none has a label or is kept."""
@@ -124,7 +129,7 @@ class Chooser:
             inputs |= {f"proxy_{number}": proxy for number, proxy in enumerate(run.proxies)}
 
         def build(draft: Draft) -> None:
-            chosen = select_by(self.method, self._inputs(pool), total, seed=seed, **options)
+            chosen = select_by(self.method, self.inputs(pool), total, seed=seed, **options)
             draft.array("indices", pool[chosen.indices])
             draft.array("scores", chosen.scores)
 
@@ -135,7 +140,7 @@ class Chooser:
             params |= {name: getattr(run.params, name) for name in ("neighbors", "neighbor_search")}
         return run.store.run("list", build, version=1, params=params, inputs=inputs, seed=seed)
 
-    def _inputs(self, pool: np.ndarray) -> SelectionInputs:
+    def inputs(self, pool: np.ndarray) -> SelectionInputs:
         """What the method reads, of the images in the pool."""
         run, needs = self.run, self.entry.needs
         fields: dict[str, Any] = {}
@@ -275,6 +280,10 @@ class Choice:
             lengths,
             seed=self.request.seed,
         )
+
+    def compare(self) -> None:
+        """Make the lists that this one is compared with: of other budgets and other seeds."""
+        _ = self.budgets, self.covered, self.seeds
 
     @property
     def trust(self) -> list[str]:

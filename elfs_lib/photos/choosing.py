@@ -276,11 +276,11 @@ def choose_images(
         run.ensure("proxy")
     if chooser.entry.takes_beta:
         say("[6/7] searching how many of the hardest to leave out")
-        chooser.beta  # noqa: B018
+        chooser.search()
     say("[7/7] comparing lists" if request.compare else "[7/7] choosing")
     choice = choice_of(chooser, request, why, count)
     if request.compare:
-        choice.budgets, choice.trust  # noqa: B018
+        choice.compare()
     return choice
 
 

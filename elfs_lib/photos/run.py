@@ -212,8 +212,7 @@ def _photo_view(given: Given) -> int | None:
 
 
 def _photo_key(given: Given) -> dict[str, Any]:
-    side = _photo_view(given)
-    return embeddings_key(given) | ({} if side is None else {"view": side})
+    return embeddings_key(given) | given.key_entry("view", _photo_view, neutral=None)
 
 
 def _photo_embeddings(given: Given, draft: Draft) -> None:

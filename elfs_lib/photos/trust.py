@@ -18,7 +18,7 @@ from elfs_lib.embedding.rows import unit_rows
 RANDOM_LISTS = 5  # that a list's coverage is compared with
 SAMPLED = 20_000  # images whose nearest listed one is looked for
 BARELY = 0.5  # median confidence of pseudo-labels below which they are barely confident
-_ROWS = 4096
+ROWS_AT_ONCE = 4096
 
 
 class Overlap(NamedTuple):
@@ -75,7 +75,7 @@ def coverage(embeddings: np.ndarray, lists: Sequence[np.ndarray], *, seed: int =
     seen = rows
     if len(rows) > SAMPLED:
         seen = rows[np.random.default_rng(seed).permutation(len(rows))[:SAMPLED]]
-    parts = [seen[start : start + _ROWS] for start in range(0, len(seen), _ROWS)]
+    parts = [seen[start : start + ROWS_AT_ONCE] for start in range(0, len(seen), ROWS_AT_ONCE)]
     return np.array(
         [
             sum(float((part @ rows[own].T).max(1).sum(dtype=np.float64)) for part in parts)

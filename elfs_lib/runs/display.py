@@ -65,7 +65,7 @@ class SweepProgress:
 
     def refresh(self) -> None:
         if self._live:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self.table(), refresh=True)
 
     def _count(self) -> str:
         return f"[{self._done.total() + self._failed.total()}/{self._total.total()}]"
@@ -77,7 +77,7 @@ class SweepProgress:
         pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         return f", about {timedelta(seconds=round(pace * waiting))} left"
 
-    def _table(self) -> Any:
+    def table(self) -> Any:
         from rich.table import Table
 
         now = time.monotonic()

@@ -162,7 +162,7 @@ def table_of_rows(rows: Sequence[Mapping[str, Any] | None]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(some, float))
 
 
-def publish(sweep: Sweep, command: str, store: Store | None = None) -> list[Path]:
+def write_tables(sweep: Sweep, command: str, store: Store | None = None) -> list[Path]:
     """Write the rows that exist where the book's results page reads them, a file for each dataset;
     rows that an earlier call wrote, from this store or another, stay.
 
@@ -209,7 +209,7 @@ def _shared_stages(
 
     def look_at(call: Call) -> tuple[str, ...]:
         try:
-            call.artifact  # noqa: B018 - looking, as the store does
+            call.make()  # the store only looks
             return ()
         except NotBuilt:
             needs = before(call)

@@ -64,7 +64,7 @@ def typiclust(
         if len(members) > 1:
             near = nearest_neighbors(rows[members], min(k, len(members) - 1))
             typicality[members] = density(near.similarities)
-    indices = _deal(clusters, typicality, count, fewest=FEWEST)
+    indices = _in_turns(clusters, typicality, count, fewest=FEWEST)
     return Selection(indices, typicality[indices], {"clusters": len(np.unique(clusters))})
 
 
@@ -81,7 +81,7 @@ def kmeans_nearest(inputs: SelectionInputs, count: int, *, seed: int) -> Selecti
     rows = unit_rows(inputs.embeddings)
     clusters = kmeans_clusters(rows, count, seed=seed)
     distances = distances_to_own_mean(rows, clusters)
-    indices = _deal(clusters, -distances, count)
+    indices = _in_turns(clusters, -distances, count)
     return Selection(indices, distances[indices])
 
 
@@ -109,7 +109,7 @@ def usl(inputs: SelectionInputs, count: int, *, seed: int, k: int | None = None)
         raise ElfsError(f"k must be from 1 to the {found} neighbours there are, not {k!r}.")
     dense = density(inputs.similarities[:, :k])
     clusters = kmeans_clusters(unit_rows(inputs.embeddings), count, seed=seed)
-    indices = _deal(clusters, dense, count)
+    indices = _in_turns(clusters, dense, count)
     return Selection(indices, dense[indices])
 
 
@@ -136,7 +136,7 @@ def kmeans_clusters(rows: np.ndarray, clusters: int, *, seed: int) -> np.ndarray
         return kmeans_labels(rows, clusters, seed=seed, restarts=1)
 
 
-def _deal(clusters: np.ndarray, worth: np.ndarray, count: int, fewest: int = 1) -> np.ndarray:
+def _in_turns(clusters: np.ndarray, worth: np.ndarray, count: int, fewest: int = 1) -> np.ndarray:
     """Take images round by round: the best of each cluster, then the second of each.
 
     Args:

@@ -12,7 +12,7 @@ from elfs_lib.artifacts import Draft
 from elfs_lib.clustering.registry import CLUSTERINGS, ClusteringInputs, cluster
 from elfs_lib.embedding import encoders
 from elfs_lib.params import Params
-from elfs_lib.stages.embedding import encoder_file
+from elfs_lib.stages.embedding import checkpoint_entry, encoder_file
 from elfs_lib.stages.graph import Call, Given, stage
 from elfs_lib.training.recipes import find_recipe
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 #: What a network that learns pseudo-labels is trained by, besides its seed.
 PROXY = ("proxy_recipe", "proxy_epochs", "flip", "crop_pad", "precision", "shuffle", "classes")
 PROXY_LATER = {"shuffle": "full"}
-_HEADS = [n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"]
+_HEADS = {n for n in Params.model_fields if n.startswith("temi_") and n != "temi_keep_heads"}
+_TEMI = _HEADS | {"classes", "seed", "precision"}
 
 
 def temi_config(params: Params) -> TemiConfig:
@@ -38,14 +39,15 @@ def temi_config(params: Params) -> TemiConfig:
 
 
 def _temi_key(given: Given) -> dict[str, Any]:
-    keyed, n = given.key(), len(given.array("embeddings", "embeddings"))
-    return keyed | {"temi_batch": min(keyed["temi_batch"], n)}  # as many as there are
+    n = len(given.array("embeddings", "embeddings"))
+    batch = given.key_entry("temi_batch", lambda given: min(given.params.temi_batch, n))
+    return given.key(*_TEMI - {"temi_batch"}) | batch  # as many as there are
 
 
 @stage(
     title="TEMI clustering",
     inputs=["embeddings", "neighbors"],
-    reads=[*_HEADS, "classes", "seed", "precision"],
+    reads=_TEMI,
     key=_temi_key,
     version=3,
 )
@@ -153,8 +155,7 @@ def _pseudo_key(given: Given) -> dict[str, Any]:
     keyed |= given.key("seed", "relabel_keep", "relabel_start", "flip", "precision", "classes")
     if not _fine_tunes(given.params):
         return keyed | given.key(*PROXY)
-    keyed |= given.key("encoder", "encoder_size")
-    keyed["checkpoint"] = encoders.checkpoint_fingerprint(given.params.encoder_checkpoint)
+    keyed |= given.key("encoder", "encoder_size") | checkpoint_entry(given)
     from elfs_lib.clustering.self_training import FineTuning  # needs PyTorch
 
     return keyed | {"training": dataclasses.asdict(FineTuning())}

@@ -37,12 +37,26 @@ def _search_recipe(given: Given) -> str:
 
 
 def _search_key(given: Given) -> dict[str, Any]:
-    return given.key(*_SEARCHED) | {
-        "recipe": recipe_key(_search_recipe(given)),
-        "score": given.args.score,
-        "count": budget_count(given.args.budget, given.n),
-        **({"balanced": True} if getattr(given.args, "balanced", False) else {}),
+    return {
+        **given.key(*_SEARCHED, args=["score"]),
+        **given.key_entry("recipe", lambda given: recipe_key(_search_recipe(given))),
+        **given.key_entry("count", _count),
+        **given.key_entry("balanced", _balanced, neutral=False),
     }
+
+
+def _count(given: Given) -> int:
+    """How many images are chosen."""
+    return budget_count(given.args.budget, given.n)
+
+
+def _balanced(given: Given) -> bool:
+    return getattr(given.args, "balanced", False)
+
+
+def _seed(given: Given) -> int:
+    """Of a method that draws; 0 for the others."""
+    return getattr(given.args, "seed", 0)
 
 
 def _search(given: Given, draft: Draft, order: np.ndarray, targets: np.ndarray) -> None:
@@ -67,7 +81,7 @@ def _search(given: Given, draft: Draft, order: np.ndarray, targets: np.ndarray) 
 
     found = search_hard_prune_ratio(
         order,
-        budget_count(given.args.budget, given.n),
+        _count(given),
         ratios=p.hard_prune_ratios,
         fit_and_score=fit_and_score,
         seed=range(p.seed, p.seed + p.search_seeds),
@@ -104,7 +118,7 @@ def search(given: Given, draft: Draft) -> None:
     """Label-free search for beta. Array ``scores`` [ratios, seeds], json ``search``."""
     order = easiness(mean_scores(_proxies(given)), given.args.score)
     labels = given.inputs["pseudo"].table("pseudo")["label"].to_numpy(copy=True)
-    if getattr(given.args, "balanced", False):
+    if _balanced(given):
         order = class_quantile(order, labels)
     _search(given, draft, order, labels)
 
@@ -174,11 +188,10 @@ def _options(given: Given) -> dict[str, Any]:
 def _coreset_key(given: Given) -> dict[str, Any]:
     revision = METHODS[given.args.method].revision
     return {
-        "method": given.args.method,
-        "count": budget_count(given.args.budget, given.n),
-        "classes": given.params.classes,
-        "seed": getattr(given.args, "seed", 0),
-        "options": _options(given),
+        **given.key("classes", args=["method"]),
+        **given.key_entry("count", _count),
+        **given.key_entry("seed", _seed),
+        **given.key_entry("options", _options),
         **({"revision": revision} if revision > 1 else {}),
     }
 
@@ -199,8 +212,8 @@ def _policy(method: str, **_: Any) -> str:
 def coreset(given: Given, draft: Draft) -> None:
     """Table ``coreset``: rank, index, path, score, in the order to label; json ``info``."""
     inputs = _selection_inputs(given)
-    count, seed = budget_count(given.args.budget, given.n), getattr(given.args, "seed", 0)
-    chosen = select_by(given.args.method, inputs, count, seed=seed, **_options(given))
+    options = _options(given)
+    chosen = select_by(given.args.method, inputs, _count(given), seed=_seed(given), **options)
     paths = given.inputs["images"].json("about")["paths"]
     draft.table("coreset", _coreset_table(chosen, paths))
     draft.json("info", chosen.info)
@@ -266,7 +279,7 @@ def _evaluation_key(given: Given) -> dict[str, Any]:
     names = ("eval_recipe", "eval_epochs", "eval_batch", "shuffle", "classes")
     names += ("flip", "crop_pad", "precision")
     length = () if given.params.eval_epochs else ("eval_steps",)
-    return given.key(*names, *length) | {"seed": given.args.seed}
+    return given.key(*names, *length, args=["seed"])
 
 
 @stage(
@@ -299,7 +312,7 @@ def evaluation(given: Given, draft: Draft) -> None:
         length,
         seeds=Seeds.all(seed),
         subset=subset,
-        desc=f"{given.args.method}, {len(subset)} images, seed {seed}",
+        desc=given.title,
         **given.training,
     )
     predictions = trained.logits(given.test_images).argmax(1).numpy()

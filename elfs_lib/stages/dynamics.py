@@ -51,9 +51,9 @@ def _dynamics(
 
 
 def _proxy_key(given: Given) -> dict[str, Any]:
-    keyed = given.key(*PROXY) | {"seed": given.args.seed}
-    weights = given.params.proxy_weights
-    return keyed | ({} if weights == "equal" else {"weights": weights})
+    return given.key(*PROXY, args=["seed"]) | given.key_entry(
+        "weights", lambda given: given.params.proxy_weights, neutral="equal"
+    )
 
 
 @stage(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
     from elfs_lib.stages.run import Run
 
-_VIEWS = ("encoder_views", "encoder_view_area", "flip")
+_VIEW = ("encoder_view_area", "flip")
+_VIEWS = ("encoder_views", *_VIEW)
 _EMBEDDING = ("encoder", "encoder_checkpoint", "encoder_size", "precision", *_VIEWS)
 _FILE = ("embeddings_path",)
 
@@ -35,8 +36,9 @@ def source(params: Params) -> Source:
 
 
 def _images_key(given: Given) -> dict[str, Any]:
-    fingerprint = datasets.source_fingerprint(source(given.params))
-    return {"dataset": given.params.dataset, "source": fingerprint}
+    return given.key("dataset") | given.key_entry(
+        "source", lambda given: datasets.source_fingerprint(source(given.params))
+    )
 
 
 @stage(title="images", reads=["dataset", "image_size", "data_path"], key=_images_key)
@@ -89,10 +91,31 @@ def encoder_facts(params: Params) -> dict[str, object]:
     return encoders.describe(params.encoder, params.encoder_checkpoint, params.encoder_method)
 
 
+def checkpoint_entry(given: Given) -> dict[str, Any]:
+    """The entry of a key that stands for ``encoder_checkpoint``: the file's content."""
+    return given.key_entry(
+        "checkpoint", lambda given: encoders.checkpoint_fingerprint(given.params.encoder_checkpoint)
+    )
+
+
+def encoder_runs(run: Run) -> list[Run]:
+    """A run of each encoder that "+" joins; see :attr:`elfs_lib.stages.run.Run.encoder_runs`."""
+    p = run.params
+    parts = encoders.split_encoders(p.encoder, p.encoder_checkpoint)
+    if len(parts) == 1 or run.given_name("embeddings"):
+        return [run]
+    changes = (
+        {"encoder": name, "encoder_checkpoint": None if path is None else str(path)}
+        for name, path in parts.items()
+    )
+    return [dataclasses.replace(run, params=p.model_copy(update=c)) for c in changes]
+
+
 def _encoder_key(given: Given) -> dict[str, Any]:
-    return given.key("encoder", "encoder_size", "precision", "seed") | {
-        "checkpoint": encoders.checkpoint_fingerprint(given.params.encoder_checkpoint),
-        "training": dataclasses.asdict(encoder_training(given.params)),
+    return {
+        **given.key("encoder", "encoder_size", "precision", "seed"),
+        **checkpoint_entry(given),
+        **given.key_entry("training", lambda g: dataclasses.asdict(encoder_training(g.params))),
     }
 
 
@@ -136,13 +159,13 @@ def encoder(given: Given, draft: Draft) -> None:
 def _views(params: Params) -> Views | None:
     from elfs_lib.embedding.embed import Views
 
-    if not _takes_views(params):
-        return None
-    return Views(params.encoder_views, params.encoder_view_area, params.flip)
+    count = _view_count(params)
+    return count and Views(count, params.encoder_view_area, params.flip)
 
 
-def _takes_views(params: Params) -> bool:
-    return bool(params.encoder_views) and params.encoder != "pixels"
+def _view_count(params: Params) -> int | None:
+    """Of how many crops each image's embedding is the mean; None: of the whole image."""
+    return None if params.encoder == "pixels" else params.encoder_views
 
 
 def encoder_file(given: Given) -> Path | str | None:
@@ -201,14 +224,14 @@ def _read_file(given: Given) -> np.ndarray:
 
 def embeddings_key(given: Given) -> dict[str, Any]:
     if given.params.encoder == embedding_file.PRECOMPUTED:
-        content = embedding_file.file_fingerprint(given.params.embeddings_path)
-        given.some("encoder_checkpoint")  # it can have none
-        return given.key("encoder", "encoder_pca") | {"content": content}
+        return given.key("encoder", "encoder_pca") | given.key_entry(
+            "content", lambda given: embedding_file.file_fingerprint(given.params.embeddings_path)
+        )
     keyed = given.key("encoder", "encoder_size", "precision", "encoder_pca")
     if not trains_encoder(given.params):  # else it is in the encoder's own key
-        path = given.params.encoder_checkpoint
-        keyed["checkpoint"] = encoders.checkpoint_fingerprint(path)
-    return keyed | (given.key(*_VIEWS) if _takes_views(given.params) else {})
+        keyed |= checkpoint_entry(given)
+    views = given.key_entry("encoder_views", lambda g: _view_count(g.params), neutral=None)
+    return keyed | views | (given.key(*_VIEW) if views else {})
 
 
 def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray]) -> None:
@@ -225,7 +248,7 @@ def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray])
             draft.array("pca_axes", reduction.axes)
             found = reduction(found)
     draft.array("embeddings", found)
-    draft.fact(device=given.device_name, encoder=encoder_facts(given.params))
+    draft.fact(device=given.device_name, encoder=given.encoder_facts)
 
 
 @stage(
@@ -234,8 +257,7 @@ def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray])
     reads=[*_EMBEDDING, *_FILE],
     later={"encoder_pca": None},
     key=embeddings_key,
-    # the first is in the encoder's own key, and named here; the second in that of the images
-    unkeyed=["encoder_method", "dataset"],
+    unkeyed=["dataset"],  # which is in the key of the images
 )
 def embeddings(given: Given, draft: Draft) -> None:
     """Array ``embeddings`` float32 [N, D] of the training images, and with ``encoder_pca`` the
@@ -268,8 +290,9 @@ def test_embeddings(given: Given, draft: Draft) -> None:
 
 
 def _neighbors_key(given: Given) -> dict[str, Any]:
-    method = given.params.neighbor_search
-    return given.key("neighbors") | ({} if method == "exact" else {"search": method})
+    return given.key("neighbors") | given.key_entry(
+        "search", lambda given: given.params.neighbor_search, neutral="exact"
+    )
 
 
 @stage(

@@ -2,16 +2,17 @@
 
 A stage is a function ``(given, draft)`` under :func:`stage`. The key of its artifact, the plan of a
 run, the tasks of a sweep and ``elfs status`` are derived from that declaration. What the function
-gets is what the key holds: asking for a parameter that the stage does not declare, or that its key
-leaves out, raises :class:`UndeclaredParameter`, so no artifact can be stale for a forgotten name.
+gets is what the key holds: asking for a parameter that the stage does not declare, or for one (or
+an argument) that its key leaves out, raises :class:`UndeclaredParameter`, so no artifact can be
+stale for a forgotten name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
 UNKEYED = frozenset({"device", "compile", "loader"})
 
 #: What :func:`elfs_lib.training.loop.train` takes from the parameters as it is.
-TRAINING = ("flip", "crop_pad", "device", "precision", "compile", "loader", "shuffle")
+TRAINING_PARAMETERS = ("flip", "crop_pad", "device", "precision", "compile", "loader", "shuffle")
 
 
 class UndeclaredParameter(RuntimeError):
-    """A stage read a parameter that its declaration, or its key, does not hold."""
+    """A stage read a parameter that its declaration does not hold, or a parameter or an argument
+    that its key does not hold."""
+
+
+_NONE = object()  # of a key's entry that is never omitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +52,15 @@ class Stage:
         inputs: ``(run, **arguments) -> {name: Call}``: the artifacts that it reads.
         unkeyed_inputs: The same for artifacts whose content is not in the key: ``key`` takes from
             them what counts, such as the choice of a search.
-        key: ``(given) -> {name: value}``: what the artifact is keyed by besides its inputs.
+        key: ``(given) -> {name: value}``: what the artifact is keyed by besides its inputs, from
+            :meth:`Given.key` and :meth:`Given.key_entry`. It may look at any parameter that the
+            stage declares; ``build`` may read those alone from which an entry was made.
         later: Parameters that the stage reads since results were first published, with the value
             that leaves those results valid: at that value the key omits them.
         unkeyed: Parameters that it may read though the results do not depend on them.
         labels: Label policy, or ``(**arguments) -> policy``; see :mod:`elfs_lib.label_lock`. The
-            keys of stages that may open labels hold the labels' digest.
+            keys of stages that may open labels hold the labels' digest, or the argument ``labels``
+            of a stage that is given some.
         version: To be raised when the output of ``build`` changes.
         quick: It is too fast to be planned: what needs it makes it.
         given: Of a stage that takes what somebody brings: what that is called.
@@ -118,14 +126,57 @@ def stage(
     return declare
 
 
-class _Declared:
-    """Parameters as a stage sees them. Remembers which were read while the key was made; no others
-    can be read afterwards."""
+class _Watch:
+    """What was read while an entry of the key was made; nothing else can be read once the key is
+    there."""
 
-    def __init__(self, run: Run, stage: Stage) -> None:
-        self._run, self._stage = run, stage
-        self._keyed: set[str] = set()
-        self._open = True
+    def __init__(self) -> None:
+        self._entries: dict[str, Any] = {}
+        self._keyed: set[tuple[str, str]] = set()
+        self._making_entry = self._closed = False
+
+    @contextmanager
+    def entry(self) -> Iterator[None]:
+        """Inside, what is read counts as keyed."""
+        outer, self._making_entry = self._making_entry, True
+        try:
+            yield
+        finally:
+            self._making_entry = outer
+
+    def add(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Entries that the key must hold in the end."""
+        for name, value in entries.items():
+            if self._entries.setdefault(name, value) != value:
+                raise UndeclaredParameter(
+                    f"A key has two entries {name!r}: give one of them another name by key_entry."
+                )
+        return dict(entries)
+
+    def read(self, stage: str, kind: str, name: str) -> None:
+        """A stage reads a parameter or an argument."""
+        if self._closed and (kind, name) not in self._keyed:
+            raise UndeclaredParameter(
+                f"Stage {stage!r} reads {kind} {name!r}, which its key leaves out."
+            )
+        if self._making_entry:
+            self._keyed.add((kind, name))
+
+    def close(self, stage: str, key: Mapping[str, Any]) -> None:
+        """The key is there: from here on only what its entries were made from may be read."""
+        for name, value in self._entries.items():
+            if name not in key or key[name] != value:
+                raise UndeclaredParameter(
+                    f"Stage {stage!r} makes {name!r} for its key and drops it."
+                )
+        self._closed = True
+
+
+class _Declared:
+    """Parameters as a stage sees them."""
+
+    def __init__(self, run: Run, stage: Stage, watch: _Watch) -> None:
+        self._run, self._stage, self._watch = run, stage, watch
 
     def __getattr__(self, name: str) -> Any:
         stage = self._stage
@@ -134,17 +185,21 @@ class _Declared:
                 raise UndeclaredParameter(
                     f"Stage {stage.name!r} reads parameter {name!r}: add it to the stage's reads."
                 )
-            if self._open:
-                self._keyed.add(name)
-            elif name not in self._keyed:
-                raise UndeclaredParameter(
-                    f"Stage {stage.name!r} reads parameter {name!r}, which its key leaves out."
-                )
+            self._watch.read(stage.name, "parameter", name)
         return self._run.classes if name == "classes" else getattr(self._run.params, name)
 
-    def close(self) -> None:
-        """From here on only what the key has read may be read."""
-        self._open = False
+
+class _Arguments:
+    """Arguments as a stage sees them."""
+
+    def __init__(self, stage: Stage, args: Mapping[str, Any], watch: _Watch) -> None:
+        self._stage, self._args, self._watch = stage, args, watch
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._args:
+            raise AttributeError(f"Stage {self._stage.name!r} has no argument {name!r}.")
+        self._watch.read(self._stage.name, "argument", name)
+        return self._args[name]
 
 
 class Given:
@@ -158,12 +213,15 @@ class Given:
     """
 
     def __init__(self, call: Call) -> None:
-        self._call = call
-        self.params: Params = _Declared(call.run, call.stage)  # type: ignore[assignment]
-        self.args = SimpleNamespace(**call.args)
+        self._call, self._watch = call, _Watch()
+        watched = _Declared(call.run, call.stage, self._watch)
+        self.params: Params = watched  # type: ignore[assignment]
+        self.args = _Arguments(call.stage, call.args, self._watch)
 
     @property
     def labels(self) -> LabelOracle:
+        if "labels" in self._call.args:  # they are in the key in place of the run's
+            raise UndeclaredParameter(f"Stage {self._call.stage.name!r} is given its labels.")
         return self._call.run.labels
 
     @cached_property
@@ -178,16 +236,42 @@ class Given:
     @property
     def training(self) -> dict[str, Any]:
         """How networks are trained on the images: flips, crops, device and precision."""
-        return self.some(*TRAINING)
+        return self.some(*TRAINING_PARAMETERS)
 
-    def key(self, *names: str) -> dict[str, Any]:
+    def key(self, *names: str, args: Collection[str] = ()) -> dict[str, Any]:
         """Parameters as keys hold them: recipes with their revision, and none of ``later`` at its
-        neutral value. Without names, all that the stage declares, and its arguments."""
+        neutral value; and arguments. Without names, all that the stage declares, and all its
+        arguments."""
         later = self._call.stage.later
-        values = self.some(*(names or sorted(self._call.stage.reads)))
-        kept = {n: v for n, v in values.items() if n not in later or v != later[n]}
-        recipes = {n: recipe_key(v) for n, v in kept.items() if n.endswith("_recipe") and v}
-        return kept | recipes | ({} if names else vars(self.args))
+        if not names and not args:
+            names, args = tuple(sorted(self._call.stage.reads)), tuple(self._call.args)
+        with self._watch.entry():
+            values = self.some(*names)
+            kept = {n: v for n, v in values.items() if n not in later or v != later[n]}
+            recipes = {n: recipe_key(v) for n, v in kept.items() if n.endswith("_recipe") and v}
+            given = {name: getattr(self.args, name) for name in args}
+        return self._watch.add(kept | recipes) | self._watch.add(given)
+
+    def key_entry(
+        self, name: str, make: Callable[[Given], Any], *, neutral: Any = _NONE
+    ) -> dict[str, Any]:
+        """An entry of the key that stands for all that ``make`` reads to make it.
+
+        Args:
+            name: Of the entry.
+            make: ``(given) -> value``, which serialises to JSON.
+            neutral: At this value the key omits the entry.
+        """
+        with self._watch.entry():
+            value = make(self)
+        return self._watch.add({} if value == neutral else {name: value})
+
+    def make_key(self) -> dict[str, Any]:
+        """What the stage's key function gives; from here on, nothing that it leaves out is read."""
+        stage = self._call.stage
+        keyed = dict(stage.key(self))
+        self._watch.close(stage.name, keyed)
+        return keyed
 
     def array(self, stage: str, name: str) -> np.ndarray:
         """An array of an input, memory-mapped read-only."""
@@ -209,6 +293,16 @@ class Given:
         """uint8 [M, C, H, W], resident."""
         self.inputs["images"]
         return self._call.run.test_images
+
+    @property
+    def title(self) -> str:
+        """What people read while the stage runs."""
+        return self._call.title
+
+    @property
+    def encoder_facts(self) -> dict[str, object]:
+        """What the encoder was trained on, for the manifest: no result depends on these words."""
+        return self._call.run.encoder_facts
 
     @property
     def device_name(self) -> str:
@@ -270,15 +364,18 @@ class Call:
         return self._key(Given(self))
 
     def _key(self, given: Given) -> dict[str, Any]:
-        keyed = dict(self.stage.key(given))
-        given.params.close()
-        if self.stage.policy(**self.args) != "never":
+        keyed = given.make_key()
+        if self.stage.policy(**self.args) != "never" and "labels" not in self.args:
             keyed["labels"] = self.run.labels.digest()  # images hold no label
         return keyed
 
     @property
     def artifact(self) -> Artifact:
-        """The stage's artifact, computed if it is not there.
+        """The stage's artifact; see :meth:`make`."""
+        return self.make()
+
+    def make(self) -> Artifact:
+        """Compute the stage's artifact if it is not there.
 
         Raises:
             NotBuilt: if it is not there and the store only looks.

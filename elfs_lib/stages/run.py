@@ -8,7 +8,6 @@ policy "never", which :mod:`elfs_lib.label_lock` enforces.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,17 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import Artifact, Draft, Store, is_large, versions_in_words
+from elfs_lib.artifacts import Artifact, Store, is_large, versions_in_words
 from elfs_lib.clustering.metrics import collapse_notes
-from elfs_lib.clustering.registry import check_labels
 from elfs_lib.data import datasets
-from elfs_lib.embedding import encoders
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.label_lock import LabelOracle
 from elfs_lib.params import Params
 from elfs_lib.progress import track
 from elfs_lib.project import default_store
 from elfs_lib.selection import METHODS, budget_count
+from elfs_lib.stages.brought import brought_embeddings, brought_pseudo_labels, brought_scores
 from elfs_lib.stages.checks import check_run, ratios_for
 from elfs_lib.stages.clustering import (
     clusters,
@@ -36,7 +34,6 @@ from elfs_lib.stages.clustering import (
     pseudo,
     pseudo_quality,
     temi,
-    write_pseudo,
 )
 from elfs_lib.stages.coreset import (
     by_clusters,
@@ -53,13 +50,14 @@ from elfs_lib.stages.embedding import (
     embeddings,
     encoder,
     encoder_facts,
+    encoder_runs,
     images,
     neighbors,
     source,
     test_embeddings,
     trains_encoder,
 )
-from elfs_lib.stages.graph import TRAINING, Call, Stage, given_stage
+from elfs_lib.stages.graph import TRAINING_PARAMETERS, Call, Stage
 from elfs_lib.training.recipes import recipe_key
 
 #: Every stage, in the order of a run.
@@ -126,7 +124,7 @@ class Run:
         """Run stages that take no arguments, by name, and all that they build on."""
         for stage in stages:
             for call in self.calls(stage):
-                call.artifact  # noqa: B018
+                call.make()
 
     def calls(self, stage: str) -> list[Call]:
         """A stage without arguments; of ``proxy``, each of the run's."""
@@ -150,9 +148,7 @@ class Run:
         Raises:
             ElfsError: if they are not one class number for each image.
         """
-        sure = np.ones(self.n) if confidence is None else confidence
-        kept, sure = check_labels(labels, sure, self.n, self.classes)
-        return self._with("pseudo", name, lambda draft: write_pseudo(draft, kept, sure), kept, sure)
+        return self.with_stages(brought_pseudo_labels(self, labels, name, confidence))
 
     def with_embeddings(
         self, embeddings: np.ndarray, name: str, *, test: np.ndarray | None = None
@@ -167,23 +163,7 @@ class Run:
         Raises:
             ElfsError: if they are not one finite row for each image.
         """
-        run = self
-        given = {"embeddings": (embeddings, self.n)}
-        if test is not None:
-            given["test_embeddings"] = (test, len(self.test_images))
-        for stage, (array, count) in given.items():
-            rows = np.array(array, dtype=np.float32, order="C")
-            if rows.ndim != 2 or len(rows) != count or not rows.shape[1]:
-                raise ElfsError(
-                    f"The embeddings {name!r} must be one row for each of the {count} images, not "
-                    f"an array of shape {rows.shape}."
-                )
-            if not np.isfinite(rows).all():
-                raise ElfsError(f"The embeddings {name!r} hold NaN or infinity: check them.")
-            run = run._with(stage, name, lambda draft, r=rows: draft.array("embeddings", r), rows)
-        if test is None:
-            run = run._with("test_embeddings", name, _no_test_embeddings)
-        return run
+        return self.with_stages(*brought_embeddings(self, embeddings, name, test))
 
     def with_scores(self, scores: np.ndarray, name: str) -> Run:
         """This run going on from a score of each image that somebody brings, in place of those of
@@ -197,15 +177,7 @@ class Run:
         Raises:
             ElfsError: if they are not one finite number for each image.
         """
-        column = np.asarray(scores, np.float64)
-        if column.shape != (self.n,) or not np.isfinite(column).all():
-            raise ElfsError(
-                f"The scores {name!r} must be one finite number for each of the {self.n} images, "
-                f"not an array of shape {column.shape}."
-            )
-        table = pd.DataFrame({"index": np.arange(self.n), self.params.score: column})
-        of = np.array(self.params.score)  # another score's column has another name
-        return self._with("proxy", name, lambda draft: draft.table("scores", table), column, of)
+        return self.with_stages(brought_scores(self, scores, name))
 
     def with_stages(self, *stages: Stage) -> Run:
         """This run with other stages in the place of those of their names."""
@@ -213,16 +185,8 @@ class Run:
         kept = (stage for stage in self.substitutes if stage.name not in names)
         return dataclasses.replace(self, substitutes=(*kept, *stages))
 
-    def _with(self, stage: str, name: str, build: Any, *content: np.ndarray) -> Run:
-        digest = hashlib.sha256()
-        for array in content:
-            digest.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
-        keyed = {"given": name, "content": digest.hexdigest()}
-        title = f"{STAGES[stage].title}: {name}"
-        return self.with_stages(given_stage(stage, build, title, keyed, given=name))
-
     def given_name(self, stage: str) -> str | None:
-        """What somebody's own content of a stage is called; None where the stage computes it."""
+        """Name of the user-supplied input, if any."""
         return self.stage(stage).given
 
     @property
@@ -344,15 +308,7 @@ class Run:
     def encoder_runs(self) -> list[Run]:
         """This run, or where several encoders are joined by "+" a run of each: its embeddings are
         shared with runs of that encoder alone."""
-        p = self.params
-        parts = encoders.split_encoders(p.encoder, p.encoder_checkpoint)
-        if len(parts) == 1 or self.given_name("embeddings"):
-            return [self]
-        changes = (
-            {"encoder": name, "encoder_checkpoint": None if path is None else str(path)}
-            for name, path in parts.items()
-        )
-        return [dataclasses.replace(self, params=p.model_copy(update=c)) for c in changes]
+        return encoder_runs(self)
 
     @property
     def encoder_trained(self) -> Run:
@@ -386,7 +342,7 @@ class Run:
     @property
     def training(self) -> dict[str, Any]:
         """How networks are trained on the images: flips, crops, device and precision."""
-        return {name: getattr(self.params, name) for name in TRAINING}
+        return {name: getattr(self.params, name) for name in TRAINING_PARAMETERS}
 
     @property
     def proxy_calls(self) -> dict[str, Call]:
@@ -534,7 +490,3 @@ class Run:
         every = itertools.chain.from_iterable(call.upstream for call in wanted if call)
         plan = {call.id: call for call in every if call.id in asked or not call.stage.quick}
         return [*plan.values()]
-
-
-def _no_test_embeddings(draft: Draft) -> None:
-    raise ElfsError("Give the embeddings of the test images too: with_embeddings(..., test=array).")
