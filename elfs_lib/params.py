@@ -169,18 +169,12 @@ class Params(BaseModel):
         (0, 1, 2, 3, 4), description="of random selection and of training on the coreset"
     )
     hindsight_seeds: ListOf[Seed] = Field((), description="seeds that try every beta on test")
-    # what the closing cells of the notebooks insist on; null: nothing
-    floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")
-    floor_clustering: float | None = Field(None, description="least accuracy of pseudo-labels")
-    floor_over_kmeans: float | None = Field(None, description="least gain of TEMI over k-means")
-    floor_spearman: float | None = Field(None, description="least rank agreement with true AUM")
-    floor_accuracy: float | None = Field(None, description="least accuracy of ELFS, percent")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Params:
         spec = DATASETS[choose("dataset", self.dataset, DATASETS)]
         self._check_device()
-        # whether its file is there is the machine's affair, like the dataset: Run.check looks
+        # whether its file is there depends on the machine, as with the dataset: Run.check looks
         size = self.encoder_size
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=size, there=False)
         check_method(self.encoder, self.encoder_method)
@@ -397,19 +391,6 @@ def values_of_dataset(dataset: object) -> dict[str, Any]:
     """What ``params/<dataset>.yaml`` says; nothing if there is no such file."""
     file = project_root() / "params" / f"{dataset}.yaml"
     return read_yaml(file) if file.exists() else {}
-
-
-def check_floor(name: str, value: float, floor: float | None) -> None:
-    """Fail a notebook whose result fell below what its parameters insist on.
-
-    Raises:
-        ElfsError: naming the result, its value and the floor.
-    """
-    if floor is not None and not value >= floor:
-        raise ElfsError(
-            f"{name} is {value:.4g}, below the floor of {floor:.4g} in the parameters: it got "
-            "worse, or the floor is one for other data (floor_...: null leaves it out)."
-        )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

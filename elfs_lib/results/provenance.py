@@ -65,9 +65,7 @@ def _file(params: Params) -> Path:
 def differences(params: Params, base: Params) -> dict[str, object]:
     """The values of ``params`` that are not those of ``base``, by name."""
     return {
-        name: value
-        for name, value in params.model_dump().items()
-        if value != getattr(base, name) and not name.startswith("floor_")
+        name: value for name, value in params.model_dump().items() if value != getattr(base, name)
     }
 
 
@@ -84,7 +82,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
     versions = versions_in_words(package_versions())
     brought = "".join(
-        f", with somebody's own {what}, {name!r}, which no command makes"
+        f", with user-supplied {what}, {name!r}, not reproducible by a command"
         for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))
         if (name := run.given_name(stage))
     )
