@@ -311,11 +311,11 @@ class Params(BaseModel):
         """Collect parameters from a notebook's variables, as papermill sets them.
 
         What papermill injected is recognised by the cell that it writes, which starts with
-        ``# Parameters``; names in it that are no parameter are refused. Injected parameters that
-        name a dataset are those of a file: what they leave out has the library's default, as in
-        :meth:`load`, for the notebook's own values are those of its own dataset. Otherwise what a
-        notebook does not name, since it does not read it, is that of its dataset's file in
-        ``params/``. Prints where the values are from, if they are from two places.
+        ``# Parameters``; names in it that are not parameters are refused. Injected parameters that
+        name a dataset are those of a file: what the notebook names and they leave out has the
+        library's default, as in :meth:`load`, for the notebook's own values are those of its own
+        dataset. What neither names, since the notebook does not read it, is that of the dataset's
+        file in ``params/``. Prints where the values are from, if they are from two places.
         """
         cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
         injected = {
@@ -326,15 +326,16 @@ class Params(BaseModel):
         for name in sorted(injected):
             choose("parameter", name, cls.model_fields)
         of_file = "dataset" in injected
-        left_out = cls.model_fields.keys() - injected
+        named = cls.model_fields.keys() & namespace.keys()
+        left_out = named - injected
         if injected and left_out:
             given = ", ".join(name for name in cls.model_fields if name in injected)
             rest = "the library's defaults (elfs params)" if of_file else "those of this notebook"
             print(f"Parameters set by papermill: {given}. All others are {rest}.")
-        known = injected if of_file else cls.model_fields
-        values = {k: namespace[k] for k in known if k in namespace}
-        rest = {} if of_file else values_of_dataset(values.get("dataset"))
-        return cls.make(rest | values)
+        rest = values_of_dataset(namespace.get("dataset"))
+        rest = {name: value for name, value in rest.items() if name not in named}
+        own = {name: namespace[name] for name in (injected if of_file else named)}
+        return cls.make(rest | own)
 
 
 _NUMBERS = {

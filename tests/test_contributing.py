@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md and of "Add a selection method" run as they are written."""
+"""The examples of CONTRIBUTING.md and of "Add a selection method" run as they are written."""
 
 from __future__ import annotations
 

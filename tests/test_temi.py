@@ -98,6 +98,11 @@ def test_losses_and_gradients_match_the_plain_loop(weighting, beta):
         )
         found = temi.backward(x, student, seen, by_logits, 0.1)
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=1e-12)
+    logits = seen.logits.clone().requires_grad_()
+    plain = temi.plain_losses(logits, taught.logits, marginal, beta=beta, weighting=weighting)
+    torch.testing.assert_close(losses, plain, rtol=1e-10, atol=1e-12)
+    (by_autograd,) = torch.autograd.grad(plain.sum(), logits)
+    torch.testing.assert_close(by_logits, by_autograd, rtol=1e-8, atol=1e-12)
     for name, ours, theirs in zip(temi.Heads._fields, found, gradients, strict=True):
         torch.testing.assert_close(
             ours, theirs, rtol=1e-8, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
