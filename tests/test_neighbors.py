@@ -201,7 +201,7 @@ def test_information_of_neighbours_closed_form():
 
 def test_mistakes_are_one_sentence():
     rows = random_rows(10, 4)
-    with pytest.raises(ElfsError, match="k is 10: it must be a whole number from 1 to 9"):
+    with pytest.raises(ElfsError, match="k is 10:.*from 1 to 9"):
         nearest_neighbors(rows, 10)
     with pytest.raises(ElfsError, match="k is 0"):
         nearest_neighbors(rows, 0)
