@@ -29,7 +29,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -m "not book" tests
 	$(BIN)/elfs run params/digits.yaml --render
 	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
-	$(BIN)/python -m pytest -m book tests/test_links.py tests/test_browser.py
+	$(BIN)/python -m pytest -m book tests/test_links.py tests/test_browser.py tests/test_executed_pages.py
 	@du -sh _build/html
 
 test-fast: .venv/installed

@@ -176,18 +176,12 @@ class Params(BaseModel):
         (0, 1, 2, 3, 4), description="of random selection and of training on the coreset"
     )
     hindsight_seeds: ListOf[Seed] = Field((), description="seeds that try every beta on test")
-    # what the closing cells of the notebooks insist on; null: nothing
-    floor_knn: float | None = Field(None, description="least 20-NN accuracy, in [0, 1]")
-    floor_clustering: float | None = Field(None, description="least accuracy of pseudo-labels")
-    floor_over_kmeans: float | None = Field(None, description="least gain of TEMI over k-means")
-    floor_spearman: float | None = Field(None, description="least rank agreement with true AUM")
-    floor_accuracy: float | None = Field(None, description="least accuracy of ELFS, percent")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Params:
         spec = DATASETS[choose("dataset", self.dataset, DATASETS)]
         self._check_device()
-        # whether its file is there is the machine's affair, like the dataset: Run.check looks
+        # whether its file is there depends on the machine, as with the dataset: Run.check looks
         size = self.encoder_size
         check_encoder(self.encoder, self.encoder_checkpoint, input_size=size, there=False)
         check_method(self.encoder, self.encoder_method)
@@ -324,11 +318,11 @@ class Params(BaseModel):
         """Collect parameters from a notebook's variables, as papermill sets them.
 
         What papermill injected is recognised by the cell that it writes, which starts with
-        ``# Parameters``; names in it that are no parameter are refused. Injected parameters that
-        name a dataset are those of a file: what they leave out has the library's default, as in
-        :meth:`load`, for the notebook's own values are those of its own dataset. Otherwise what a
-        notebook does not name, since it does not read it, is that of its dataset's file in
-        ``params/``. Prints where the values are from, if they are from two places.
+        ``# Parameters``; names in it that are not parameters are refused. Injected parameters that
+        name a dataset are those of a file: what the notebook names and they leave out has the
+        library's default, as in :meth:`load`, for the notebook's own values are those of its own
+        dataset. What neither names, since the notebook does not read it, is that of the dataset's
+        file in ``params/``. Prints where the values are from, if they are from two places.
         """
         cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
         injected = {
@@ -339,15 +333,16 @@ class Params(BaseModel):
         for name in sorted(injected):
             choose("parameter", name, cls.model_fields)
         of_file = "dataset" in injected
-        left_out = cls.model_fields.keys() - injected
+        named = cls.model_fields.keys() & namespace.keys()
+        left_out = named - injected
         if injected and left_out:
             given = ", ".join(name for name in cls.model_fields if name in injected)
             rest = "the library's defaults (elfs params)" if of_file else "those of this notebook"
             print(f"Parameters set by papermill: {given}. All others are {rest}.")
-        known = injected if of_file else cls.model_fields
-        values = {k: namespace[k] for k in known if k in namespace}
-        rest = {} if of_file else values_of_dataset(values.get("dataset"))
-        return cls.make(rest | values)
+        rest = values_of_dataset(namespace.get("dataset"))
+        rest = {name: value for name, value in rest.items() if name not in named}
+        own = {name: namespace[name] for name in (injected if of_file else named)}
+        return cls.make(rest | own)
 
 
 _NUMBERS = {
@@ -404,19 +399,6 @@ def values_of_dataset(dataset: object) -> dict[str, Any]:
     """What ``params/<dataset>.yaml`` says; nothing if there is no such file."""
     file = project_root() / "params" / f"{dataset}.yaml"
     return read_yaml(file) if file.exists() else {}
-
-
-def check_floor(name: str, value: float, floor: float | None) -> None:
-    """Fail a notebook whose result fell below what its parameters insist on.
-
-    Raises:
-        ElfsError: naming the result, its value and the floor.
-    """
-    if floor is not None and not value >= floor:
-        raise ElfsError(
-            f"{name} is {value:.4g}, below the floor of {floor:.4g} in the parameters: it got "
-            "worse, or the floor is one for other data (floor_...: null leaves it out)."
-        )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -348,7 +348,7 @@ def test_any_flipped_byte_of_a_manifest_is_noticed(tmp_path: Path):
 def test_a_manifest_that_is_none_is_said(tmp_path: Path, text: str):
     built = run(Store(tmp_path))
     (built.folder / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(ElfsError, match="no readable manifest.json: run the command again with"):
+    with pytest.raises(ElfsError, match="manifest.json.*--repair"):
         run(Store(tmp_path), must_not_build)
     run(Store(tmp_path, repair=True))
 

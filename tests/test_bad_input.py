@@ -15,12 +15,14 @@ import pytest
 
 import elfs_lib
 from elfs_lib.cli import commands as cli
+from elfs_lib.clustering import CLUSTERINGS
 from elfs_lib.clustering.temi import TemiConfig, fit_temi
+from elfs_lib.data.datasets import DATASETS
 from elfs_lib.embedding.embed import embed
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.selection import SelectionInputs, budget_count, select_by
+from elfs_lib.selection import METHODS, SCORES, SelectionInputs, budget_count, select_by
 
 PARAMETERS = [
     ({"dataset": "digitz"}, "dataset 'digitz'.*digits"),
@@ -114,6 +116,21 @@ def test_every_parameter_is_listed_with_its_default_and_meaning(capsys, monkeypa
     assert [line.split()[0] for line in lines] == list(Params.model_fields)
     assert not [line for line in lines if "None (default" in line]
     assert any("(default: [0.1, 0.2, 0.3, 0.5, 0.7])" in line for line in lines)
+
+
+def test_every_method_score_clustering_and_dataset_is_listed(capsys, monkeypatch):
+    command(["methods"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    expected = [*METHODS.values(), *SCORES.values(), *CLUSTERINGS.values()]
+    for line, entry in zip(lines, expected, strict=True):
+        assert line.split()[0] == entry.name and entry.summary in line
+    for line, score in zip(lines[len(METHODS) :], SCORES.values(), strict=False):
+        assert score.range in line and score.hard in line and score.citation in line
+    command(["datasets"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    for line, spec in zip(lines, DATASETS.values(), strict=True):
+        assert line.split()[0] == spec.name and spec.description in line
+        assert ("data_path" in line) == spec.needs_path
 
 
 @pytest.mark.parametrize("size", ["4", "1"])

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from elfs_lib.clustering import CLUSTERINGS
 from elfs_lib.params import Params
 from elfs_lib.results import verdict
 from elfs_lib.results.tables import result_tables
@@ -26,8 +27,12 @@ ENTRIES = set(
 )
 
 
-@pytest.mark.parametrize("entry", [*METHODS.values(), *SCORES.values()], ids=lambda e: e.name)
-def test_every_method_and_score_cites_the_bibliography(entry):
+@pytest.mark.parametrize(
+    "entry",
+    [*METHODS.values(), *SCORES.values(), *CLUSTERINGS.values()],
+    ids=lambda entry: f"{type(entry).__name__} {entry.name}",
+)
+def test_every_method_score_and_clustering_cites_the_bibliography(entry):
     assert entry.citation in ENTRIES
 
 
@@ -56,8 +61,7 @@ def test_a_notebook_gives_its_parameters_the_type_meaning_and_value_of_the_digit
         pattern = r'(\w+): "?([\w ,\[\]]+?)"? = (.+?)  # (.+)'
         named, kind, value, meaning = re.fullmatch(pattern, line).groups()
         value, field = ast.literal_eval(value), Params.model_fields[named]
-        # floors are those of the digits alone
-        assert value == (None if named.startswith("floor_") else digits[named]), named
+        assert value == digits[named], named
         # after a semicolon some list a registry, which grows
         assert f"{field.description};".startswith(f"{meaning};"), named
         known = {"None": type(None), "list": list, "int": int, "str": str, "bool": bool}

@@ -20,8 +20,10 @@ from elfs_lib.clustering.registry import (
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
+from elfs_lib.results.clusterings import stored_clusterings
 from elfs_lib.stages import Run
 
+WORDS = {"citation": "none", "summary": "none"}
 QUICK = {
     "temi": {"heads": 4, "epochs": 40, "warmup_epochs": 2, "batch": 30, "hidden": 16}
     | {"bottleneck": 8, "learning_rate": 2e-2, "teacher_momentum": 0.9}
@@ -51,7 +53,7 @@ def test_confidence_is_the_share_of_neighbours_that_agree(groups, monkeypatch):
     inputs, true = groups
     odd = true.copy()
     odd[0] = 1
-    entry = Clustering("given", lambda inputs, classes, *, seed: Clusters(odd), "none", "given")
+    entry = Clustering("given", lambda inputs, classes, *, seed: Clusters(odd), **WORDS)
     monkeypatch.setitem(CLUSTERINGS, "given", entry)
     found = cluster("given", inputs, 3)
     np.testing.assert_array_equal(found.labels, odd)
@@ -76,7 +78,7 @@ def test_a_function_that_breaks_its_promise_is_named(groups, monkeypatch, labels
     def function(inputs, classes, *, seed):
         return Clusters(labels, confidence)
 
-    monkeypatch.setitem(CLUSTERINGS, "broken", Clustering("broken", function, "none", "broken"))
+    monkeypatch.setitem(CLUSTERINGS, "broken", Clustering("broken", function, **WORDS))
     with pytest.raises(ElfsError, match="clustering 'broken' is wrong"):
         cluster("broken", groups[0], 3)
 
@@ -109,6 +111,23 @@ def test_a_run_goes_on_from_its_clustering(tiny_run: Run):
         assert all(name in note for note in run.cluster_notes) or name == "temi"
 
 
+def test_the_store_says_which_clusterings_were_made_of_these_embeddings(
+    tiny_params: Params, tmp_path: Path
+):
+    def run(**changes: object) -> Run:
+        return Run(tiny_params.model_copy(update=changes), Store(tmp_path))
+
+    assert stored_clusterings(run()) == {}
+    for changes in ({}, {"seed": 1}, {"neighbors": 12}, {"classes": 11}):
+        _ = run(clustering="spectral", **changes).pseudo
+    _ = run(clustering="kmeans").pseudo
+    before = sorted(tmp_path.glob("*/*"))
+    found = stored_clusterings(run())
+    assert [*found] == ["kmeans", "spectral"] and sorted(tmp_path.glob("*/*")) == before
+    for name, labels in found.items():
+        np.testing.assert_array_equal(labels, run(clustering=name).pseudo_labels)
+
+
 def test_the_heads_of_temi_have_no_part_in_another_clustering(tiny_run: Run):
     keys = set()
     for changes in ({}, {"temi_heads": 9}, {"pseudo_labels": "lowest_loss"}):
@@ -132,12 +151,12 @@ def test_a_new_clustering_is_a_function_and_a_line(tiny_params: Params, tmp_path
         labels[order] = np.arange(len(order)) * classes // len(order)
         return Clusters(labels)
 
-    entry = Clustering("by_sum", by_first_number, "none", "equal parts")
+    entry = Clustering("by_sum", by_first_number, **WORDS)
     monkeypatch.setitem(CLUSTERINGS, "by_sum", entry)
     run = Run(tiny_params.model_copy(update={"clustering": "by_sum"}), Store(tmp_path))
     assert len(run.coreset("elfs", 0.1).table("coreset")) == 144
     assert set(np.bincount(run.pseudo_labels)) <= {143, 144}
     first = run.artifact("clusters")
-    revised = Clustering("by_sum", by_first_number, "none", "equal parts", revision=2)
+    revised = Clustering("by_sum", by_first_number, **WORDS, revision=2)
     monkeypatch.setitem(CLUSTERINGS, "by_sum", revised)
     assert Run(run.params, run.store).artifact("clusters").key != first.key

@@ -250,8 +250,8 @@ def test_missing_dataset_is_downloaded(tmp_path, monkeypatch):
     spec = datasets.DatasetSpec(
         "made_up",
         readers.Torchvision(build, ("part",), 3, "targets"),
-        "",
-        "nowhere",
+        description="",
+        get="nowhere",
         download=datasets.downloader(build, "http://localhost/"),
     )
     monkeypatch.setitem(DATASETS, "made_up", spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import symtable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
+from elfs_lib.artifacts import Store
 from elfs_lib.params import Params
 from elfs_lib.runs.pipeline import NOTEBOOKS, WIDGET, tidy
 from elfs_lib.stages import Run
@@ -125,6 +127,22 @@ def test_what_a_reader_is_told_to_change_can_be_changed(
     for variable in changes:
         assert sum(f"\n{variable} = " in f"\n{cell.source}" for cell in page(name)), variable
     run_page(name, tiny_run, monkeypatch, **changes)
+
+
+def test_page_2_names_the_clusterings_that_were_run(
+    tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    params = tiny_params.model_copy(update={"clustering": "spectral"})
+    run = Run(params, Store(tmp_path))
+    namespace = run_page("02_temi_clustering", run, monkeypatch)
+    quality = namespace["quality"]["accuracy"]
+    assert [*quality.index[-2:]] == ["TEMI, aligned mean of heads", "spectral"]
+    assert namespace["own"] == ["spectral"]
+    assert quality["spectral"] == run.pseudo_quality.json("quality")["accuracy"]
+    own = dataclasses.replace(run, params=params.model_copy(update={"relabel_rounds": 1}))
+    namespace = run_page("02_temi_clustering", own, monkeypatch)
+    assert [*namespace["quality"].index[-2:]] == ["spectral", "spectral, self-labelled"]
 
 
 def test_the_way_from_k_means_to_a_coreset_that_page_2_shows(

@@ -631,7 +631,7 @@ def test_a_budget_below_the_estimated_classes_says_that_they_are_an_estimate(mon
     found = ClassEstimate(9, 4, 12, np.arange(2), np.zeros((2, 1)), 30)
     monkeypatch.setattr(Photos, "class_estimate", found)
     array = np.stack([np.asarray(picture(i)) for i in range(60)])[:, None]
-    with pytest.raises(ElfsError, match="below the 9 classes that the images suggest .4 to 12 fit"):
+    with pytest.raises(ElfsError, match="9 classes.*4 to 12"):
         choose_images(array, Request("auto", 8, overrides=TINY), Store(tmp_path))
 
 
@@ -1028,7 +1028,7 @@ def test_the_last_batch_is_as_long_as_there_are_images(tmp_path: Path):
     _, choice = evaluate(files, folds=3, say=said.append)
     assert choice.listed["path"].tolist() == [paths[39]]
     assert any("cross-validation" in line for line in said)
-    assert "Different images that have no label yet: 1." in said
+    assert any(re.search(r"no label.*\b1\b", line) for line in said)
     give(files, {paths[39]: "a"})
     assert evaluate(files, folds=3, say=said.append)[1] is None
 
@@ -1200,7 +1200,7 @@ def test_labels_of_images_that_are_gone_take_no_room(tmp_path: Path):
     pruned = {**record.request.overrides, "hard_prune_ratio": 0.2}
     left = set(record.paths) - set(stored_labels(files))
     request = replace(record.request, budget=len(left) + 1, overrides=pruned)
-    with pytest.raises(ElfsError, match=f"above the {len(left)} images that have no label yet"):
+    with pytest.raises(ElfsError, match=rf"above the {len(left)} images\b"):
         make_list(tmp_path / "photos", files, request, record.store)
     for path in stored_labels(files):
         (tmp_path / "photos" / path).unlink()
@@ -1214,7 +1214,7 @@ def test_a_budget_counts_copies_of_labelled_images_as_labelled(tmp_path: Path):
     pd.read_csv(files.csv).assign(label=[*"ab" * 6]).to_csv(files.csv, index=False)
     import_labels(files, files.csv)
     record = read_record(files.record)
-    with pytest.raises(ElfsError, match="30 is above the 28 different images that have no label"):
+    with pytest.raises(ElfsError, match=r"30 is above .*\b28\b"):
         make_list(tmp_path / "photos", files, replace(record.request, budget=30), record.store)
 
 
@@ -1242,7 +1242,7 @@ def test_there_is_none_to_list_when_each_has_a_label(tmp_path: Path):
     files = small_list(tmp_path)
     record = read_record(files.record)
     give(files, {path: "ab"[number % 2] for number, path in enumerate(record.paths)})
-    with pytest.raises(ElfsError, match="Each of the 40 images, or a copy of it, has a label"):
+    with pytest.raises(ElfsError, match="40 images"):
         make_list(tmp_path / "photos", files, record.request, record.store)
 
 
@@ -1342,7 +1342,7 @@ def test_labels_of_a_folder_that_is_gone_are_not_given_to_other_images(tmp_path:
     fill(tmp_path / "new", 80)
     for number in range(40):  # other pictures under the same names
         (tmp_path / "new" / f"{number + 40:03}.png").rename(tmp_path / "new" / f"{number:03}.png")
-    with pytest.raises(ElfsError, match="photos, which is gone, and .*new holds others"):
+    with pytest.raises(ElfsError, match="photos.*gone.*new"):
         make_list(tmp_path / "new", files, request, store)
 
 
@@ -1374,7 +1374,7 @@ def test_a_hard_prune_ratio_by_hand(tmp_path: Path):
     give(files, {path: "ab"[i % 2] for i, path in enumerate(pd.read_csv(files.csv)["path"])})
     _, choice = evaluate(files, folds=3, say=said.append)
     assert len(choice.listed) == 12  # 30 of the 60 are left, and 18 of them are labelled
-    assert "With the hardest 50% set aside, as was asked for, 12 are left." in said
+    assert any(re.search(r"50%.*\b12\b", line) for line in said)
 
 
 def test_a_folder_may_be_named_by_a_link_or_from_home(tmp_path: Path, monkeypatch):

@@ -16,7 +16,7 @@ from elfs_lib.embedding.embed import Views
 from elfs_lib.embedding.emp_ssl import EmpSslConfig
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
 from elfs_lib.errors import ElfsError
-from elfs_lib.params import Params, check_floor, parse_yaml, read_yaml
+from elfs_lib.params import Params, parse_yaml, read_yaml
 from elfs_lib.stages import Run
 
 FILES = sorted(ROOT.glob("params/*.yaml"))
@@ -65,7 +65,7 @@ def test_a_share_is_a_float_and_a_count_is_an_integer():
 
 def test_whole_numbers_do_for_real_ones_but_not_the_other_way():
     assert Params.make(TINY | {"temi_weight_decay": 0}).temi_weight_decay == 0.0
-    with pytest.raises(ElfsError, match="'temi_epochs' is 4.0 but should be a valid integer"):
+    with pytest.raises(ElfsError, match="'temi_epochs' is 4.0.*integer"):
         Params.make(TINY | {"temi_epochs": 4.0})
 
 
@@ -95,7 +95,7 @@ def test_a_file_that_leaves_keys_out_means_the_same_to_papermill(tmp_path: Path,
     file = {"dataset": "image_folder", "data_path": "photos", "classes": 4}
     cell = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in file.items())
     found = Params.from_notebook(page | file | {"In": ["", cell]})
-    assert found == Params.make(file) and found.floor_knn is None
+    assert found == Params.make(file)
     said = capsys.readouterr().out
     assert "dataset, data_path, classes. All others are the library's defaults" in said
     found = Params.from_notebook(page | {"budget": 0.2, "In": ["", "# Parameters\nbudget = 0.2"]})
@@ -172,18 +172,6 @@ def test_paths_with_spaces_and_unicode_are_read(tmp_path: Path):
     file = tmp_path / "mes paramètres 図.yaml"
     file.write_text("dataset: digits\nseed: 3  # числа\nencoder: pixels\n", encoding="utf-8")
     assert Params.load(file).seed == 3
-
-
-# --- floors ------------------------------------------------------------------------------------
-
-
-def test_floors():
-    check_floor("accuracy", 0.5, None)
-    check_floor("accuracy", 0.5, 0.5)
-    with pytest.raises(ElfsError, match="accuracy is 0.4, below the floor of 0.5"):
-        check_floor("accuracy", 0.4, 0.5)
-    with pytest.raises(ElfsError, match="nan"):
-        check_floor("accuracy", float("nan"), 0.5)
 
 
 def test_a_beta_is_needed_only_where_something_prunes():

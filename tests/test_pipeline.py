@@ -10,13 +10,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 from elfs_lib.artifacts import Store
 from elfs_lib.data import datasets
 from elfs_lib.errors import ElfsError
 from elfs_lib.label_lock import LabelLockError
-from elfs_lib.params import Params
+from elfs_lib.params import Params, read_yaml
 from elfs_lib.results.tables import result_tables, write_results
 from elfs_lib.runs import pipeline
 from elfs_lib.runs.pipeline import LABELLED, NOTEBOOKS, notebooks_of
@@ -360,17 +360,38 @@ def test_a_kernel_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
         pipeline.check_notebooks(["01_embeddings"])
 
 
-def test_notebooks_of_a_run_get_every_parameter(tmp_path, monkeypatch):
-    """Else what a file leaves out would be the library's in the stages and the digits' here."""
-    given = []
-    monkeypatch.setattr(
-        pipeline, "execute", lambda name, target, values, **options: given.append(values)
-    )
-    params = Params.make({"dataset": "image_folder", "data_path": "photos", "classes": 4})
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dataset": "digits"},
+        TINY,
+        {"dataset": "image_folder", "data_path": "photos", "classes": 4},
+        # what a page does not name must still go with what it does
+        {"dataset": "digits", "hard_prune_ratio": 0.6, "budgets": (0.2,)},
+    ],
+)
+def test_a_page_is_given_what_it_names_and_has_the_parameters_of_its_run(
+    values: dict, tmp_path, monkeypatch
+):
     monkeypatch.chdir(ROOT)
-    pipeline.run_notebooks(["06_coreset_evaluation"], params, tmp_path)
-    assert given[0].keys() == Params.model_fields.keys()
-    assert Params.make(given[0]) == params
+    given = {}
+    monkeypatch.setattr(
+        pipeline, "execute", lambda name, target, values, **options: given.update({name: values})
+    )
+    base = read_yaml(ROOT / "params/digits.yaml") if values["dataset"] == "digits" else {}
+    params = Params.make(base | values)
+    file = Params.make(base).model_dump()
+    changed = {name for name, value in params.model_dump().items() if value != file[name]}
+    pipeline.run_notebooks(NOTEBOOKS, params, tmp_path)
+    for name, injected in given.items():
+        page = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        namespace: dict = {}
+        exec(next(c.source for c in page.cells if "parameters" in c.metadata.tags), namespace)
+        named = Params.model_fields.keys() & namespace.keys()
+        assert injected.keys() == named | changed
+        cell = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in injected.items())
+        namespace |= injected | {"In": ["", cell]}
+        assert Params.from_notebook(namespace) == params
 
 
 def test_a_book_without_results_says_what_to_run(tmp_path, monkeypatch):

@@ -63,11 +63,6 @@ def test_peoples_own_data_has_a_command_that_runs_too(tmp_path):
     assert Params.load(tmp_path / "own.yaml") == params
 
 
-def test_floors_are_no_part_of_a_run():
-    base = Params.load(ROOT / "params" / "digits.yaml")
-    assert command(base.model_copy(update={"floor_knn": 0.1})) == command(base)
-
-
 def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny_run: Run):
     text = provenance(tiny_run, [tiny_run.pseudo, tiny_run.true_proxy])
     assert f"`{command(tiny_run.params)}`" in text and "with seed 0" in text

@@ -84,15 +84,21 @@ def test_baselines_are_neither_variants_nor_see_labels(every):
     assert (row["baseline"], row["difference"], row["of baselines"]) == ("D2", "-2.8", 2)
 
 
+def says(lines: list[str], *words: str) -> bool:
+    """Whether one line holds all of these names, numbers and directions, in this order."""
+    pattern = re.compile(".*".join(map(re.escape, words)))
+    return any(pattern.search(line) for line in lines)
+
+
 def test_words_say_what_each_control_and_ceiling_shows(every):
     every["digits", ""] = pd.concat(
         [every["digits", ""], table(ccs_pseudo=BALANCED, ccs_pseudo_beta=RANDOM)]
     )
-    text = "\n".join(results_page.in_words(every))
-    assert "ELFS is below CCS pseudo by 6.8 points" in text
-    assert "ELFS is above CCS pseudo beta by 2.2 points" in text
-    assert "CCS pseudo has the highest mean of 6 label-free methods, followed by ELFS b" in text
-    assert "of 2 methods that select with labels" in text and "90.0% (random: 71.0%)" in text
+    lines = results_page.in_words(every)
+    assert says(lines, "ELFS", "below", "CCS pseudo", "6.8")
+    assert says(lines, "ELFS", "above", "CCS pseudo beta", "2.2")
+    assert says(lines, "CCS pseudo", "highest", "6 label-free", "ELFS balanced")
+    assert says(lines, "2 methods", "90.0%", "71.0%")
 
 
 def test_each_cut_is_held_against_what_was_before_it(every):
@@ -141,10 +147,9 @@ def test_another_training_is_not_compared_with_the_default_elfs(every):
 def test_the_last_section_says_what_made_each_table(every):
     lines = results_page.reproduce(every)
     assert len(lines) == len(every)
-    assert lines[0].startswith("- Digits: `elfs run a.yaml`, seeds 0, 1, 2; recipe `small`")
-    assert "200 steps each; 18 TFLOP in 18 min of training on cpu; elfs 0.1.0." in lines[0]
-    assert lines[1].startswith("- Digits, final models: 800 steps: ")
-    assert lines[3].startswith("- Digits, whole pipelines: ")
+    first = ("`elfs run a.yaml`", "0, 1, 2", "`small`", "200", "18 TFLOP", "18 min", "cpu", "0.1.0")
+    assert says(lines[:1], "Digits", *first)
+    assert says(lines[1:2], "Digits", "800 steps") and says(lines[3:4], "Digits", "pipelines")
 
 
 def test_norms_do_not_split_the_cells_of_the_methods():

@@ -50,19 +50,21 @@ def test_neighbors_are_judged_only_with_labels():
 def quality(**rows: float) -> pd.DataFrame:
     names = {"kmeans": "k-means", "lowest": "TEMI, lowest-loss head",
              "plain": "TEMI, plain mean of heads", "aligned": "TEMI, aligned mean of heads",
-             "own": "this run"}  # fmt: skip
+             "own": "spectral"}  # fmt: skip
     return pd.DataFrame({"accuracy": {names[name]: value for name, value in rows.items()}})
 
 
 def test_pseudo_labels_are_compared_with_each_alternative():
     table = quality(kmeans=0.7, lowest=0.85, plain=0.5, aligned=0.8)
-    facts = {"heads": 8, "clustering": "temi"}
+    facts = {"heads": 8, "own": "TEMI, aligned mean of heads"}
     said = sentences.pseudo_labels(table, clusters=10, classes=10, **facts)
     assert numbers(said) == [8, 80.0, 10.0, -5.0, 30.0]
     more = sentences.pseudo_labels(table, clusters=20, classes=10, **facts)
     assert numbers(more)[5:] == [20, 10]
-    own = quality(kmeans=0.7, lowest=0.85, plain=0.5, aligned=0.8, own=0.7)
-    assert numbers(sentences.pseudo_labels(own, clusters=10, classes=10, **facts))[5:] == [70, -10]
+    also = quality(kmeans=0.7, lowest=0.85, plain=0.5, aligned=0.8, own=0.7)
+    assert sentences.pseudo_labels(also, clusters=10, classes=10, **facts) == said
+    own = sentences.pseudo_labels(also, heads=8, clusters=10, classes=10, own="spectral")
+    assert numbers(own)[5:] == [70, -10] and "spectral" in own
     assert not numbers(sentences.pseudo_labels(None, clusters=10, classes=10, **facts))
 
 

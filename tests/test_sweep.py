@@ -126,11 +126,6 @@ def test_each_seed_of_whole_pipelines_is_a_pipeline(project: Path):
     assert {c.params.seed for c in sweeps.cells(grid(project, seeds=[0, 4]))} == {0}
 
 
-def test_floors_of_a_whole_run_do_not_bind_its_cells(project: Path):
-    write(project / "tiny.yaml", PARAMS | {"floor_accuracy": 99.0})
-    assert sweeps.cells(grid(project))[0].params.floor_accuracy is None
-
-
 @pytest.mark.parametrize(
     "changes, words",
     [

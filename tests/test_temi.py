@@ -24,7 +24,7 @@ from elfs_lib.clustering.temi import (
     fit_temi,
     temi_losses,
 )
-from elfs_lib.clustering.temi_config import WEIGHTINGS
+from elfs_lib.clustering.temi_config import Weighting
 from elfs_lib.embedding.neighbors import nearest_neighbors
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
@@ -76,7 +76,7 @@ def new_heads(config: TemiConfig, width: int, seed: int) -> temi.Heads:
     return temi.Heads(*(w.double().requires_grad_() for w in made))
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", get_args(Weighting))
 @pytest.mark.parametrize("beta", [0.6, 1.0])
 def test_losses_and_gradients_match_the_plain_loop(weighting, beta):
     config = TemiConfig(classes=4, heads=3, batch=5, hidden=7, bottleneck=6)
@@ -98,6 +98,11 @@ def test_losses_and_gradients_match_the_plain_loop(weighting, beta):
         )
         found = temi.backward(x, student, seen, by_logits, 0.1)
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=1e-12)
+    logits = seen.logits.clone().requires_grad_()
+    plain = temi.plain_losses(logits, taught.logits, marginal, beta=beta, weighting=weighting)
+    torch.testing.assert_close(losses, plain, rtol=1e-10, atol=1e-12)
+    (by_autograd,) = torch.autograd.grad(plain.sum(), logits)
+    torch.testing.assert_close(by_logits, by_autograd, rtol=1e-8, atol=1e-12)
     for name, ours, theirs in zip(temi.Heads._fields, found, gradients, strict=True):
         torch.testing.assert_close(
             ours, theirs, rtol=1e-8, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"

@@ -127,7 +127,6 @@ def test_file_names_stay_text_on_the_pages_of_a_run(tmp_path: Path, monkeypatch)
         "eval_recipe": "speedrun_tiny",
         "eval_steps": 1,
         "eval_seeds": [0],
-        **{name: None for name in Params.model_fields if name.startswith("floor_")},
     }
     monkeypatch.setenv("ELFS_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setenv("ELFS_PROGRESS", "0")

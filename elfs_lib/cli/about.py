@@ -14,7 +14,7 @@ from elfs_lib.errors import ElfsError
 @app.command()
 def methods(
     n: Annotated[
-        int | None, typer.Option("--n", max=10**15, help="Number of images, for the cost")
+        int | None, typer.Option("--n", max=10**15, help="Number of images to estimate cost for")
     ] = None,
     dim: Annotated[
         int | None, typer.Option(help="Dimension of the embeddings, D", show_default="768")
@@ -27,7 +27,8 @@ def methods(
         int | None, typer.Option(help="Number of classes", show_default="10")
     ] = None,
 ) -> None:
-    """List the selection methods: what each needs, whether it sees labels, and what it costs.
+    """List the selection methods: what each needs, whether it sees labels, and what it costs; then
+    the scores and the clusterings.
 
     Cost of the selection alone (memory at the peak and time on one core) is shown for `--n` images,
     extrapolated from measured growth, with the stages before it that are not counted.
@@ -38,7 +39,8 @@ def methods(
 
         elfs methods --n 1300000 --dim 768 --classes 1000
     """
-    from elfs_lib.selection import METHODS, expected_cost
+    from elfs_lib.clustering import CLUSTERINGS
+    from elfs_lib.selection import METHODS, SCORES, expected_cost
     from elfs_lib.selection.cost import growth_note, is_measured, stages_before
 
     of_cost = {"--dim": dim, "--budget": budget, "--classes": classes}
@@ -51,7 +53,8 @@ def methods(
     if n is not None:
         print(f"Costs are extrapolated from measurements on {growth_note()}.")
         print("They are of the selection alone; each row says what a run does before it.")
-    width, room = max(map(len, METHODS)), 30 if n is not None else 0
+    width = max(map(len, [*METHODS, *SCORES, *CLUSTERINGS]))
+    room = 30 if n is not None else 0
     for entry in METHODS.values():
         kind = "supervised" if entry.supervised else "label-free"
         cost = ""
@@ -64,6 +67,27 @@ def methods(
         if n is not None:
             needs = f"not counted: {', '.join(stages_before(entry.name)) or 'nothing'}"
         print(f"{entry.name:{width}}  {kind:10}  {cost:{room}}{entry.summary} ({needs})")
+    for entry in SCORES.values():
+        values = f"{entry.range}, {entry.hard} is hard; {entry.citation}"
+        print(f"{entry.name:{width}}  {'score':10}  {entry.summary} ({values})")
+    for entry in CLUSTERINGS.values():
+        print(f"{entry.name:{width}}  {'clustering':10}  {entry.summary} ({entry.citation})")
+
+
+@app.command()
+def datasets() -> None:
+    """List the datasets known by name, and what `data_path` is where one needs it.
+
+    Example:
+
+        elfs datasets
+    """
+    from elfs_lib.data.datasets import DATASETS
+
+    width = max(map(len, DATASETS))
+    for entry in DATASETS.values():
+        needed = f" (data_path: {entry.get})" if entry.needs_path else ""
+        print(f"{entry.name:{width}}  {entry.description}{needed}")
 
 
 @app.command()

@@ -6,8 +6,8 @@ in ``CLUSTERINGS``: the parameter ``clustering`` takes its name, and everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,14 +51,20 @@ class Clustering:
         function: ``(inputs, classes, *, seed, **options) -> Clusters``.
         citation: Key in the book's bibliography.
         summary: One line for people.
+        options: The function's options that parameters of a run set: names of parameters by names
+            of options. Stage ``clusters`` reads them and passes them on, and its key holds those
+            that differ from the function's defaults.
         stage: The stage of a run that makes it.
-        revision: To be raised when the labels that the function gives change.
+        revision: To be raised when the labels that the function gives change, or a default of its
+            options does.
     """
 
     name: str
     function: Callable[..., Clusters]
+    _: KW_ONLY
     citation: str
     summary: str
+    options: Mapping[str, str] = field(default_factory=dict)
     stage: str = "clusters"
     revision: int = 1
 

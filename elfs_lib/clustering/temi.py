@@ -332,6 +332,19 @@ def align_heads(assignments: np.ndarray, reference: int, *, classes: int) -> np.
     return mapping
 
 
+def plain_losses(
+    student: Tensor, teacher: Tensor, marginal: Tensor, *, beta: float, weighting: str
+) -> Tensor:
+    """The definition of :func:`temi_losses`, as the paper writes it; arguments as there. Losses
+    [H], whose gradient is autograd's."""
+    q_s, q_t = student.softmax(dim=1), teacher.softmax(dim=1)
+    q_t_near = q_t.roll(q_t.shape[2] // 2, dims=2)  # of each image's partner in its pair
+    pmi = ((q_s * q_t_near) ** beta / marginal[:, :, None]).sum(dim=1).log()
+    judge = q_t if weighting == "teacher" else q_s.detach()
+    weight = (judge * q_t_near).sum(dim=1).mean(dim=0)  # over the heads: [2B]
+    return -(weight * pmi).mean(dim=1)
+
+
 def temi_losses(
     student: Tensor, teacher: Tensor, marginal: Tensor, *, beta: float, weighting: str
 ) -> tuple[Tensor, Tensor]:

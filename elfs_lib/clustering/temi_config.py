@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from elfs_lib.bounds import bounded, check_bounds
 
 Weighting = Literal["teacher", "student_teacher"]
 Start = Literal["random", "spectral"]
-WEIGHTINGS = get_args(Weighting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class DatasetSpec:
 
     name: str
     reader: Reader
+    _: KW_ONLY
     description: str
     get: str
     num_classes: int | None = None
@@ -262,16 +263,16 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "digits",
             Digits(),
-            "1,437 + 360 handwritten digits, 8x8 grey; ships inside scikit-learn",
-            "install scikit-learn",
+            description="1,437 + 360 handwritten digits, 8x8 grey; ships inside scikit-learn",
+            get="install scikit-learn",
             num_classes=10,
             image_size=8,
         ),
         DatasetSpec(
             "fashion_mnist",
             FashionMnist(),
-            "60,000 + 10,000 articles of clothing, 28x28 grey",
-            "install the Debian package dataset-fashion-mnist, or put torchvision's "
+            description="60,000 + 10,000 articles of clothing, 28x28 grey",
+            get="install the Debian package dataset-fashion-mnist, or put torchvision's "
             f"FashionMNIST/raw files there ({_FASHION_URL})",
             num_classes=10,
             image_size=28,
@@ -280,8 +281,8 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "cifar10",
             FirstOf((_cifar10, Parquet("cifar10", num_classes=10, image_size=32))),
-            "50,000 + 10,000 natural images of 10 classes, 32x32 RGB",
-            "put torchvision's cifar-10-batches-py there, or Hugging Face Parquet files as "
+            description="50,000 + 10,000 natural images of 10 classes, 32x32 RGB",
+            get="put torchvision's cifar-10-batches-py there, or Hugging Face Parquet files as "
             f"cifar10/train-*.parquet and cifar10/test-*.parquet ({_CIFAR_URL})",
             num_classes=10,
             image_size=32,
@@ -290,8 +291,8 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "cifar100",
             FirstOf((_cifar100, Parquet("cifar100", num_classes=100, image_size=32))),
-            "50,000 + 10,000 natural images of 100 classes, 32x32 RGB",
-            "put torchvision's cifar-100-python there, or Hugging Face Parquet files as "
+            description="50,000 + 10,000 natural images of 100 classes, 32x32 RGB",
+            get="put torchvision's cifar-100-python there, or Hugging Face Parquet files as "
             f"cifar100/train-*.parquet and cifar100/test-*.parquet ({_CIFAR_URL})",
             num_classes=100,
             image_size=32,
@@ -300,8 +301,8 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "stl10",
             _stl10,
-            "5,000 + 8,000 natural images of 10 classes, 96x96 RGB",
-            f"put torchvision's stl10_binary there ({_STL10_URL})",
+            description="5,000 + 8,000 natural images of 10 classes, 96x96 RGB",
+            get=f"put torchvision's stl10_binary there ({_STL10_URL})",
             num_classes=10,
             image_size=96,
             download=downloader(_torchvision("STL10"), _STL10_URL),
@@ -309,8 +310,8 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "svhn",
             _svhn,
-            "73,257 + 26,032 house-number digits, 32x32 RGB",
-            f"put train_32x32.mat and test_32x32.mat there ({_SVHN_URL})",
+            description="73,257 + 26,032 house-number digits, 32x32 RGB",
+            get=f"put train_32x32.mat and test_32x32.mat there ({_SVHN_URL})",
             num_classes=10,
             image_size=32,
             download=downloader(_torchvision("SVHN"), _SVHN_URL),
@@ -318,8 +319,8 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "imagenet",
             ImageNet(),
-            "1,281,167 + 50,000 photographs of 1,000 classes; the test split is the validation set",
-            "get the ILSVRC2012 archives from https://image-net.org and unpack them with "
+            description="1,281,167 + 50,000 photographs of 1,000 classes, 64x64 RGB",
+            get="get the ILSVRC2012 archives from https://image-net.org and unpack them with "
             "torchvision.datasets.ImageNet into imagenet/train and imagenet/val",
             num_classes=1000,
             image_size=64,
@@ -327,22 +328,22 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "parquet",
             Parquet(),
-            "anyone's images in Parquet files of the Hugging Face layout, labelled or not",
-            ".parquet file or folder of .parquet files",
+            description="your images in Parquet files of the Hugging Face layout, labelled or not",
+            get=".parquet file or folder of .parquet files",
             needs_path=True,
         ),
         DatasetSpec(
             "webdataset",
             WebDataset(),
-            "anyone's images in tar files of the WebDataset layout, labelled or not",
-            ".tar file or folder of .tar files",
+            description="your images in tar files of the WebDataset layout, labelled or not",
+            get=".tar file or folder of .tar files",
             needs_path=True,
         ),
         DatasetSpec(
             "image_folder",
             Folder(),
-            "anyone's directory of JPEG, PNG, WebP... files, labelled (class folders) or not",
-            "directory of images",
+            description="your folder of JPEG, PNG, WebP... files, labelled (class folders) or not",
+            get="directory of images",
             needs_path=True,
         ),
     )

@@ -212,7 +212,7 @@ def _split_folders(root: Path, files: list[str]) -> tuple[dict[str, str], str]:
     ):
         raise ElfsError(
             f"The folders {' and '.join(map(repr, every))} in {root} may be splits or not: name "
-            "one train and the one beside it test, and no other folder so."
+            "one train and the one beside it test, and use these names for no other folder."
         )
     listed = "; ".join(f"{split}: {some_of(own)}" for split, own in tops.items())
     return {folder: split for folder, (_, split) in used.items()}, f"Folders taken for {listed}."

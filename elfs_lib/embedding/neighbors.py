@@ -92,6 +92,18 @@ def nearest_neighbors(
     return _exact_on(where, rows, k) if where.type == "cuda" else _exact(rows, k, block)
 
 
+def plain_neighbors(embeddings: np.ndarray, k: int) -> Neighbors:
+    """The definition of :func:`nearest_neighbors`, for small N: all N x N cosines in float64, ties
+    by index. The fast ways to it must give the same."""
+    rows = np.asarray(embeddings, np.float64)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -np.inf)  # an image is not its own neighbour
+    indices = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    similarities = np.take_along_axis(cosines, indices, axis=1)
+    return Neighbors(indices.astype(np.int32), similarities.astype(np.float32))
+
+
 def knn_accuracy(neighbors: Neighbors, labels: np.ndarray, *, k: int = 20) -> float:
     """Leave-one-out accuracy of a k-nearest-neighbour vote weighted by similarity (analysis only).
 
@@ -203,7 +215,7 @@ def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORES
         scores = columns[start : start + step] @ columns.T
         scores.diagonal(start).fill_(-torch.inf)
         best, found = scores.topk(wide)
-        # No row that is not listed can be among the k nearest, if both scores are off the most.
+        # No unlisted row can be among the k nearest, even at the maximum rounding error of both.
         sure = best[:, -1] < best[:, k - 1] - 2 * rounding(rows)
         own = np.flatnonzero(sure.cpu().numpy() | (wide == count - 1))
         ranking.add(start + own, found.cpu().numpy()[own], np.full(len(own), wide))
@@ -289,7 +301,7 @@ def _candidates(
 
 
 def _by_likeness(rows: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """An order of the rows int64 [N] in which those nearest to the same of a few rows adjoin."""
+    """The order of the rows int64 [N] by their nearest pivot, of a few rows far from each other."""
     few = rows[:: max(1, len(rows) // PIVOTS)]
     chain = [0]
     between = few @ few.T

@@ -104,7 +104,7 @@ def rank(
     counts: np.ndarray,
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best candidates of each row and their similarities [R, k], best first, equals by name.
+    """The k best candidates of each row and their similarities [R, k], best first, ties by index.
 
     Args:
         left: float32 [R, D] of length 1, the rows.
@@ -137,7 +137,7 @@ def _similarities(
     ends = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
     nothing = torch.zeros(len(found))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR")  # that it is in beta
+        warnings.filterwarnings("ignore", message="Sparse CSR")  # silence torch's beta warning
         pairs = torch.sparse_csr_tensor(
             ends, torch.from_numpy(found).long(), nothing, (len(left), len(right)),
             check_invariants=False,  # columns are not sorted, which nothing here needs

@@ -109,7 +109,7 @@ def as_pixels(array: np.ndarray) -> np.ndarray:
         else:
             raise ElfsError(
                 f"images are {array.dtype} from {low:.3g} to {high:.3g}: give uint8 from 0 to 255 "
-                "or floats from 0 to 1; of normalised images that is x * std + mean, clipped."
+                "or floats from 0 to 1; if they are normalised, undo it first: x * std + mean."
             )
     check_images(array, instead=", or a directory")
     return np.ascontiguousarray(array)

@@ -304,8 +304,8 @@ def make_list(
     folder = folder.expanduser()
     if files.csv.stem.endswith(".next"):
         raise ElfsError(
-            f"{files.csv.name} is the name of the next batch of another list: name this one "
-            "otherwise with --out."
+            f"{files.csv.name} is the name of the next batch of another list: choose another name "
+            "with --out."
         )
     labels = stored_labels(files)
     for file in (files.csv, files.next.csv, files.holdout):

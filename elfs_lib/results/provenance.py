@@ -25,9 +25,9 @@ def command(params: Params) -> str:
     """The command that repeats a run: its dataset's params file, and what differs from it. Where
     the dataset has none, as people's own, the command writes one first."""
     if not _file(params).exists():
-        values = json.dumps({"dataset": params.dataset, **_changes(params)})  # which is YAML
+        values = json.dumps({"dataset": params.dataset, **changes_of(params)})  # which is YAML
         return f"echo {shlex.quote(values)} > own.yaml && elfs run own.yaml"
-    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(_changes(params))])
+    return " ".join([f"elfs run params/{params.dataset}.yaml", *as_options(changes_of(params))])
 
 
 def setting(params: Params, *, whole_pipelines: bool = False) -> str:
@@ -37,7 +37,7 @@ def setting(params: Params, *, whole_pipelines: bool = False) -> str:
         whole_pipelines: Whether the run is one of several that differ in their seed.
     """
     grid = (*_VARIED_BY_GRIDS, "seed") if whole_pipelines else _VARIED_BY_GRIDS
-    changes = _changes(params).items()
+    changes = changes_of(params).items()
     parts = as_setting({name: value for name, value in changes if name not in grid})
     return ", ".join(filter(None, [WHOLE_PIPELINES * whole_pipelines, parts]))
 
@@ -52,7 +52,7 @@ def as_options(values: Mapping[str, object]) -> list[str]:
     return [f"-p {shlex.quote(f'{name}={as_yaml(value)}')}" for name, value in values.items()]
 
 
-def _changes(params: Params) -> dict[str, object]:
+def changes_of(params: Params) -> dict[str, object]:
     """What differs from the dataset's params file, by name."""
     return differences(params, Params.make(values_of_dataset(params.dataset)))
 
@@ -65,9 +65,7 @@ def _file(params: Params) -> Path:
 def differences(params: Params, base: Params) -> dict[str, object]:
     """The values of ``params`` that are not those of ``base``, by name."""
     return {
-        name: value
-        for name, value in params.model_dump().items()
-        if value != getattr(base, name) and not name.startswith("floor_")
+        name: value for name, value in params.model_dump().items() if value != getattr(base, name)
     }
 
 
@@ -84,7 +82,7 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
     """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
     versions = versions_in_words(package_versions())
     brought = "".join(
-        f", with somebody's own {what}, {name!r}, which no command makes"
+        f", with user-supplied {what}, {name!r}, not reproducible by a command"
         for stage, what in (("embeddings", "embeddings"), ("pseudo", "pseudo-labels"))
         if (name := run.given_name(stage))
     )

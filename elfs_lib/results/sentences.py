@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from elfs_lib.stages.run import Run
 
 VOTERS = 20  # neighbours that vote in the k-NN accuracy of a page
+_ALIGNED = "TEMI, aligned mean of heads"  # the row of TEMI's own pseudo-labels
 
 
 def run_time(store: Store, artifacts: Iterable[Artifact]) -> str:
@@ -104,23 +105,22 @@ def notes(found: Sequence[str]) -> str:
 
 
 def pseudo_labels(
-    quality: pd.DataFrame | None, *, heads: int, clusters: int, classes: int, clustering: str
+    quality: pd.DataFrame | None, *, heads: int, clusters: int, classes: int, own: str
 ) -> str:
     """How good pseudo-labels are, against k-means and other ways to average the heads.
 
     Args:
         quality: As :func:`elfs_lib.clustering.metrics.quality_table` returns it, with the rows
-            "k-means" and "TEMI, ...", and "this run" where it goes on from others than the aligned
-            mean; None where there are no labels.
+            "k-means" and "TEMI, ..." among others; None where there are no labels.
         heads: Number of heads.
         clusters: Clusters that were asked for.
         classes: Classes that the labels name.
-        clustering: What gave the run its pseudo-labels.
+        own: The row of the pseudo-labels that the run goes on from.
     """
     if quality is None:
         return "Without labels, only the loss and the sizes above can be judged."
     points = 100 * quality["accuracy"]
-    aligned = points["TEMI, aligned mean of heads"]
+    aligned = points[_ALIGNED]
     text = (
         f"The aligned mean of {heads} heads names **{aligned:.1f}%** of the images right: "
         f"{aligned - points['k-means']:+.1f} points against k-means, "
@@ -133,11 +133,10 @@ def pseudo_labels(
             f" There are {clusters} clusters for {classes} classes, so several clusters may count "
             "as one class; such accuracies are higher than those of a one-to-one matching."
         )
-    if "this run" in points:
-        own = points["this run"]
+    if own != _ALIGNED:
         text += (
-            f" The run goes on with other pseudo-labels (`{clustering}`, after self-labelling if "
-            f"that was asked for), of which **{own:.1f}%** are right ({own - aligned:+.1f})."
+            f" The run goes on from other pseudo-labels ({own}), of which **{points[own]:.1f}%** "
+            f"are right ({points[own] - aligned:+.1f})."
         )
     return text
 

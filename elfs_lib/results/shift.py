@@ -45,14 +45,10 @@ class ClassBalance:
 
     Attributes:
         counts: int64 [C], images of each class.
-        largest_share: Share of the most frequent class, in [1/C, 1].
-        smallest_share: Share of the rarest class, in [0, 1/C].
         entropy: Entropy of the shares divided by log C, in [0, 1]; 1 is perfect balance.
     """
 
     counts: np.ndarray
-    largest_share: float
-    smallest_share: float
     entropy: float
 
 
@@ -179,7 +175,7 @@ def class_balance(labels: np.ndarray, num_classes: int) -> ClassBalance:
     counts = np.bincount(values, minlength=num_classes)
     shares = counts / counts.sum()
     entropy = float(stats.entropy(shares) / np.log(num_classes)) if num_classes > 1 else 1.0
-    return ClassBalance(counts, float(shares.max()), float(shares.min()), entropy)
+    return ClassBalance(counts, entropy)
 
 
 def jaccard_overlap(coresets: Mapping[str, np.ndarray]) -> pd.DataFrame:

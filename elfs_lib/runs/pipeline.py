@@ -21,6 +21,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.params import Params
 from elfs_lib.project import project_root
+from elfs_lib.results.provenance import changes_of
 from elfs_lib.stages.graph import Call
 from elfs_lib.stages.run import Run
 
@@ -94,8 +95,7 @@ def run_notebooks(
 
     Args:
         names: Which of :data:`NOTEBOOKS`.
-        params: Parameters of the run. All are passed on: a notebook's own defaults are for the
-            digits.
+        params: Parameters of the run; a notebook's own defaults are for the digits.
         target: Folder of the executed copies.
         kernel: Name of a Jupyter kernel; None for the one the notebooks name.
         workers: Notebooks at a time; they share the cores.
@@ -105,14 +105,24 @@ def run_notebooks(
             kept in ``target`` with its error, as papermill leaves it.
     """
     check_notebooks(names, kernel)
-    return _execute_all(names, target, params.model_dump(mode="json"), kernel, workers)
+    given = {name: page_parameters(name, params) for name in names}
+    return _execute_all(given, target, kernel, workers)
+
+
+def page_parameters(name: str, params: Params) -> dict[str, Any]:
+    """What papermill is to give a page of a run: the parameters that the page names, and those
+    others that the dataset's file in ``params/`` does not say, which is where
+    :meth:`Params.from_notebook` takes the rest from."""
+    named = papermill.inspect_notebook(str(project_root() / "notebooks" / f"{name}.ipynb"))
+    given = {*named, *changes_of(params)}
+    return {key: value for key, value in params.model_dump(mode="json").items() if key in given}
 
 
 def _execute_all(
-    names: Iterable[str], target: Path, parameters: Mapping, kernel: str | None, workers: int
+    pages: Mapping[str, Mapping], target: Path, kernel: str | None, workers: int
 ) -> list[Path]:
     with _quiet(workers), ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(execute, n, target, parameters, kernel=kernel) for n in names]
+        jobs = [pool.submit(execute, n, target, p, kernel=kernel) for n, p in pages.items()]
         return [job.result() for job in jobs]
 
 
@@ -294,7 +304,7 @@ def build_book(*, strict: bool = True, kernel: str | None = None) -> Path:
     check_notebooks(SUMMARIES, kernel)
     runs = root / "book" / "runs"
     names = SUMMARIES if (runs / "digits").is_dir() else SUMMARIES[:-1]
-    _execute_all(names, runs, {}, kernel, len(names))
+    _execute_all({name: {} for name in names}, runs, kernel, len(names))
     sphinx = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     sphinx += ["build", str(root), "--quiet"]
     sphinx += ["--warningiserror", "--nitpick", "--keep-going"] if strict else []

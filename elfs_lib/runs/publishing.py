@@ -162,17 +162,17 @@ class Traces:
         """The bytes of a file without traces.
 
         Raises:
-            ElfsError: if the file is no text and has one.
+            ElfsError: if the file is not text and has one.
         """
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
-            # the texts in a file that is none may be in either encoding
+            # a file that is not text may hold some in either encoding
             texts = data.decode("latin-1"), data.decode("utf-8", "surrogateescape")
             if any(map(self._names.search, texts)) or any(map(self._paths.search, texts)):
                 raise ElfsError(
-                    f"{name} names an author, a path or a repository, and is no text: make it "
-                    "anew without, or publish without --anonymous."
+                    f"{name} names an author, a path or a repository, and is not text: recreate "
+                    "it without them, or publish without --anonymous."
                 ) from None
             return data
         return self._paths.sub("~", self._names.sub(NOBODY, text)).encode()

@@ -118,10 +118,7 @@ def load_sweep(path: str | Path) -> Sweep:
     if file.slurm is not None and file.workers is not None:
         raise ElfsError(f"{path} gives 'workers', of this machine, and 'slurm': keep one of them.")
     grid = dict(zip(_GRID_KEYS, (file.methods, file.budgets, file.seeds), strict=True))
-    floors = {name: None for name in Params.model_fields if name.startswith("floor_")}
-    # Floors are about a whole run; one cell of a grid may well lie below them.
-    changes = {**file.overrides, **floors, **grid}
-    datasets = tuple(Params.load(_locate(name), changes) for name in file.params)
+    datasets = tuple(Params.load(_locate(name), {**file.overrides, **grid}) for name in file.params)
     twice = [name for name, n in Counter(p.dataset for p in datasets).items() if n > 1]
     if twice:
         raise ElfsError(

@@ -33,7 +33,7 @@ from elfs_lib.data.base import default_data_dir
 from elfs_lib.errors import ElfsError
 from elfs_lib.project import default_store
 from elfs_lib.runs.display import SweepProgress
-from elfs_lib.runs.pipeline import KernelDied, check_notebooks, execute
+from elfs_lib.runs.pipeline import KernelDied, check_notebooks, execute, page_parameters
 from elfs_lib.runs.planning import (
     Failure,
     Outcome,
@@ -119,7 +119,7 @@ def _run_stage(stage: SharedStage, place: _Place) -> Outcome:
 
 @_task
 def _run_cell(cell: Cell, place: _Place) -> Outcome:
-    parameters = cell.params.model_dump(mode="json")
+    parameters = page_parameters(NOTEBOOK, cell.params)
     # Executed aside and moved when over, so a notebook under its final name is never half written.
     with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=place.folder) as aside:
         for _ in range(place.retries + 1):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,10 +15,20 @@ from elfs_lib.errors import ElfsError, choose
 
 @dataclass(frozen=True)
 class Score:
-    """A training-dynamics score: which end of it is hard, its range and its source."""
+    """A training-dynamics score.
+
+    Attributes:
+        name: Of its column in the table of :class:`elfs_lib.training.dynamics.DynamicsRecorder`,
+            and what users type.
+        hard: Which end of it is hard.
+        range: Its values, over T epochs and C classes.
+        summary: One line for people.
+        citation: Key in the book's bibliography.
+    """
 
     name: str
-    hard: str  # "low" or "high"
+    _: KW_ONLY
+    hard: Literal["low", "high"]
     range: str
     summary: str
     citation: str
@@ -27,16 +37,24 @@ class Score:
 SCORES: dict[str, Score] = {
     score.name: score
     for score in (
-        Score("aum", "low", "[-T, T]", "area under the margin, summed over T epochs", "pleiss2020"),
-        Score("margin_mean", "low", "[-1, 1]", "area under the margin over T", "pleiss2020"),
-        Score("forgetting", "high", "[0, T + 1]", "times learnt and forgotten", "toneva2019"),
-        Score("el2n", "high", "[0, sqrt 2]", "norm of the early error vector", "paul2021"),
-        Score("correctness", "low", "[0, 1]", "share of epochs predicted right", "swayamdipta2020"),
-        Score("entropy", "high", "[0, log C]", "mean entropy of the prediction", "coleman2020"),
-        Score("dual", "high", "[0, 1)", "windowed std x (1 - mean) of p_y", "cho2025"),
-        Score("dual_mean", "low", "[0, 1]", "mean of p_y over the epochs", "cho2025"),
+        Score("aum", hard="low", range="[-T, T]",
+              summary="area under the margin, summed over T epochs", citation="pleiss2020"),
+        Score("margin_mean", hard="low", range="[-1, 1]",
+              summary="area under the margin over T", citation="pleiss2020"),
+        Score("forgetting", hard="high", range="[0, T + 1]",
+              summary="times learnt and forgotten", citation="toneva2019"),
+        Score("el2n", hard="high", range="[0, sqrt 2]",
+              summary="norm of the early error vector", citation="paul2021"),
+        Score("correctness", hard="low", range="[0, 1]",
+              summary="share of epochs predicted right", citation="swayamdipta2020"),
+        Score("entropy", hard="high", range="[0, log C]",
+              summary="mean entropy of the prediction", citation="coleman2020"),
+        Score("dual", hard="high", range="[0, 1)",
+              summary="windowed std x (1 - mean) of p_y", citation="cho2025"),
+        Score("dual_mean", hard="low", range="[0, 1]",
+              summary="mean of p_y over the epochs", citation="cho2025"),
     )
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,13 +110,23 @@ def consensus(given: Given, draft: Draft) -> None:
 
 
 def _clusters_key(given: Given) -> dict[str, Any]:
-    return given.key() | {"revision": CLUSTERINGS[given.params.clustering].revision}
+    keyed = given.key("clustering", "classes", "seed")
+    entry = CLUSTERINGS[keyed["clustering"]]
+    of_function = inspect.signature(entry.function).parameters
+    for option, name in entry.options.items():
+        # at the function's default the key is that of results from before there was a parameter
+        value = given.key(name)
+        keyed |= {} if value[name] == of_function[option].default else value
+    return keyed | {"revision": entry.revision}
 
 
 @stage(
     title="clustering",
     inputs=["embeddings", "neighbors"],
-    reads=["clustering", "classes", "seed"],
+    reads=[
+        *("clustering", "classes", "seed"),
+        *(name for entry in CLUSTERINGS.values() for name in entry.options.values()),
+    ],
     key=_clusters_key,
 )
 def clusters(given: Given, draft: Draft) -> None:
@@ -125,7 +136,9 @@ def clusters(given: Given, draft: Draft) -> None:
         embeddings=np.asarray(given.array("embeddings", "embeddings")),
         neighbors=np.asarray(given.array("neighbors", "indices")),
     )
-    found = cluster(p.clustering, inputs, p.classes, seed=p.seed)
+    names = CLUSTERINGS[p.clustering].options
+    options = {option: getattr(p, name) for option, name in names.items()}
+    found = cluster(p.clustering, inputs, p.classes, seed=p.seed, **options)
     draft.table("labels", _table(found.labels, found.confidence))
 
 

@@ -91,7 +91,7 @@ class Lars(torch.optim.SGD):
     ):
         matrices = [w for w in weights if w.ndim > 1]
         groups = [
-            # the decay is part of what is scaled, so that it is no matter of SGD's
+            # the decay is part of what is scaled, so SGD must not apply it again
             {"params": matrices, "trust": trust, "decay": weight_decay},
             {"params": [w for w in weights if w.ndim <= 1]},
         ]
