@@ -88,6 +88,11 @@ class Folder(Files):
         by_path = {kind: sorted(found) for kind, found in images.report.items()}
         return replace(images, report=by_path)
 
+    def files(self, source: Source, split: str) -> list[Path]:
+        """The files of a split, in the order of its rows, damaged ones among them."""
+        root = self.root(source)
+        return [root / name for name in self._listing(source)[0].get(split, ())]
+
     def unread(self, source: Source) -> dict[str, list]:
         """kind -> names of files that were not taken for images (hidden, of another kind,
         unused...); changes to them leave the images as they are."""
