@@ -315,6 +315,27 @@ def test_search_on_disk_needs_no_folder_and_no_memory_map(pool, exact_pool):
     check_found(found, pool, exact_pool)
 
 
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use")
+def test_dask_workers_share_the_queries_and_find_the_same(pool, tmp_path, monkeypatch):
+    from distributed import Client, get_task_stream
+
+    monkeypatch.setattr(disk_search, "BLOCK", 2000)
+    alone = nearest_neighbors(pool, 10, method="ivf_pq")
+    in_memory = np.array(pool)
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
+    with Client(n_workers=2, threads_per_worker=1, **options) as client:
+        with get_task_stream(client) as stream:
+            found = nearest_neighbors(pool, 10, method="ivf_pq", folder=tmp_path)
+        tasks = [task for task in stream.data if "_on_worker" in task["key"]]
+        assert len({task["worker"] for task in tasks}) == 2 and len(tasks) == 11
+        with get_task_stream(client) as stream:
+            nearest_neighbors(in_memory, 10, method="ivf_pq")
+        assert not stream.data  # workers could not map it
+    for name in ("indices", "similarities"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
+    assert {file.name for file in tmp_path.iterdir()} == {"indices.npy", "similarities.npy"}
+
+
 def test_few_rows_are_compared_in_full_where_others_are_searched_on_disk():
     rows = random_rows(300, 16)
     found, exact = nearest_neighbors(rows, 9, method="ivf_pq"), nearest_neighbors(rows, 9)
