@@ -249,7 +249,7 @@ def _squares(files: list[Path], side: int) -> Iterator[np.ndarray]:
     for start in track(range(0, len(files), FILES_AT_ONCE), "Reading files"):
         part = files[start : start + FILES_AT_ONCE]
         decoded = decode_images(
-            ((str(file), file) for file in part),
+            lambda start, part=part: zip(map(str, part), part, strict=True),
             len(part),
             image_size=side,
             read=read_file,
