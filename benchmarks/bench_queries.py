@@ -57,7 +57,7 @@ WAYS = {
 }
 
 
-def measure(count: int, width: int = WIDTH) -> dict:
+def measure(count: int, width: int = WIDTH, rounds: int = ROUNDS) -> dict:
     """Wall seconds of the search in each way, index included, and whether the answers agree."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
@@ -65,12 +65,13 @@ def measure(count: int, width: int = WIDTH) -> dict:
         write_rows(folder / "rows.npy", count, width)
         rows = Rows(np.load(folder / "rows.npy", mmap_mode="r"))
         first, same = None, True
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for way, (opened, number) in WAYS.items():
                 with opened(number):
                     start = time.perf_counter()
                     found = search_on_disk(rows, K, folder)
                     seconds[way].append(round(time.perf_counter() - start, 2))
+                print(way, seconds[way][-1], flush=True)
                 first = np.array(found.indices) if first is None else first
                 same &= bool((found.indices == first).all())
     return {
@@ -102,7 +103,9 @@ TABLES: Tables = {"scaling_queries.csv": queries_table}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=COUNT, help="rows")
-    facts = measure(parser.parse_args().count)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    asked = parser.parse_args()
+    facts = measure(asked.count, rounds=asked.rounds)
     FACTS.write_text(json.dumps(facts, indent=1) + "\n")
     for table in write_tables(TABLES, facts).values():
         print(table.to_string(index=False))
