@@ -15,6 +15,7 @@ from elfs_lib.embedding.neighbors import (
 )
 from elfs_lib.embedding.rows import forget
 from elfs_lib.errors import ElfsError
+from elfs_lib.stages import Run
 
 
 def random_rows(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -334,6 +335,24 @@ def test_dask_workers_share_the_queries_and_find_the_same(pool, tmp_path, monkey
     for name in ("indices", "similarities"):
         np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
     assert {file.name for file in tmp_path.iterdir()} == {"indices.npy", "similarities.npy"}
+
+
+def test_a_run_gives_the_search_the_file_of_its_embeddings(tiny_run, pool, tmp_path, monkeypatch):
+    """So that memory need not hold them, and other processes can map them."""
+    seen = []
+
+    def search(rows: disk_search.Rows, k: int, folder):
+        seen.append(rows.in_file)
+        return nearest_neighbors(np.asarray(rows.embeddings), k)
+
+    monkeypatch.setattr(neighbors, "LEAST", tiny_run.n)
+    monkeypatch.setattr(neighbors, "search_on_disk", search)
+    params = tiny_run.params.model_copy(update={"neighbor_search": "ivf_pq"})
+    run = Run(params, tiny_run.store).with_embeddings(np.array(pool[: tiny_run.n]), "pool")
+    assert run.neighbors.array("indices").shape == (run.n, params.neighbors)
+    assert seen == [True]
+    assert not disk_search.Rows(np.array(pool[:9])).in_file
+    assert not disk_search.Rows(pool[1:9]).in_file
 
 
 def test_few_rows_are_compared_in_full_where_others_are_searched_on_disk():

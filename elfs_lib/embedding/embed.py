@@ -342,7 +342,7 @@ def concatenate(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """
     tiny = np.finfo(np.float32).tiny
     for start in range(0, len(blocks[0]), BLOCK):
-        rows = [np.array(block[start : start + BLOCK]) for block in blocks]
+        rows = [np.asarray(block[start : start + BLOCK]) for block in blocks]
         lengths = (np.linalg.norm(part, axis=1, keepdims=True) for part in rows)
         yield np.concatenate(
             [part / np.maximum(length, tiny) for part, length in zip(rows, lengths, strict=True)],
