@@ -43,8 +43,8 @@ def pixels_of_any_size(monkeypatch: pytest.MonkeyPatch) -> list:
     """Encoders whose embeddings are an image's pixels; the sides of those that were loaded."""
     loaded = []
 
-    def frozen_embedder(name, size, **options):
-        loaded.append(size)
+    def frozen_embedder(name, size, *, count, **options):
+        loaded.append((size, count))
         return lambda images: images.reshape(len(images), -1).astype(np.float32)
 
     def stored(images, name, *, keep, **options):
@@ -76,7 +76,8 @@ def test_both_splits_are_embedded_from_their_files(
         found = run.artifact(stage).array("embeddings")
         np.testing.assert_array_equal(found, images.reshape(len(images), -1))
         assert run.call(stage).key_params.get("view") == side
-    assert pixels_of_any_size == 2 * ["stored" if side is None else (side, side)]
+    counts = [((side, side), 13), ((side, side), 7)]
+    assert pixels_of_any_size == (2 * ["stored"] if side is None else counts)
 
 
 def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, pixels_of_any_size):
@@ -239,6 +240,19 @@ def test_all_crops_of_a_batch_are_the_shape_that_is_compiled(monkeypatch):
     made(noise(9, side=16))
     assert fast.sizes == [20, 20, 20]  # tried once, then the full batches
     assert slow.sizes == [5, 5]  # the image that tells the work, and what is left over
+
+
+def test_whether_to_compile_is_decided_by_all_images_that_will_come(monkeypatch):
+    asked = []
+    monkeypatch.setattr(embedding, "compiles", lambda how, device, flops: asked.append(flops))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    for count in (None, 700):
+        prepared = PreparedNetwork(network, torch.nn.Identity())
+        cpu = torch.device("cpu")
+        made = Embedder("x", prepared, cpu, torch.float32, 8, compile="auto", count=count)
+        for _ in made.parts(noise(7)):
+            pass
+    assert asked[0] > 0 and asked[1] == 100 * asked[0]
 
 
 @pytest.mark.parametrize("device, pinned", [("cuda", True), ("cpu", False)])

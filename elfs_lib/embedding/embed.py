@@ -219,6 +219,7 @@ class Embedder:
         views: Crops of each image whose mean is its embedding; None = the whole image. A GPU takes
             all crops of some images in one pass, a CPU one crop of each after the other.
         compile: As for :func:`embed`; it is decided on the first images.
+        count: Images that will come in all; None = as many as come first.
     """
 
     def __init__(
@@ -230,7 +231,9 @@ class Embedder:
         batch: int | None = None,
         views: Views | None = None,
         compile: str = "off",
+        count: int | None = None,
     ):
+        self.count = count
         self.views, self.compile = views, choose("compile", compile, COMPILE)
         self.name, self.device, self.dtype = name, device, dtype
         self.batch = batch or _default_batch(device)
@@ -264,7 +267,8 @@ class Embedder:
             return
         with FlopCounterMode(display=False) as counter:
             self._launch(images[:1])
-        if compiles(self.compile, self.device, len(images) * counter.get_total_flops()):
+        count = self.count or len(images)
+        if compiles(self.compile, self.device, count * counter.get_total_flops()):
 
             def run(network: nn.Module) -> None:
                 self.fast = network
@@ -312,6 +316,7 @@ def frozen_embedder(
     device: str = "auto",
     precision: str = "auto",
     compile: str = "off",
+    count: int | None = None,
 ) -> Embedder:
     """Load one encoder, for images of one size that come in parts.
 
@@ -321,6 +326,7 @@ def frozen_embedder(
         image_size: Height and width of the images, in pixels.
         checkpoint: Local weights; None = the package's, the cache's, or a download.
         input_size: As for :func:`embed`, like what follows.
+        count: Images that will come in all.
 
     Raises:
         ElfsError: as :func:`embed`.
@@ -328,7 +334,7 @@ def frozen_embedder(
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     network = stored_encoder(name, image_size, checkpoint, input_size)
-    return Embedder(name, network, where, dtype, views=views, compile=compile)
+    return Embedder(name, network, where, dtype, views=views, compile=compile, count=count)
 
 
 def concatenate(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

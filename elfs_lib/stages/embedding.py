@@ -184,7 +184,7 @@ def _embed(given: Given, split: str, keep: Keep) -> np.ndarray:
         images = given.train_images if split == "train" else given.test_images
         return embed(images, name, keep=keep, **options)
     files = _files(given, split)
-    embedder = frozen_embedder(name, (side, side), **options)
+    embedder = frozen_embedder(name, (side, side), count=len(files), **options)
     return keep(len(files), map(embedder, read_ahead(_squares(files, side))))
 
 
