@@ -111,7 +111,7 @@ def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
     # Rows of one cell share most candidates, which are read once.
     order = _by_cell(index)
     blocks = [order[start : start + BLOCK] for start in range(0, rows.count, BLOCK)]
-    client = open_client() if rows.in_file else None
+    client = current_client() if rows.in_file else None
     if client is None:
         found = ((own, _nearest(rows, index, reduction, own, k)) for own in blocks)
     else:
@@ -125,7 +125,7 @@ def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
     return answer
 
 
-def open_client() -> Client | None:
+def current_client() -> Client | None:
     """The Dask client that was opened in this process as the default one; None if there is none."""
     if "distributed" not in sys.modules:  # which takes seconds to import
         return None
