@@ -69,7 +69,7 @@ def run(quick: bool) -> Iterator[Row]:
     def decoded() -> np.ndarray:
         items = ((f"{i}.jpg", file) for i, file in enumerate(files))
         return decode_images(
-            items, len(files), image_size=224, read=lambda file: file, desc="bench"
+            lambda start: items, len(files), image_size=224, read=lambda file: file, desc="bench"
         ).images
 
     for kind in (LIGHT, PAPERS):

@@ -282,6 +282,8 @@ def pool_table(facts: dict, n: int = POOL) -> pd.DataFrame:
          None, hours["linear proxy"], "one process, streamed"),
         ("dynamics, 60 epochs", "N", state * n, None, each * n**an_epoch * EPOCHS / 3600,
          "in the training processes"),
+        (f"probabilities of {CLASSES:,} classes, for BADGE", "N C", 4 * CLASSES * n, None, None,
+         "one process, to disk in blocks"),
         ("ELFS, given beta", _sum_of("ELFS"), 24 * n, None, hours["ELFS"], "one process"),
         ("D2, given neighbours", "N K", d2.bytes, None, d2.seconds / 3600, "one process"),
     ]  # fmt: skip

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import mmap
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -114,6 +115,38 @@ def write_text_atomic(path: Path, text: str) -> None:
         raise
 
 
+def write_rows(file: Path, count: int, parts: Iterable[np.ndarray]) -> np.memmap:
+    """Write an array [count, ...] whose rows come in parts of some as a ``.npy`` file, as
+    ``np.save`` would write it whole; memory holds one part.
+
+    Returns:
+        The array, mapped. (Writing through a map would kill the process where the disk is full.)
+
+    Raises:
+        OSError: if the disk is full.
+        ValueError: if there are not as many rows.
+    """
+    written = 0
+    with file.open("wb") as opened:
+        for part in parts:
+            if not written:
+                opened.write(npy_header((count, *part.shape[1:]), part.dtype))
+            opened.write(np.ascontiguousarray(part).data)
+            written += len(part)
+    if written != count:
+        raise ValueError(f"{file} was to have {count} rows and got {written}.")
+    return np.load(file, mmap_mode="r+", allow_pickle=False)
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The start of a ``.npy`` file, which NumPy pads so that fewer or more rows leave its length as
+    it is."""
+    file = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    return file.getvalue()
+
+
 def copy_atomic(source: Path, path: Path) -> None:
     """Copy a file so that ``path`` is never half written."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -198,6 +231,10 @@ class Draft:
                 given.replace(file)
                 return
         np.save(file, np.ascontiguousarray(value), allow_pickle=False)
+
+    def rows(self, name: str, count: int, parts: Iterable[np.ndarray]) -> np.memmap:
+        """Write an array that comes in parts as ``<name>.npy``; see :func:`write_rows`."""
+        return write_rows(self.folder / f"{name}.npy", count, parts)
 
     def table(self, name: str, value: pd.DataFrame) -> None:
         """Write a table as ``<name>.parquet``."""

@@ -636,7 +636,9 @@ def test_exif_orientation_as_pillow_does_it(orientation, size):
     exif[0x0112] = orientation
     image = image_files.gradient(*size)
     data = image_files.encoded(image, "PNG", exif=exif)
-    part = decoding.decode_images([("x", data)], 1, image_size=32, read=bytes, desc="")
+    part = decoding.decode_images(
+        lambda start: [("x", data)], 1, image_size=32, read=bytes, desc=""
+    )
     side, (left, top) = 32, ((size[0] - 32) // 2, (size[1] - 32) // 2)
     crop = image.crop((left, top, left + side, top + side))
     crop.info["exif"] = exif.tobytes()
@@ -648,7 +650,9 @@ def test_exif_orientation_as_pillow_does_it(orientation, size):
 def test_large_photograph_is_reduced_without_ringing_or_shift():
     image = image_files.gradient(1600, 1200)
     data = image_files.encoded(image, "JPEG", quality=95)
-    part = decoding.decode_images([("x", data)], 1, image_size=32, read=bytes, desc="")
+    part = decoding.decode_images(
+        lambda start: [("x", data)], 1, image_size=32, read=bytes, desc=""
+    )
     exact = image.crop((200, 0, 1400, 1200)).resize((32, 32), Image.Resampling.BOX)
     difference = part.images[0].astype(int) - np.asarray(exact).transpose(2, 0, 1)
     assert np.abs(difference).max() <= 6
@@ -679,7 +683,9 @@ def test_no_damage_ever_escapes(file_format):
         for place in rng.integers(0, len(whole), 3):
             flipped[place] = rng.integers(0, 256)
         items.append((f"f{i}.x", bytes(flipped)))
-    part = decoding.decode_images(items, len(items), image_size=8, read=bytes, desc="")
+    part = decoding.decode_images(
+        lambda start: items, len(items), image_size=8, read=bytes, desc=""
+    )
     lost = {name for kind in decoding.LEFT_OUT for name in part.report.get(kind, ())}
     assert lost | set(part.names) == {name for name, _ in items}
     assert not lost & set(part.names)

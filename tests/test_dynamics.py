@@ -230,3 +230,23 @@ def test_half_precision_logits_are_scored_in_single_precision():
     rounded = torch.as_tensor(logits).bfloat16().double().numpy()
     expected = reference(rounded, targets)
     np.testing.assert_allclose(recorder.table()["aum"], expected["aum"], atol=1e-5)
+
+
+def test_probabilities_go_to_disk_as_the_model_gives_them(tiny_params, tmp_path, monkeypatch):
+    from elfs_lib.artifacts import Store
+    from elfs_lib.stages import Run
+    from elfs_lib.training.loop import Trained
+
+    asked, logits, trained = [], Trained.logits, []
+
+    def counted(self, images, *rest):
+        asked.append(len(images))
+        trained.append(self)
+        return logits(self, images, *rest)
+
+    monkeypatch.setattr(Trained, "logits", counted)
+    run = Run(tiny_params, Store(tmp_path))
+    made = run.with_pseudo_labels(np.arange(run.n) % 10, "by turns").proxies[0]
+    assert sum(asked) == run.n == 1437 and max(asked) <= 1000
+    found = made.array("probabilities")
+    np.testing.assert_array_equal(found, logits(trained[0], run.train_images).softmax(1).numpy())

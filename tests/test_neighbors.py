@@ -16,6 +16,7 @@ from elfs_lib.embedding.neighbors import (
 )
 from elfs_lib.embedding.rows import forget
 from elfs_lib.errors import ElfsError
+from elfs_lib.stages import Run
 
 
 def random_rows(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -317,6 +318,45 @@ def test_search_on_disk_needs_no_folder_and_no_memory_map(pool, exact_pool):
     found = nearest_neighbors(np.array(pool, np.float64), 10, method="ivf_pq")
     assert not isinstance(found.indices, np.memmap)
     check_found(found, pool, exact_pool)
+
+
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use")
+def test_dask_workers_share_the_queries_and_find_the_same(pool, tmp_path, monkeypatch):
+    from distributed import Client, get_task_stream
+
+    monkeypatch.setattr(disk_search, "BLOCK", 2000)
+    alone = nearest_neighbors(pool, 10, method="ivf_pq")
+    in_memory = np.array(pool)
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
+    with Client(n_workers=2, threads_per_worker=1, **options) as client:
+        with get_task_stream(client) as stream:
+            found = nearest_neighbors(pool, 10, method="ivf_pq", folder=tmp_path)
+        tasks = [task for task in stream.data if "_on_worker" in task["key"]]
+        assert len({task["worker"] for task in tasks}) == 2 and len(tasks) == 11
+        with get_task_stream(client) as stream:
+            nearest_neighbors(in_memory, 10, method="ivf_pq")
+        assert not stream.data  # workers could not map it
+    for name in ("indices", "similarities"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
+    assert {file.name for file in tmp_path.iterdir()} == {"indices.npy", "similarities.npy"}
+
+
+def test_a_run_gives_the_search_the_file_of_its_embeddings(tiny_run, pool, tmp_path, monkeypatch):
+    """So that memory need not hold them, and other processes can map them."""
+    seen = []
+
+    def search(rows: disk_search.Rows, k: int, folder):
+        seen.append(rows.in_file)
+        return nearest_neighbors(np.asarray(rows.embeddings), k)
+
+    monkeypatch.setattr(neighbors, "LEAST", tiny_run.n)
+    monkeypatch.setattr(neighbors, "search_on_disk", search)
+    params = tiny_run.params.model_copy(update={"neighbor_search": "ivf_pq"})
+    run = Run(params, tiny_run.store).with_embeddings(np.array(pool[: tiny_run.n]), "pool")
+    assert run.neighbors.array("indices").shape == (run.n, params.neighbors)
+    assert seen == [True]
+    assert not disk_search.Rows(np.array(pool[:9])).in_file
+    assert not disk_search.Rows(pool[1:9]).in_file
 
 
 def test_few_rows_are_compared_in_full_where_others_are_searched_on_disk():

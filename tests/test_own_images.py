@@ -42,7 +42,6 @@ from elfs_lib.photos import assessment as assessing
 from elfs_lib.photos import choosing as own_images
 from elfs_lib.photos import gallery
 from elfs_lib.photos import labels as own_labels
-from elfs_lib.photos import run as photos_run
 from elfs_lib.photos.assessment import LINEAR, NETWORK, assess, learning_curve, linear_model
 from elfs_lib.photos.choice import LISTED_COLUMNS, pick
 from elfs_lib.photos.choosing import choose_images, read_images, select
@@ -56,11 +55,12 @@ from elfs_lib.photos.lists import (
     stored_labels,
 )
 from elfs_lib.photos.request import BUDGETS, Request
-from elfs_lib.photos.run import Photos, photo_stages
+from elfs_lib.photos.run import Photos
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS, SelectionInputs, select_by
 from elfs_lib.selection.double_end import double_end_prune
 from elfs_lib.stages import Run
+from elfs_lib.stages import embedding as stages_embedding
 from elfs_lib.training.loop import train
 from elfs_lib.training.recipes import find_recipe
 
@@ -499,11 +499,11 @@ def test_an_encoder_trained_on_the_images_sees_them_all_at_once(tmp_path: Path, 
     for number in range(20):
         pixels = rng.integers(0, 256, (48, 48, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
-    monkeypatch.setattr(photos_run, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(stages_embedding, "FILES_AT_ONCE", 5)
     values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos"), "image_size": 16}
     changes = {"encoder_network": "convnet_tiny", "encoder_epochs": 1}
     params = Params.make(values | changes | {"encoder": "self_supervised", "device": "cpu"})
-    run = Run(params, Store(tmp_path / "store"), substitutes=photo_stages())
+    run = Run(params, Store(tmp_path / "store"))
     assert run.embeddings.array("embeddings").shape == (20, 32)
     assert len(np.unique(run.embeddings.array("embeddings"), axis=0)) == 20
 
@@ -610,12 +610,12 @@ def test_photos_are_embedded_at_the_encoders_size(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(embedding, "embed", embed)
     monkeypatch.setattr(embedding, "frozen_embedder", frozen_embedder)
-    monkeypatch.setattr(photos_run, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(stages_embedding, "FILES_AT_ONCE", 5)
 
     def embeddings(**changes) -> np.ndarray:
         values = {"dataset": "image_folder", "data_path": str(tmp_path / "photos")}
         params = Params.make({**values, "encoder": "efficientnet_lite0", **changes})
-        run = Run(params, Store(tmp_path / "store"), substitutes=photo_stages())
+        run = Run(params, Store(tmp_path / "store"))
         return run.embeddings.array("embeddings")
 
     assert embeddings(image_size=32).shape == (12, 16)

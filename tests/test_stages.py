@@ -149,8 +149,9 @@ def test_self_labelling_from_the_encoder_is_keyed_by_it(
 
 def test_only_device_and_words_are_read_without_a_key():
     """What no key holds must not change a result."""
-    words = {"encoder": {"dataset"}, "embeddings": {"dataset"}}
-    of_training_images = STAGES["embeddings"].reads
+    place = {"dataset", "data_path"}  # of the files, which are in the key of the images
+    words = {"encoder": {"dataset"}, "embeddings": place}
+    of_training_images = STAGES["embeddings"].reads | place
     for name, each in STAGES.items():
         allowed = {"device", "compile", "loader"} | words.get(name, set())
         allowed |= of_training_images if name == "test_embeddings" else set()

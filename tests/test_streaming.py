@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tarfile
 import threading
 from collections import namedtuple
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import image_files
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
@@ -317,6 +320,58 @@ def test_a_decoding_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, k
     assert not list(store.glob("images/.*.unfinished"))
     whole = Run(params, Store(tmp_path / "other")).images
     assert whole.content == images.content  # the same files byte for byte
+
+
+def write_shards(folder: Path, kind: str) -> Source:
+    """Ten images in two files, in Parquet with row groups of two."""
+    folder.mkdir()
+    data = [image_files.encoded(image_files.gradient(20, 20, shade=20 * i)) for i in range(10)]
+    for number in range(2):
+        part = data[5 * number : 5 * number + 5]
+        if kind == "parquet":
+            table = pa.table({"image": pa.array(part, pa.binary())})
+            pq.write_table(table, folder / f"{number}.parquet", row_group_size=2)
+            continue
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for row, image in enumerate(part):
+                member = tarfile.TarInfo(f"{row}.png")
+                member.size = len(image)
+                archive.addfile(member, io.BytesIO(image))
+    return Source(kind, path=folder, image_size=12)
+
+
+def count_images_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images' bytes are read out of Parquet and tar files at a time."""
+    read: list[int] = []
+    batches, member = pq.ParquetFile.iter_batches, tarfile.TarFile.extractfile
+
+    def counted(*arguments: object, **options: object):
+        for batch in batches(*arguments, **options):
+            read.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    opened = lambda *args: read.append(1) or member(*args)  # noqa: E731
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", opened)
+    return read
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_a_decoding_of_shards_goes_on_without_reading_what_is_decoded(
+    tmp_path, monkeypatch, kind: str
+):
+    source, scratch = write_shards(tmp_path / "shards", kind), tmp_path / "scratch"
+    expected = load_images(source)
+    assert len(expected.train) == 10
+    with monkeypatch.context() as patch:
+        kill_after(patch, 9)
+        killed(lambda: load_images(source, scratch=scratch))
+    with monkeypatch.context() as patch:
+        decoded, read = kill_after(patch, 99), count_images_read(patch)
+        found = load_images(source, scratch=scratch)
+    assert 1 <= len(decoded) <= 4
+    assert sum(read) <= len(decoded) + (1 if kind == "parquet" else 0)  # the rest of a row group
+    same_images(found, expected)
 
 
 def test_what_was_decoded_to_a_folder_is_not_decoded_again(tmp_path, monkeypatch):

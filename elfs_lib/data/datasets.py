@@ -146,6 +146,32 @@ def unread_files(folder: str | Path) -> dict[str, list]:
     return spec.reader.unread(source)
 
 
+def folder_of_files(source: Source) -> Path | None:
+    """The folder that a dataset's image files are in; None of a dataset that is not one of image
+    files, or whose images are in memory."""
+    reader = DATASETS[choose("dataset", source.dataset, DATASETS)].reader
+    if not isinstance(reader, Folder) or (type(reader) is Folder and source.path is None):
+        return None
+    return reader.root(source)
+
+
+def test_files(source: Source, left_out: dict[str, list[int]]) -> list[Path]:
+    """The files of the test images of a dataset of image files, in their order.
+
+    Args:
+        left_out: As in :class:`Images`.
+
+    Raises:
+        ElfsError: if it has no test split.
+    """
+    spec, source = _find(source)
+    files = spec.reader.files(source, "test")
+    if not files:
+        raise ElfsError(f"Dataset {source.dataset!r} has no test split to evaluate on.")
+    gone = {*left_out.get("test", ())}
+    return [file for row, file in enumerate(files) if row not in gone]
+
+
 # --- helpers ---------------------------------------------------------------------------------
 
 

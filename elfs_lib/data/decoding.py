@@ -127,7 +127,7 @@ class _Square:
 
 
 def decode_images(
-    items: Iterable[tuple[str, Any]],
+    items: Callable[[int], Iterable[tuple[str, Any]]],
     count: int,
     *,
     image_size: int,
@@ -147,7 +147,8 @@ def decode_images(
     became of each item, which is written after the pixels that it speaks of.
 
     Args:
-        items: ``(name, payload)`` in order; at most ``count`` of them.
+        items: ``(name, payload)`` in order, from a place on; at most ``count`` of them in all. What
+            an earlier attempt has decoded is not asked for.
         count: The number of items: the array is allocated once.
         image_size: Side of the stored squares, in pixels.
         read: Turns a payload into the file's bytes; may raise :class:`Unusable` or OSError.
@@ -176,7 +177,7 @@ def decode_images(
     with warnings.catch_warnings(), target or nullcontext():
         # Pillow warns of broken EXIF, palettes and large images: the report says all of that.
         warnings.filterwarnings("ignore", module="PIL")
-        chunks = _in_order(work, _chunked(islice(items, done, None), _CHUNK))
+        chunks = _in_order(work, _chunked(items(done), _CHUNK))
         for results in track(chunks, desc, total=-(-(count - done) // _CHUNK)):
             for name, square, kinds in results:
                 fate = (name, kinds, square and (square.digest.hex(), square.grey, square.format))

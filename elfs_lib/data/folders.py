@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +69,12 @@ class Folder(Files):
         splits, _ = self._listing(source)
         counts = {split: len(names) for split, names in splits.items()}
         size = source.image_size or self._default_size(root, splits["train"])
+
+        def files(names: list[str], start: int) -> Iterator[tuple[str, Path]]:
+            return ((name, root / name) for name in islice(names, start, None))
+
         parts = decode_splits(
-            {split: ((name, root / name) for name in names) for split, names in splits.items()},
+            {split: partial(files, names) for split, names in splits.items()},
             counts,
             image_size=size,
             read=decoding.read_file,
@@ -87,6 +94,11 @@ class Folder(Files):
         )
         by_path = {kind: sorted(found) for kind, found in images.report.items()}
         return replace(images, report=by_path)
+
+    def files(self, source: Source, split: str) -> list[Path]:
+        """The files of a split, in the order of its rows, damaged ones among them."""
+        root = self.root(source)
+        return [root / name for name in self._listing(source)[0].get(split, ())]
 
     def unread(self, source: Source) -> dict[str, list]:
         """kind -> names of files that were not taken for images (hidden, of another kind,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from elfs_lib.artifacts import npy_header, write_rows
 
 BLOCK = 4096  # items after which they are safe on disk: seconds of work
 
@@ -63,7 +64,7 @@ class Growing:
         about = json.dumps([identity, *shape])
         self.fates, lines = self._read_log(about)
         kept = sum(fate[2] is not None for fate in self.fates)
-        header = _npy_header(shape)
+        header = npy_header(shape, np.dtype(np.uint8))
         end = len(header) + kept * self._size
         if not file.exists() or file.stat().st_size < end:
             self.fates, lines, end = [], [about], len(header)
@@ -120,17 +121,8 @@ class Growing:
     def finish(self, kept: int) -> np.memmap:
         """The rows as a memory map; the file then is what ``np.save`` would have written."""
         with self.file.open("r+b") as file:
-            file.write(_npy_header((kept, *self._shape[1:])))
+            file.write(npy_header((kept, *self._shape[1:]), np.dtype(np.uint8)))
         return np.load(self.file, mmap_mode="r", allow_pickle=False)
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The start of a ``.npy`` file, which NumPy pads so that fewer or more rows leave its length as
-    it is."""
-    file = io.BytesIO()
-    about = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, about)
-    return file.getvalue()
 
 
 def first_channel(images: np.ndarray) -> np.ndarray:
@@ -139,9 +131,5 @@ def first_channel(images: np.ndarray) -> np.ndarray:
     if not isinstance(images, np.memmap):
         return np.ascontiguousarray(images[:, :1])
     file = Path(images.filename).with_suffix(".grey.npy")
-    shape = (len(images), 1, *images.shape[2:])
-    found = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-    for start in range(0, len(images), BLOCK):
-        found[start : start + BLOCK] = images[start : start + BLOCK, :1]
-    found.flush()
-    return found
+    starts = range(0, len(images), BLOCK)
+    return write_rows(file, len(images), (images[i : i + BLOCK, :1] for i in starts))

@@ -155,17 +155,28 @@ class Parquet(Shards):
             return np.array([class_name(value) for value in values], object)
         return np.array(values, np.int64)
 
-    def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | None]]:
+    def _rows(
+        self, root: Path, files: list[Path], start: int = 0
+    ) -> Iterator[tuple[str, bytes | None]]:
         for file in files:
             name, row = below_folder(root, file), 0
             column = self._image_column(file)
             try:
-                for batch in pq.ParquetFile(file).iter_batches(_PARQUET_ROWS, columns=[column]):
+                opened = pq.ParquetFile(file)
+                groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+                ends = np.cumsum([group.num_rows for group in groups], dtype=int)
+                first = int(np.searchsorted(ends, start, side="right"))  # that is not passed over
+                row = int(ends[first - 1]) if first else 0
+                for batch in opened.iter_batches(
+                    _PARQUET_ROWS, [*range(first, len(ends))], columns=[column]
+                ):
                     cells = batch.column(0)
                     cells = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
                     for cell in cells.to_pylist():
-                        yield f"{name}#{row}", cell
+                        if row >= start:
+                            yield f"{name}#{row}", cell
                         row += 1
+                start = max(0, start - row)
             except (pa.ArrowException, OSError) as error:
                 raise ElfsError(
                     f"{file} is damaged after row {row}: fetch it again ({first_line(error)})."

@@ -195,7 +195,7 @@ class FirstOf:
 
 
 def decode_splits(
-    items: dict[str, Iterable[tuple[str, Any]]],
+    items: dict[str, Callable[[int], Iterable[tuple[str, Any]]]],
     counts: dict[str, int],
     *,
     image_size: int,

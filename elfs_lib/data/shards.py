@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Shards(Files):
                 [io.BytesIO(data) for _, data in first if isinstance(data, bytes)]
             )
         parts = decode_splits(
-            {split: self._rows(root, files) for split, files in shards.items()},
+            {split: partial(self._rows, root, files) for split, files in shards.items()},
             counts,
             image_size=size,
             read=_cell,
@@ -110,9 +111,15 @@ class Shards(Files):
         """The names of images in a file that are not of the set."""
         return []
 
-    def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | str | None]]:
+    def _rows(
+        self, root: Path, files: list[Path], start: int = 0
+    ) -> Iterator[tuple[str, bytes | str | None]]:
         """The name and the bytes of each image; in place of bytes that are not there, or not to
-        be read, None or a key of :data:`elfs_lib.data.decoding.LEFT_OUT`."""
+        be read, None or a key of :data:`elfs_lib.data.decoding.LEFT_OUT`.
+
+        Args:
+            start: Images of the files to pass over, whose bytes are not read.
+        """
         raise NotImplementedError
 
     def _class_names(self, files: list[Path]) -> tuple[str, ...] | None:

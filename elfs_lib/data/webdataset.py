@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,10 +57,15 @@ class WebDataset(Shards):
                 _name(root, file, image) for sample in _samples(archive) for image in sample.further
             ]
 
-    def _rows(self, root: Path, files: list[Path]) -> Iterator[tuple[str, bytes | str]]:
+    def _rows(
+        self, root: Path, files: list[Path], start: int = 0
+    ) -> Iterator[tuple[str, bytes | str]]:
+        place = count()
         for file in files:
             with _opened(file) as archive:
                 for image, *_ in _samples(archive):
+                    if next(place) < start:
+                        continue
                     large = image.size > decoding.MAX_BYTES
                     data = "too_large" if large else _read(archive, image)
                     yield _name(root, file, image), data

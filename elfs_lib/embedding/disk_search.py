@@ -5,14 +5,21 @@ Inverted lists of product-quantised codes (Jegou et al., 2011), by faiss.
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elfs_lib.embedding.ranking import Neighbors, rank
 from elfs_lib.embedding.rows import forget, read_rows, unit_rows
+from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 LEAST = 20_000  # rows; fewer are compared in full, which takes seconds
 BLOCK = 16384  # rows read or searched at a time
@@ -53,6 +60,21 @@ class Rows:
             forget(embeddings)
         self.mean_cosine = float(np.square(mean / self.count).sum())
 
+    @property
+    def in_file(self) -> bool:
+        """Whether they are all of a file, which other processes can map too."""
+        array = self.embeddings
+        whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+        return whole and array.flags.c_contiguous
+
+    def __getstate__(self) -> dict[str, Any]:
+        array = self.embeddings
+        place = {"filename": array.filename, "offset": array.offset}
+        return vars(self) | {"embeddings": place | {"shape": array.shape, "dtype": array.dtype}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, embeddings=np.memmap(mode="r", **state["embeddings"]))
+
     def parts(self) -> Iterator[slice]:
         """All rows in order, a block at a time."""
         for start in range(0, self.count, BLOCK):
@@ -71,7 +93,9 @@ def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
     Memory holds blocks of rows, the codes of a shard, and 16 bytes a row.
 
     Args:
-        rows: At least ``LEAST`` of them.
+        rows: At least ``LEAST`` of them. If they are a whole file and a Dask client is open in this
+            process, its workers share the queries, and need as much memory each; all must see the
+            file and the folder. The answer is the same.
         k: Number of neighbours.
         folder: Where the index is while it is needed, and where the answer stays: the arrays are
             memory maps of ``indices.npy`` and ``similarities.npy``.
@@ -86,21 +110,75 @@ def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
     )
     # Rows of one cell share most candidates, which are read once.
     order = _by_cell(index)
-    wide = min(k + SPARE, rows.count - 1)
-    for start in track(range(0, rows.count, BLOCK), "neighbours"):
-        own = order[start : start + BLOCK]
-        left = rows.some(own)
-        found, counts = _candidates(index, reduction.apply(left), own, k, wide)
-        for part in _that_fit(found, rows.width):
-            names, places = np.unique(found[part], return_inverse=True)
-            right = rows.some(np.maximum(names, 0))  # -1 stands for none
-            best = rank(
-                left[part], right, names, places.reshape(found[part].shape), counts[part], k
-            )
-            answer.indices[own[part]], answer.similarities[own[part]] = best
+    blocks = [order[start : start + BLOCK] for start in range(0, rows.count, BLOCK)]
+    client = current_client() if rows.in_file else None
+    if client is None:
+        found = ((own, _nearest(rows, index, reduction, own, k)) for own in blocks)
+    else:
+        found = _by_workers(client, rows, index, reduction, blocks, k, folder)
+    for own, best in track(found, "neighbours", total=len(blocks)):
+        answer.indices[own], answer.similarities[own] = best.indices, best.similarities
         for array in (answer.indices, answer.similarities):
             forget(array)
-    (folder / "codes").unlink()
+    for name in ("codes", "index", "reduction"):
+        (folder / name).unlink(missing_ok=True)
+    return answer
+
+
+def current_client() -> Client | None:
+    """The Dask client that was opened in this process as the default one; None if there is none."""
+    if "distributed" not in sys.modules:  # which takes seconds to import
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def _by_workers(
+    client: Client, rows: Rows, index, reduction, blocks: list[np.ndarray], k: int, folder: Path
+) -> Iterator[tuple[np.ndarray, Neighbors]]:
+    """What :func:`_nearest` gives of each block, in any order, by workers that see the folder and
+    the file of the rows."""
+    import faiss
+    from distributed import KilledWorker, as_completed
+
+    faiss.write_index(index, str(folder / "index"))
+    faiss.write_VectorTransform(reduction, str(folder / "reduction"))
+    shared = client.scatter(rows, broadcast=True)
+    futures = client.map(_on_worker, blocks, rows=shared, k=k, folder=str(folder), pure=False)
+    block_of = dict(zip(futures, blocks, strict=True))
+    try:
+        for future, best in as_completed(futures, with_results=True):
+            yield block_of.pop(future), best
+    except KilledWorker as error:
+        raise ElfsError(
+            "A Dask worker died while it searched neighbours, probably out of memory: open a "
+            "client of fewer workers."
+        ) from error
+
+
+def _on_worker(own: np.ndarray, rows: Rows, k: int, folder: str) -> Neighbors:
+    import faiss
+
+    index = faiss.read_index(f"{folder}/index", faiss.IO_FLAG_READ_ONLY)
+    reduction = faiss.read_VectorTransform(f"{folder}/reduction")
+    return _nearest(rows, index, reduction, own, k)
+
+
+def _nearest(rows: Rows, index, reduction, own: np.ndarray, k: int) -> Neighbors:
+    """The neighbours of the rows ``own`` [R]: int32 and float32 [R, k]."""
+    left = rows.some(own)
+    wide = min(k + SPARE, rows.count - 1)
+    found, counts = _candidates(index, reduction.apply(left), own, k, wide)
+    answer = Neighbors(np.empty((len(own), k), np.int32), np.empty((len(own), k), np.float32))
+    for part in _that_fit(found, rows.width):
+        names, places = np.unique(found[part], return_inverse=True)
+        right = rows.some(np.maximum(names, 0))  # -1 stands for none
+        best = rank(left[part], right, names, places.reshape(found[part].shape), counts[part], k)
+        answer.indices[part], answer.similarities[part] = best
     return answer
 
 

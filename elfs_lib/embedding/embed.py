@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from elfs_lib.embedding.encoders import (
 )
 from elfs_lib.embedding.networks import for_inference, pretrained_encoder, stored_encoder
 from elfs_lib.embedding.pca import BLOCK, principal_axes
+from elfs_lib.embedding.rows import forget
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
@@ -46,6 +47,20 @@ GPU_BATCH = 256
 # Steps of the crops' corners, as shares of the room there is: 1/g and 1/g^2 with g^3 = g + 1 fill a
 # square evenly with any number of points (Roberts, 2018).
 SPREAD = (0.7548776662466927, 0.5698402909980532)
+
+#: Keeps N rows that come in parts [B, D], and returns them as an array [N, D].
+Keep = Callable[[int, Iterable[np.ndarray]], np.ndarray]
+
+
+def in_memory(count: int, parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The rows of parts float32 [B, D], ``count`` in all, as one array."""
+    found, start = None, 0
+    for part in parts:
+        if found is None:
+            found = np.empty((count, part.shape[1]), np.float32)
+        found[start : start + len(part)] = part
+        start += len(part)
+    return found
 
 
 def embed(
@@ -61,6 +76,7 @@ def embed(
     compile: str = "off",
     seed: int = 0,
     self_supervised: SelfSupervisedConfig | EmpSslConfig | None = None,
+    keep: Keep = in_memory,
 ) -> np.ndarray:
     """Embed every image with one frozen encoder, or with several joined by "+".
 
@@ -87,6 +103,7 @@ def embed(
         seed: Of encoders that are trained here; the others have nothing random.
         self_supervised: How ``self_supervised`` and adapted encoders are trained; None = the
             defaults.
+        keep: Where the rows go as they are made: into memory, or to a file.
 
     Returns:
         float32 [N, D] in the order of ``images``: the pooled features before any head. One
@@ -103,12 +120,10 @@ def embed(
     check_positive("batch", batch)
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    parts = split_encoders(encoder, checkpoint)
-    blocks = []
-    for name, path in parts.items():
+
+    def rows_of(name: str, path: str | Path | None) -> Iterator[np.ndarray]:
         if name == "pixels":
-            blocks.append(_pixels(images, input_size))
-            continue
+            return _pixels(images, input_size)
         if trains_here(name) and not is_encoder_file(path):
             network = train_named(
                 images,
@@ -122,9 +137,13 @@ def embed(
             )
         else:
             network = stored_encoder(name, images.shape[2:], path, input_size)
-        embedder = Embedder(name, network, where, dtype, batch, views, compile)
-        blocks.append(embedder(images))
-    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+        return Embedder(name, network, where, dtype, batch, views, compile).parts(images)
+
+    count, (first, *others) = len(images), split_encoders(encoder, checkpoint).items()
+    if not others:
+        return keep(count, rows_of(*first))
+    blocks = [in_memory(count, rows_of(*part)) for part in (first, *others)]
+    return keep(count, concatenate(blocks))
 
 
 def train_named(
@@ -197,9 +216,11 @@ class Embedder:
         network: What embeds; it is changed for inference.
         device: Where.
         dtype: Of the products.
-        batch: Images for each forward pass; None = what was fastest for the device.
-        views: Crops of each image whose mean is its embedding; None = the whole image.
+        batch: Images, or crops, for each forward pass; None = what was fastest for the device.
+        views: Crops of each image whose mean is its embedding; None = the whole image. A GPU takes
+            all crops of some images in one pass, a CPU one crop of each after the other.
         compile: As for :func:`embed`; it is decided on the first images.
+        count: Images that will come in all; None = as many as come first.
     """
 
     def __init__(
@@ -211,30 +232,34 @@ class Embedder:
         batch: int | None = None,
         views: Views | None = None,
         compile: str = "off",
+        count: int | None = None,
     ):
+        self.count = count
         self.views, self.compile = views, choose("compile", compile, COMPILE)
         self.name, self.device, self.dtype = name, device, dtype
         self.batch = batch or _default_batch(device)
+        self.together = views.count if views and device.type != "cpu" else 1  # crops in a pass
+        self.step = max(1, self.batch // self.together)  # images
         self.network = for_inference(network.network, device)
         self.fast: nn.Module | None = None
         self.prepare = network.prepare
         if isinstance(self.prepare, nn.Module):
             self.prepare.to(device)
 
-    @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Embed uint8 [N, C, H, W] to float32 [N, D]."""
+        return in_memory(len(images), self.parts(images))
+
+    def parts(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """The same a batch at a time; of images in a memory map no more is held."""
         if self.fast is None:
             self._choose(images)
-        starts = track(range(0, len(images), self.batch), f"embedding with {self.name}")
-        launched = ((start, self._launch(images[start : start + self.batch])) for start in starts)
-        out = None
+        starts = track(range(0, len(images), self.step), f"embedding with {self.name}")
+        launched = (self._launch(images[start : start + self.step]) for start in starts)
         # A GPU is given the next batch before the features of one are read, and so never waits.
-        for (start, features), _ in itertools.pairwise(itertools.chain(launched, [(None, None)])):
-            if out is None:
-                out = np.empty((len(images), features.shape[1]), dtype=np.float32)
-            out[start : start + self.batch] = features.cpu().numpy()
-        return out
+        for features, _ in itertools.pairwise(itertools.chain(launched, [None])):
+            yield features.cpu().numpy()
+            forget(images)
 
     def _choose(self, images: np.ndarray) -> None:
         """Compile the network for full batches, where that is wanted."""
@@ -243,31 +268,43 @@ class Embedder:
             return
         with FlopCounterMode(display=False) as counter:
             self._launch(images[:1])
-        if compiles(self.compile, self.device, len(images) * counter.get_total_flops()):
+        count = self.count or len(images)
+        if compiles(self.compile, self.device, count * counter.get_total_flops()):
 
             def run(network: nn.Module) -> None:
                 self.fast = network
-                self._launch(np.resize(images[: self.batch], (self.batch, *images.shape[1:])))
+                self._launch(np.resize(images[: self.step], (self.step, *images.shape[1:])))
 
             self.fast = compiled(self.network, run)
 
+    @torch.inference_mode()
     def _launch(self, images: np.ndarray) -> Tensor:
         """float32 [B, D] on the device, which may still be at work on it."""
-        # A copy of one batch, so that read-only memory maps work; pinned for a GPU, or the upload
-        # would wait for the batch before.
-        x = torch.tensor(images)
-        x = x.to(self.device, non_blocking=True).float().div_(255)
+        x = batch_for(self.device, images).to(self.device, non_blocking=True).float().div_(255)
         if self.views is None:
             return self._features(x)
-        total = sum(F.normalize(self._features(crop)) for crop in self.views.of(x))
+        crops = self.views.of(x)
+        passes = iter(lambda: list(itertools.islice(crops, self.together)), [])
+        total = sum(
+            F.normalize(self._features(torch.cat(some))).unflatten(0, (len(some), len(x))).sum(0)
+            for some in passes
+        )
         return F.normalize(total)
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.prepare(x).contiguous(memory_format=torch.channels_last)
         # compiled for one shape: what is left over at the end is not worth another
-        network = self.fast if len(x) == self.batch else self.network
+        network = self.fast if len(x) == self.step * self.together else self.network
         with autocast(self.device, self.dtype):
             return network(x).float()
+
+
+def batch_for(device: torch.device, images: np.ndarray) -> Tensor:
+    """A copy of images uint8 on the host, so that read-only memory maps work; in pinned memory for
+    a GPU, or the upload would wait for the batch before."""
+    found = torch.empty(images.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.copyto(found.numpy(), images)
+    return found
 
 
 def frozen_embedder(
@@ -280,6 +317,7 @@ def frozen_embedder(
     device: str = "auto",
     precision: str = "auto",
     compile: str = "off",
+    count: int | None = None,
 ) -> Embedder:
     """Load one encoder, for images of one size that come in parts.
 
@@ -289,6 +327,7 @@ def frozen_embedder(
         image_size: Height and width of the images, in pixels.
         checkpoint: Local weights; None = the package's, the cache's, or a download.
         input_size: As for :func:`embed`, like what follows.
+        count: Images that will come in all.
 
     Raises:
         ElfsError: as :func:`embed`.
@@ -296,21 +335,28 @@ def frozen_embedder(
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     network = stored_encoder(name, image_size, checkpoint, input_size)
-    return Embedder(name, network, where, dtype, views=views, compile=compile)
+    return Embedder(name, network, where, dtype, views=views, compile=compile, count=count)
 
 
-def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Embeddings of several encoders side by side, each row L2-normalised first, in place.
+def concatenate(blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Embeddings of several encoders side by side, each row L2-normalised first.
 
     Args:
         blocks: float32 [N, D], one an encoder. A row of zeros stays as it is.
 
-    Returns:
-        float32 [N, sum of D].
+    Yields:
+        float32 [some rows, sum of D], N rows in all.
     """
-    for block in blocks:
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return np.concatenate(blocks, axis=1)
+    tiny = np.finfo(np.float32).tiny
+    for start in range(0, len(blocks[0]), BLOCK):
+        rows = [np.asarray(block[start : start + BLOCK]) for block in blocks]
+        lengths = (np.linalg.norm(part, axis=1, keepdims=True) for part in rows)
+        yield np.concatenate(
+            [part / np.maximum(length, tiny) for part, length in zip(rows, lengths, strict=True)],
+            axis=1,
+        )
+        for block in blocks:
+            forget(block)
 
 
 class Reduction(NamedTuple):
@@ -326,8 +372,13 @@ class Reduction(NamedTuple):
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """float32 [N, D] to float32 [N, P]."""
-        blocks = range(0, len(features), BLOCK)
-        return np.concatenate([(features[i : i + BLOCK] - self.mean) @ self.axes for i in blocks])
+        return in_memory(len(features), self.parts(features))
+
+    def parts(self, features: np.ndarray) -> Iterator[np.ndarray]:
+        """The same some rows at a time."""
+        for start in range(0, len(features), BLOCK):
+            yield (features[start : start + BLOCK] - self.mean) @ self.axes
+            forget(features)
 
 
 def fit_reduction(features: np.ndarray, components: int) -> Reduction:
@@ -346,23 +397,23 @@ def fit_reduction(features: np.ndarray, components: int) -> Reduction:
     return Reduction(mean.numpy(), principal_axes(rows, mean, components).numpy())
 
 
-def _pixels(images: np.ndarray, input_size: int | None) -> np.ndarray:
+def _pixels(images: np.ndarray, input_size: int | None) -> Iterator[np.ndarray]:
     """Pixel values in [0, 1]. Nothing is standardised, so constant pixels divide by nothing."""
     height, width = images.shape[2:]
     side = input_size or min(PIXELS_MAX_SIDE, max(height, width))
-    if max(height, width) == side:
-        found = images.reshape(len(images), -1).astype(np.float32) / 255
-    else:
-        scale = side / max(height, width)
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        blocks = [
-            F.interpolate(torch.tensor(images[i : i + 512]).float(), size, mode="area").flatten(1)
-            for i in range(0, len(images), 512)
-        ]
-        found = torch.cat(blocks).div_(255).numpy()
-    # a black image has no direction: it gets that of uniformly grey images
-    found[~found.any(1)] = 1 / 255
-    return found
+    scale = side / max(height, width)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    for start in range(0, len(images), 512):
+        part = images[start : start + 512]
+        if max(height, width) == side:
+            found = part.reshape(len(part), -1).astype(np.float32) / 255
+        else:
+            small = F.interpolate(torch.tensor(part).float(), size, mode="area")
+            found = small.flatten(1).div_(255).numpy()
+        # a black image has no direction: it gets that of uniformly grey images
+        found[~found.any(1)] = 1 / 255
+        yield found
+        forget(images)
 
 
 def _default_batch(device: torch.device) -> int:

@@ -40,7 +40,7 @@ from elfs_lib.photos.request import (
     of_these_images,
     rows_of,
 )
-from elfs_lib.photos.run import PHOTOS_AT_ONCE, Photos, photo_stages, profile
+from elfs_lib.photos.run import Photos, images_in_memory, profile
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.selection import METHODS
 from elfs_lib.selection.double_end import hard_prune_count
@@ -64,6 +64,7 @@ class Provided:
 
 
 NOTHING = Provided()
+_AT_ONCE = 512  # rows that are compared with the list at a time
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -383,7 +384,8 @@ def read_images(
     encoder = "efficientnet_lite0" if provided.embeddings is None else PRECOMPUTED
     given = {"encoder": encoder, "budgets": (1,), **request.overrides}
     given |= {"dataset": "image_folder", "data_path": path, "seed": request.seed, "budget": 1}
-    run = Run(Params.make(given), store, substitutes=photo_stages(memory))
+    stages = () if memory is None else (images_in_memory(memory),)
+    run = Run(Params.make(given), store, substitutes=stages)
     if provided.embeddings is not None:
         run = run.with_embeddings(provided.embeddings, "given")
     elif run.params.encoder == PRECOMPUTED:
@@ -462,10 +464,10 @@ def _represented(
     run = chooser.run
     rows = unit_rows(np.asarray(run.embeddings.array("embeddings")))
     nearest, cosine = np.empty(run.n, np.int64), np.empty(run.n, np.float32)
-    for start in range(0, run.n, PHOTOS_AT_ONCE):
-        near = rows[start : start + PHOTOS_AT_ONCE] @ rows[chosen].T
-        nearest[start : start + PHOTOS_AT_ONCE] = chosen[near.argmax(1)]
-        cosine[start : start + PHOTOS_AT_ONCE] = near.max(1)
+    for start in range(0, run.n, _AT_ONCE):
+        near = rows[start : start + _AT_ONCE] @ rows[chosen].T
+        nearest[start : start + _AT_ONCE] = chosen[near.argmax(1)]
+        cosine[start : start + _AT_ONCE] = near.max(1)
     stands_for = np.bincount(nearest, minlength=run.n)
     listed = every.iloc[chosen].assign(score=chooser.scores(len(chosen)))
     listed["reason"] = [

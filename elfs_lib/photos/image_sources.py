@@ -153,7 +153,7 @@ def _png(image: Image.Image) -> bytes:
 
 def _decoded(names: list[str], payloads: Any, side: int, read: Any) -> np.ndarray:
     found = decoding.decode_images(
-        zip(names, payloads, strict=True),
+        lambda start: zip(names, payloads, strict=True),
         len(names),
         image_size=side,
         read=read,

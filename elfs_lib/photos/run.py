@@ -1,55 +1,29 @@
-"""People's own images as a run: no labels, images in memory or photos at the encoder's size.
+"""People's own images as a run: no labels, images in a folder or in memory.
 
-A :class:`elfs_lib.stages.run.Run` with two stages of its own does the work; :class:`Photos` holds
-it, with what lists need besides.
+A :class:`elfs_lib.stages.run.Run` does the work; :class:`Photos` holds it, with what lists need
+besides.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from elfs_lib.artifacts import Artifact, Draft
 from elfs_lib.clustering.class_count import ClassEstimate, estimate_classes
-from elfs_lib.data.decoding import (
-    decode_images,
-    read_ahead,
-    read_file,
-    readable_formats,
-)
-from elfs_lib.data.duplicates import (
-    Copies,
-    default_cosine,
-    find_copies,
-)
-from elfs_lib.embedding import encoders
-from elfs_lib.embedding.embedding_file import PRECOMPUTED
-from elfs_lib.errors import ElfsError
+from elfs_lib.data.duplicates import Copies, default_cosine, find_copies
 from elfs_lib.params import Params
 from elfs_lib.photos.image_sources import ImagesInMemory
-from elfs_lib.progress import track
 from elfs_lib.selection import easiness
 from elfs_lib.selection.by_class import class_quantile
 from elfs_lib.selection.double_end import hard_prune_count
-from elfs_lib.stages.embedding import (
-    embedding_options,
-    embeddings,
-    embeddings_key,
-    write_embeddings,
-)
+from elfs_lib.stages.embedding import side_of_files
 from elfs_lib.stages.graph import Given, Stage, given_stage, stage
 from elfs_lib.stages.run import Run
-
-ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
-PHOTOS_AT_ONCE = 512  # files decoded at a time for the encoder: 77 MB at 224 pixels
-_SAMPLE = 256  # files whose headers say how large the images are
 
 
 def profile(n: int, dimensions: int) -> dict[str, Any]:
@@ -86,7 +60,7 @@ class Photos:
     """Images without any label: their run, and what a list needs to know of them besides.
 
     Attributes:
-        run: A run with the stages of :func:`photo_stages`.
+        run: Their run; with :func:`images_in_memory` if they are in memory.
         memory: The images, if they are in memory; None for a folder.
         cosine: As in :class:`elfs_lib.photos.request.Request`.
         balanced: Likewise.
@@ -110,7 +84,8 @@ class Photos:
     def shown_at(self) -> str:
         """The size in which each encoder is given the images, before its own resizing."""
         run, stored = self.run, self.run.train_images.shape[-1]
-        sides = [_view(part.params, run.paths, stored) or stored for part in run.encoder_runs]
+        parts = (part.params for part in run.encoder_runs)
+        sides = [side_of_files(params, run.paths, stored) or stored for params in parts]
         return " and ".join(f"{side} pixels" for side in sides)
 
     @cached_property
@@ -181,16 +156,8 @@ def class_count(given: Given, draft: Draft) -> None:
     draft.json("estimate", {name: getattr(found, name) for name in names})
 
 
-def photo_stages(memory: ImagesInMemory | None = None) -> tuple[Stage, ...]:
-    """The stages of a run over people's own images that are not those of any run.
-
-    Args:
-        memory: The images; None for those of the run's folder.
-    """
-    return (photo_embeddings,) if memory is None else (_images_in_memory(memory), photo_embeddings)
-
-
-def _images_in_memory(memory: ImagesInMemory) -> Stage:
+def images_in_memory(memory: ImagesInMemory) -> Stage:
+    """The stage that takes images in memory in the place of a folder's."""
     pixels = memory.pixels
     paths = memory.paths or [str(row) for row in range(len(pixels))]
 
@@ -204,81 +171,3 @@ def _images_in_memory(memory: ImagesInMemory) -> Stage:
     if memory.paths:
         keyed["paths"] = paths
     return given_stage("images", build, "images", keyed)
-
-
-def _photo_view(given: Given) -> int | None:
-    paths = given.inputs["images"].json("about")["paths"]
-    return _view(given.params, paths, given.array("images", "train").shape[-1])
-
-
-def _photo_key(given: Given) -> dict[str, Any]:
-    return embeddings_key(given) | given.key_entry("view", _photo_view, neutral=None)
-
-
-def _photo_embeddings(given: Given, draft: Draft) -> None:
-    """As for any run, but photos are read again at the encoder's own size: the small squares that
-    networks are trained on here have lost most of what a pretrained encoder can see."""
-    side = _photo_view(given)
-    if side is None:
-        embeddings.build(given, draft)
-        return
-
-    def work() -> np.ndarray:
-        from elfs_lib.embedding.embed import frozen_embedder
-
-        options = embedding_options(given)
-        embed = frozen_embedder(given.params.encoder, (side, side), **options)
-        paths = given.inputs["images"].json("about")["paths"]
-        photos = _read_again(Path(given.params.data_path), paths, side)
-        return np.concatenate([embed(images) for images in read_ahead(photos)])
-
-    write_embeddings(given, draft, work)
-
-
-photo_embeddings = replace(
-    embeddings,
-    build=_photo_embeddings,
-    reads=embeddings.reads | {"data_path"},
-    key=_photo_key,
-)
-
-
-def _read_again(root: Path, paths: list[str], side: int) -> Iterator[np.ndarray]:
-    """The files as squares of a side, uint8 [at most PHOTOS_AT_ONCE, C, side, side] at a time."""
-    for start in track(range(0, len(paths), PHOTOS_AT_ONCE), "Reading photos"):
-        part = paths[start : start + PHOTOS_AT_ONCE]
-        decoded = decode_images(
-            ((path, root / path) for path in part),
-            len(part),
-            image_size=side,
-            read=read_file,
-            desc="reading",
-        )
-        if len(decoded.names) < len(part):
-            gone = min(set(part) - set(decoded.names))
-            raise ElfsError(f"{root / gone} changed while it was read: start again.")
-        yield decoded.images
-
-
-def _view(params: Params, paths: list[str], stored: int) -> int | None:
-    """Side in pixels at which the files are read again for the encoder; None: not at all.
-
-    Args:
-        stored: Side of the images as they are stored.
-    """
-    small = params.encoder in ("pixels", PRECOMPUTED) or encoders.trains_here(params.encoder)
-    if params.data_path is None or small or "+" in params.encoder:  # of several each has its own
-        return None
-    step, root = max(1, len(paths) // _SAMPLE), Path(params.data_path)
-    sides = list(_short_sides(root / path for path in paths[::step]))
-    side = min(params.encoder_size or ENCODER_SIDE, int(np.median(sides)) if sides else 0)
-    return side if side > stored else None
-
-
-def _short_sides(files: Iterable[Path]) -> Iterator[int]:
-    for file in files:
-        try:
-            with Image.open(file, formats=readable_formats()) as image:
-                yield min(image.size)
-        except Exception:  # a parser may raise anything; the other files suffice
-            continue

@@ -11,6 +11,8 @@ from elfs_lib.stages.clustering import PROXY, PROXY_LATER
 from elfs_lib.stages.graph import Given, stage
 from elfs_lib.training.recipes import find_recipe
 
+_AT_ONCE = 1000  # images whose probabilities are held: as many as the model sees at a time
+
 
 def _dynamics(
     given: Given, draft: Draft, targets: np.ndarray, seed: int, weights: np.ndarray | None = None
@@ -40,7 +42,10 @@ def _dynamics(
     draft.array("watched", recorder.watched.cpu().numpy())
     draft.array("mean_margins", recorder.mean_margins())
     draft.array("losses", trained.losses)
-    draft.array("probabilities", trained.logits(given.train_images).softmax(1).numpy())
+    images = given.train_images
+    parts = (images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE))
+    probabilities = (trained.logits(part).softmax(1).numpy() for part in parts)
+    draft.rows("probabilities", len(images), probabilities)
     draft.fact(
         device=given.device_name,
         train_flops=trained.flops,

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from elfs_lib.artifacts import Draft, canonical_json
 from elfs_lib.data import datasets
 from elfs_lib.data.base import Source
+from elfs_lib.data.decoding import decode_images, read_ahead, read_file, readable_formats
 from elfs_lib.embedding import embedding_file, encoders
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
+from elfs_lib.progress import track
 from elfs_lib.stages.graph import Call, Given, stage
 
 if TYPE_CHECKING:
-    from elfs_lib.embedding.embed import Views
+    from elfs_lib.embedding.embed import Keep, Reduction, Views
     from elfs_lib.embedding.emp_ssl import EmpSslConfig
     from elfs_lib.embedding.self_supervised import SelfSupervisedConfig
     from elfs_lib.stages.run import Run
@@ -28,6 +32,11 @@ _VIEW = ("encoder_view_area", "flip")
 _VIEWS = ("encoder_views", *_VIEW)
 _EMBEDDING = ("encoder", "encoder_checkpoint", "encoder_size", "precision", *_VIEWS)
 _FILE = ("embeddings_path",)
+_PLACE = ("dataset", "data_path")  # where the images are, which their own key holds
+
+ENCODER_SIDE = 224  # what nearly every pretrained encoder was trained at
+FILES_AT_ONCE = 512  # decoded at a time for the encoder: 77 MB at 224 pixels
+_SAMPLE = 256  # files whose headers say how large the images are
 
 
 def source(params: Params) -> Source:
@@ -174,7 +183,7 @@ def encoder_file(given: Given) -> Path | str | None:
     return trained.folder / "encoder.safetensors" if trained else given.params.encoder_checkpoint
 
 
-def embedding_options(given: Given) -> dict[str, Any]:
+def _embedding_options(given: Given) -> dict[str, Any]:
     """How images are embedded, as :func:`elfs_lib.embedding.embed.embed` takes it."""
     p = given.params
     return {
@@ -187,15 +196,92 @@ def embedding_options(given: Given) -> dict[str, Any]:
     }
 
 
-def _embed(given: Given, images: np.ndarray) -> np.ndarray:
-    from elfs_lib.embedding.embed import embed
+def _embed(given: Given, split: str, keep: Keep) -> np.ndarray:
+    """The embeddings of a split by one encoder: of the files that the images came from, at the
+    encoder's own size, where the squares that networks are trained on here are shrunk copies, which
+    have lost most of what a pretrained encoder can see; else of these squares."""
+    from elfs_lib.embedding.embed import embed, frozen_embedder
 
-    if given.params.encoder == embedding_file.PRECOMPUTED:
-        raise ElfsError(
-            f"Encoder {embedding_file.PRECOMPUTED!r} has embeddings of the training images alone: "
-            "choose one that embeds the test images too."
+    name, options = given.params.encoder, _embedding_options(given)
+    if (side := _side(given)) is None:
+        images = given.train_images if split == "train" else given.test_images
+        return embed(images, name, keep=keep, **options)
+    files = _files(given, split)
+    embedder = frozen_embedder(name, (side, side), count=len(files), **options)
+    return keep(len(files), map(embedder, read_ahead(_squares(files, side))))
+
+
+def _side(given: Given) -> int | None:
+    """See :func:`side_of_files`."""
+    if not _reads_files(given.params):
+        return None
+    paths = given.inputs["images"].json("about")["paths"]
+    return side_of_files(given.params, paths, given.array("images", "train").shape[-1])
+
+
+def side_of_files(params: Params, paths: list[str], stored: int) -> int | None:
+    """Side in pixels of the squares that one encoder is given from the image files themselves;
+    None: it is given the stored ones.
+
+    Args:
+        paths: Of the training images.
+        stored: Side of the images as they are stored.
+    """
+    if not _reads_files(params):
+        return None
+    root = datasets.folder_of_files(_place(params))
+    step = max(1, len(paths) // _SAMPLE)
+    sides = list(_short_sides(root / path for path in paths[::step]))
+    own = int(np.median(sides)) if sides else 0
+    side = min(params.encoder_size or ENCODER_SIDE, own)
+    return side if own > stored and side != stored else None
+
+
+def _reads_files(params: Params) -> bool:
+    encoder = params.encoder
+    by_squares = encoder in ("pixels", embedding_file.PRECOMPUTED) or encoders.trains_here(encoder)
+    if by_squares or "+" in encoder:  # of several each has its own
+        return False
+    return datasets.folder_of_files(_place(params)) is not None
+
+
+def _place(params: Params) -> Source:
+    return Source(params.dataset, path=params.data_path)
+
+
+def _short_sides(files: Iterable[Path]) -> Iterator[int]:
+    for file in files:
+        try:
+            with Image.open(file, formats=readable_formats()) as image:
+                yield min(image.size)
+        except Exception:  # a parser may raise anything; the other files suffice
+            continue
+
+
+def _files(given: Given, split: str) -> list[Path]:
+    """The files of the images of a split, in their order."""
+    about, place = given.inputs["images"].json("about"), _place(given.params)
+    if split == "train":
+        root = datasets.folder_of_files(place)
+        return [root / path for path in about["paths"]]
+    return datasets.test_files(place, about["left_out"])
+
+
+def _squares(files: list[Path], side: int) -> Iterator[np.ndarray]:
+    """The files as squares of a side, uint8 [at most FILES_AT_ONCE, 3, side, side] at a time."""
+    for start in track(range(0, len(files), FILES_AT_ONCE), "Reading files"):
+        part = files[start : start + FILES_AT_ONCE]
+        decoded = decode_images(
+            lambda start, part=part: zip(map(str, part), part, strict=True),
+            len(part),
+            image_size=side,
+            read=read_file,
+            desc="reading",
         )
-    return embed(images, given.params.encoder, **embedding_options(given))
+        if len(decoded.names) < len(part):
+            gone = min({*map(str, part)} - {*decoded.names})
+            raise ElfsError(f"{gone} changed while it was read: start again.")
+        yield decoded.images
 
 
 def _encoder_inputs(run: Run, of: str) -> dict[str, Call]:
@@ -210,7 +296,7 @@ def _parts(given: Given) -> list[np.ndarray]:
     """Where "+" joins encoders, the embeddings of each."""
     others = given.inputs.keys() - {"images", "encoder", "embeddings"}
     parts = [name for name in given.inputs if name in others]
-    return [np.array(given.array(name, "embeddings")) for name in parts]
+    return [given.array(name, "embeddings") for name in parts]
 
 
 def _read_file(given: Given) -> np.ndarray:
@@ -222,7 +308,7 @@ def _read_file(given: Given) -> np.ndarray:
     )
 
 
-def embeddings_key(given: Given) -> dict[str, Any]:
+def _embeddings_key(given: Given) -> dict[str, Any]:
     if given.params.encoder == embedding_file.PRECOMPUTED:
         return given.key("encoder", "encoder_pca") | given.key_entry(
             "content", lambda given: embedding_file.file_fingerprint(given.params.embeddings_path)
@@ -231,24 +317,36 @@ def embeddings_key(given: Given) -> dict[str, Any]:
     if not trains_encoder(given.params):  # else it is in the encoder's own key
         keyed |= checkpoint_entry(given)
     views = given.key_entry("encoder_views", lambda g: _view_count(g.params), neutral=None)
-    return keyed | views | (given.key(*_VIEW) if views else {})
+    return keyed | views | (given.key(*_VIEW) if views else {}) | _view_key(given)
 
 
-def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray]) -> None:
-    """Write the embeddings of the training images, from what embeds them with one encoder."""
-    from elfs_lib.embedding.embed import concatenate, fit_reduction
+def _view_key(given: Given) -> dict[str, Any]:
+    return given.key_entry("view", _side, neutral=None)
 
+
+def _write_embeddings(
+    given: Given,
+    draft: Draft,
+    work: Callable[[Keep], np.ndarray],
+    reduction: Callable[[np.ndarray], Reduction],
+) -> None:
+    """Write array ``embeddings`` as its rows are made.
+
+    Args:
+        work: Embeds with one encoder.
+        reduction: The principal components that are to take the place of features.
+    """
+    from elfs_lib.embedding.embed import concatenate
+
+    keep = partial(draft.rows, "embeddings")
     if parts := _parts(given):
-        found = concatenate(parts)
+        keep(len(parts[0]), concatenate(parts))
+    elif given.params.encoder_pca:
+        features = work(partial(draft.rows, "features"))
+        keep(len(features), reduction(features).parts(features))
+        (draft.folder / "features.npy").unlink(missing_ok=True)
     else:
-        found = work()
-        if given.params.encoder_pca:
-            reduction = fit_reduction(found, given.params.encoder_pca)
-            draft.array("pca_mean", reduction.mean)
-            draft.array("pca_axes", reduction.axes)
-            found = reduction(found)
-    draft.array("embeddings", found)
-    draft.fact(device=given.device_name, encoder=given.encoder_facts)
+        draft.array("embeddings", work(keep))
 
 
 @stage(
@@ -256,36 +354,55 @@ def write_embeddings(given: Given, draft: Draft, work: Callable[[], np.ndarray])
     inputs=lambda run: {"images": run.call("images"), **_encoder_inputs(run, "embeddings")},
     reads=[*_EMBEDDING, *_FILE],
     later={"encoder_pca": None},
-    key=embeddings_key,
-    unkeyed=["dataset"],  # which is in the key of the images
+    key=_embeddings_key,
+    unkeyed=_PLACE,  # which are in the key of the images
 )
 def embeddings(given: Given, draft: Draft) -> None:
     """Array ``embeddings`` float32 [N, D] of the training images, and with ``encoder_pca`` the
     arrays ``pca_mean`` and ``pca_axes`` of :class:`elfs_lib.embedding.embed.Reduction`."""
-    from_file = given.params.encoder == embedding_file.PRECOMPUTED
-    work = (lambda: _read_file(given)) if from_file else lambda: _embed(given, given.train_images)
-    write_embeddings(given, draft, work)
+
+    def work(keep: Keep) -> np.ndarray:
+        from_file = given.params.encoder == embedding_file.PRECOMPUTED
+        return _read_file(given) if from_file else _embed(given, "train", keep)
+
+    def reduction(features: np.ndarray) -> Reduction:
+        from elfs_lib.embedding.embed import fit_reduction
+
+        found = fit_reduction(features, given.params.encoder_pca)
+        for name, array in found._asdict().items():
+            draft.array(f"pca_{name}", array)
+        return found
+
+    _write_embeddings(given, draft, work, reduction)
+    draft.fact(device=given.device_name, encoder=given.encoder_facts)
 
 
 @stage(
     title="embeddings of the test images",
     inputs=["images", "embeddings"],
     unkeyed_inputs=lambda run: _encoder_inputs(run, "test_embeddings"),
-    unkeyed=[*_EMBEDDING, "encoder_pca"],  # by the embeddings of the training images
+    key=_view_key,
+    unkeyed=[*_EMBEDDING, *_PLACE, "encoder_pca"],  # by the embeddings of the training images
 )
 def test_embeddings(given: Given, draft: Draft) -> None:
     """Array ``embeddings`` float32 [M, D] of the test images, by the encoder and the principal
     components of the training images."""
-    from elfs_lib.embedding.embed import Reduction, concatenate
 
-    if parts := _parts(given):
-        found = concatenate(parts)
-    else:
-        found = _embed(given, given.test_images)
-        if given.params.encoder_pca:
-            arrays = (given.array("embeddings", f"pca_{name}") for name in Reduction._fields)
-            found = Reduction(*map(np.asarray, arrays))(found)
-    draft.array("embeddings", found)
+    def work(keep: Keep) -> np.ndarray:
+        if given.params.encoder == embedding_file.PRECOMPUTED:
+            raise ElfsError(
+                f"Encoder {embedding_file.PRECOMPUTED!r} has embeddings of the training images "
+                "alone: choose one that embeds the test images too."
+            )
+        return _embed(given, "test", keep)
+
+    def reduction(features: np.ndarray) -> Reduction:
+        from elfs_lib.embedding.embed import Reduction
+
+        arrays = (given.array("embeddings", f"pca_{name}") for name in Reduction._fields)
+        return Reduction(*map(np.asarray, arrays))
+
+    _write_embeddings(given, draft, work, reduction)
     draft.fact(device=given.device_name)
 
 
@@ -307,7 +424,7 @@ def neighbors(given: Given, draft: Draft) -> None:
 
     p = given.params
     found = nearest_neighbors(
-        np.asarray(given.array("embeddings", "embeddings")),
+        given.array("embeddings", "embeddings"),
         p.neighbors,
         method=p.neighbor_search,
         device=p.device,
