@@ -337,6 +337,13 @@ def test_processes_on_one_card_train_side_by_side(gpu, monkeypatch):
             crew.train(2, "plain", 2)
 
 
+def test_speedrun_goes_without_the_images_of_cifar10(gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("ELFS_DATA_DIR", str(tmp_path))
+    setting = gpu.Setting(gpu.resolve_device("cpu"), tiny=False)
+    assert gpu.cifar10() is None
+    assert any("cifar10" in sentence for sentence in gpu.missing(setting))
+
+
 def test_what_failed_once_is_not_tried_again(gpu):
     tries = []
 
@@ -425,6 +432,7 @@ def test_what_no_gpu_was_asked_for_is_not_measured(gpu):
     }  # fmt: skip
     on_cpu = {**fact, "way": "plain", "device": "cpu, 1 threads", "figure": 430.0}
     small = {**fact, "way": "plain", "tiny": True}
+    assert gpu._besides({"accuracy": [], "pflop": 0.29}) == "random images, 0.290 PFLOP"
     table = gpu.gpu_table([fact, on_cpu, small]).set_index(["What", "Way"])
     own = table.loc[fact["what"]]
     assert own.loc["graphs", "Figure"] == "2.5 s"
