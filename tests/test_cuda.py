@@ -22,6 +22,7 @@ from elfs_lib.clustering.temi import TemiConfig, Trainer, train_heads
 from elfs_lib.embedding import neighbors
 from elfs_lib.embedding.embed import Embedder, Views
 from elfs_lib.embedding.neighbors import nearest_neighbors
+from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.embedding.self_supervised import PreparedNetwork
 from elfs_lib.training import loop
 from elfs_lib.training.dynamics import DynamicsRecorder
@@ -223,15 +224,15 @@ def test_training_streamed_is_training_resident(tmp_path, device, captures, comp
 
 
 @pytest.mark.parametrize("rows", ["random", "equal"])
-def test_exact_neighbours_do_not_depend_on_the_device(device, monkeypatch, rows: str):
+def test_exact_neighbours_do_not_depend_on_the_device(device, rows: str):
     embeddings = random_rows(400, 24)
     if rows == "equal":
         embeddings[50:350:2] = embeddings[7]
     expected = nearest_neighbors(embeddings, 10)
     if device.type == "cpu":  # by the path of a GPU
-        rough = neighbors._exact_on
-        monkeypatch.setattr(neighbors, "_exact", lambda rows, k, block: rough(device, rows, k))
-    found = nearest_neighbors(embeddings, 10, device=str(device))
+        found = neighbors._exact_on(device, unit_rows(embeddings), 10)
+    else:
+        found = nearest_neighbors(embeddings, 10, device=str(device))
     check_promises(found, embeddings, 10)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.similarities, expected.similarities)

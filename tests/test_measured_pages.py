@@ -216,12 +216,25 @@ def gpu(load, monkeypatch):
     return module
 
 
+@pytest.fixture
+def gpu_rows(load) -> ModuleType:
+    return load("gpu_rows")
+
+
+@pytest.fixture
+def tiny(gpu_rows):
+    """The smallest sizes, on the CPU."""
+    import torch
+
+    return gpu_rows.Setting(torch.device("cpu"), tiny=True)
+
+
 QUICK = "speedrun resnet18 temi neighbours embedding streaming imagenet convolutions".split()
 LONG = ("--limit-s", "3600")  # a busy machine takes its time
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_gpu_runs_on_a_cpu(gpu, tmp_path):
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(gpu, tiny, tmp_path):
     assert gpu.run("--tiny", *LONG, "--out", str(tmp_path / "gpu.json"), "--only", *QUICK) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
     wanted = {
@@ -235,13 +248,12 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu(gpu, tmp_path):
     trained = by_row["speedrun"]
     assert trained["figure"] == pytest.approx(trained["more"]["seconds"][0])
     assert {fact["way"] for fact in found if fact["row"] == "imagenet"} == {"resident", "streamed"}
-    setting = gpu.Setting(gpu.resolve_device("cpu"), tiny=True)
     assert by_row["neighbours"]["way"] == "ours"
     products = 2 * 300**2 * 16 / by_row["neighbours"]["figure"]
-    assert by_row["neighbours"]["share_of_peak"] == pytest.approx(setting.share(products))
+    assert by_row["neighbours"]["share_of_peak"] == pytest.approx(tiny.share(products))
     # ResNet-18 with a 3 x 3 stem: 0.56 G multiply-adds an image
     products = 2 * 0.56e9 * by_row["embedding"]["figure"]
-    assert by_row["embedding"]["share_of_peak"] == pytest.approx(setting.share(products), rel=0.02)
+    assert by_row["embedding"]["share_of_peak"] == pytest.approx(tiny.share(products), rel=0.02)
     loop = {"a loop over heads"}  # whose arithmetic is not counted
     assert loop == {fact["way"] for fact in found if fact["share_of_peak"] is None}
 
@@ -255,7 +267,7 @@ def test_the_benchmark_of_a_gpu_runs_tests_and_a_notebook(gpu, tmp_path):
     assert found["digits"]["more"]["device"].startswith("cpu")
 
 
-def test_a_failing_test_on_a_gpu_is_named(gpu, monkeypatch, capsys):
+def test_a_failing_test_on_a_gpu_is_named(gpu, gpu_rows, tiny, monkeypatch, capsys):
     def run(setting, command):
         report = command[-1].partition("=")[2]
         cases = "<testcase name='a'/><testcase name='b'><failure/></testcase>"
@@ -263,8 +275,8 @@ def test_a_failing_test_on_a_gpu_is_named(gpu, monkeypatch, capsys):
         Path(report).write_text(f"<testsuite>{cases}</testsuite>")
         return subprocess.CompletedProcess(command, 1, "what went wrong", "")
 
-    monkeypatch.setattr(gpu, "started_here", run)
-    figure, _, more = gpu.cuda_tests(gpu.Setting(gpu.resolve_device("cpu"), tiny=False), "plain")
+    monkeypatch.setattr(gpu_rows, "started_here", run)
+    figure, _, more = gpu_rows.cuda_tests(gpu_rows.Setting(tiny.device, tiny=False), "plain")
     assert figure == 1 and more == {"failed": ["b", "d"], "skipped": 1}
     assert "what went wrong" in capsys.readouterr().out
     assert gpu._besides(more) == "failed: b, d"
@@ -325,11 +337,10 @@ def test_make_bench_measures_a_gpu_where_there_is_one(gpu, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_processes_on_one_card_train_side_by_side(gpu, monkeypatch):
+def test_processes_on_one_card_train_side_by_side(gpu_rows, tiny):
     from contextlib import closing
 
-    setting = gpu.Setting(gpu.resolve_device("cpu"), tiny=True)
-    with closing(gpu.Crew(setting, 2)) as crew:
+    with closing(gpu_rows.Crew(tiny, 2)) as crew:
         assert crew.train(2, "plain", 2) > 0 and crew.train(1, "graphs", 2) > 0
         crew.processes[1].kill()
         crew.processes[1].wait()
@@ -337,14 +348,14 @@ def test_processes_on_one_card_train_side_by_side(gpu, monkeypatch):
             crew.train(2, "plain", 2)
 
 
-def test_speedrun_goes_without_the_images_of_cifar10(gpu, tmp_path, monkeypatch):
+def test_speedrun_goes_without_the_images_of_cifar10(gpu, gpu_rows, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("ELFS_DATA_DIR", str(tmp_path))
-    setting = gpu.Setting(gpu.resolve_device("cpu"), tiny=False)
-    assert gpu.cifar10() is None
+    setting = gpu_rows.Setting(tiny.device, tiny=False)
+    assert gpu_rows.cifar10() is None
     assert any("cifar10" in sentence for sentence in gpu.missing(setting))
 
 
-def test_what_failed_once_is_not_tried_again(gpu):
+def test_what_failed_once_is_not_tried_again(gpu_rows):
     tries = []
 
     def make(name: str) -> str:
@@ -354,13 +365,15 @@ def test_what_failed_once_is_not_tried_again(gpu):
         return name
 
     for _ in range(2):
-        assert gpu.once(make, "good") == "good"
+        assert gpu_rows.once(make, "good") == "good"
         with pytest.raises(RuntimeError, match="no card"):
-            gpu.once(make, "bad")
+            gpu_rows.once(make, "bad")
     assert tries == ["good", "bad"]
 
 
-def test_processes_under_mps_are_clients_of_a_daemon_that_ends(gpu, tmp_path, monkeypatch):
+def test_processes_under_mps_are_clients_of_a_daemon_that_ends(
+    gpu_rows, tiny, tmp_path, monkeypatch
+):
     daemon = tmp_path / "nvidia-cuda-mps-control"
     log = tmp_path / "log"
     daemon.write_text(
@@ -385,17 +398,16 @@ if [ "$asked" = get_server_list ]; then cat {tmp_path}/served; fi
         def close(self):
             seen.append("closed")
 
-    monkeypatch.setattr(gpu, "Crew", Crew)
-    setting = gpu.Setting(gpu.resolve_device("cpu"), tiny=True)
+    monkeypatch.setattr(gpu_rows, "Crew", Crew)
     (tmp_path / "served").write_text("123\n")
-    assert gpu.workers_under_mps(setting, "graphs, MPS", 6) == (12.0, None, {})
+    assert gpu_rows.workers_under_mps(tiny, "graphs, MPS", 6) == (12.0, None, {})
     (_, folder), *rest = seen
     assert rest == [(6, "graphs"), "closed"]
     assert log.read_text().splitlines() == [f"{w} {folder}" for w in
                                             ("start", "get_server_list", "quit")]  # fmt: skip
     (tmp_path / "served").write_text("")
     with pytest.raises(RuntimeError, match="no process"):
-        gpu.workers_under_mps(setting, "graphs, MPS", 6)
+        gpu_rows.workers_under_mps(tiny, "graphs, MPS", 6)
     assert log.read_text().splitlines()[-1].startswith("quit")
 
 
