@@ -4,7 +4,7 @@
 # make format style as `make test` wants it
 # make lab    JupyterLab on the notebooks
 # make sweep  a grid of runs: make sweep SWEEP=params/sweeps/digits.yaml
-# make bench  speed of each stage against a plain baseline, for the page on performance
+# make bench  speed of each stage against a plain baseline, and what a GPU does if there is one
 # make publish  the book as a zip of supplementary material; ANONYMOUS=1 for double-blind review
 # Each target first installs what it needs into .venv, from requirements.lock.
 
@@ -26,7 +26,7 @@ book: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
-	$(BIN)/python -m pytest -m "not book" tests
+	$(BIN)/python -m pytest -m "not book and not large" tests
 	$(BIN)/elfs run params/digits.yaml --render
 	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/python -m pytest -m book tests/test_links.py tests/test_browser.py tests/test_executed_pages.py
@@ -51,6 +51,7 @@ sweep: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks --out book/data/bench.json
 	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m benchmarks.gpu --if-cuda
 
 publish: book
 	$(BIN)/elfs publish $(if $(ANONYMOUS),--anonymous)

@@ -1,4 +1,4 @@
-"""Speed of each stage against a plain baseline.
+"""Speed of each stage on the CPU against a plain baseline; of a GPU, see ``benchmarks.gpu``.
 
     python -m benchmarks                                a table
     python -m benchmarks --quick                        small sizes, about a minute

@@ -2,12 +2,14 @@
 the order of the images costs.
 
     OMP_NUM_THREADS=1 python -m benchmarks.bench_streaming
+    OMP_NUM_THREADS=1 python -m benchmarks.bench_streaming --only memory      one part
 
 Writes ``book/data/streaming.json`` and the tables of the pages on performance and scale.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -30,16 +32,22 @@ SIZES = (20, 100, 400)  # MiB of images
 COLD = 2048  # MiB of images of 256 px
 WAYS = {"resident": "full", "streamed": "full", "streamed in blocks": "blocks"}
 PEAK = """
-import resource, sys
+import dataclasses, resource, sys
 import numpy as np
+from torch import nn
 from elfs_lib.compute import configure_runtime
+from elfs_lib.training import models
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.recipes import find_recipe
 
 configure_runtime()
 images = np.load(sys.argv[1], mmap_mode="r", allow_pickle=False)
+models.NETWORKS["linear"] = lambda images, classes: nn.Sequential(
+    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(images.shape[1], classes)
+)
 train(
-    images, np.arange(len(images)) % 10, 10, find_recipe("speedrun_tiny"), Length(steps=30),
+    images, np.arange(len(images)) % 10, 10,
+    dataclasses.replace(find_recipe("speedrun_tiny"), network="linear"), Length(epochs=1),
     seeds=Seeds.all(0), device="cpu", precision="float32", loader=sys.argv[2],
     shuffle=sys.argv[3],
 )
@@ -50,17 +58,24 @@ print(peak)
 """
 
 
-def write_images(file: Path, mib: int, side: int = 32) -> Path:
+def write_images(file: Path, mib: float, side: int = 32) -> Path:
     """Random images of so many MiB, uint8 [N, 3, side, side], as a file that can be mapped."""
-    shape = (mib * 2**20 // (3 * side**2), 3, side, side)
-    images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-    images[:] = np.random.default_rng(0).integers(0, 256, shape[1:], dtype=np.uint8)
+    rng, count = np.random.default_rng(0), int(mib * 2**20) // (3 * side**2)
+    images = np.lib.format.open_memmap(file, "w+", np.uint8, (count, 3, side, side))
+    block = max(1, 2**24 // images[0].nbytes)
+    for start in range(0, count, block):
+        part = images[start : start + block]
+        part[:] = rng.integers(0, 256, part.shape, dtype=np.uint8)
     images.flush()
     return file
 
 
 def peak(file: Path, loader: str, shuffle: str = "full") -> float:
-    """Largest memory of a process that trains 30 steps, MiB."""
+    """Largest memory of a process that trains on each image once, MiB.
+
+    The model is linear in the mean colours: what a network needs does not depend on how many images
+    there are, and its time would be most of a measurement.
+    """
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(file), loader, shuffle],
@@ -100,20 +115,26 @@ def cold_reads(folder: Path) -> list[dict]:
     ]
 
 
-def measure(folder: Path) -> dict:
-    from elfs_lib.training.loop import Length, Seeds, train
-    from elfs_lib.training.recipes import find_recipe
-
-    configure_runtime()
-    memory = []
+def memory(folder: Path) -> list[dict]:
+    """Peak memory of each way as the images grow, MiB."""
+    rows = []
     for mib in SIZES:
         file = write_images(folder / "images.npy", mib)
         count = len(np.load(file, mmap_mode="r", allow_pickle=False))
         peaks = {way: peak(file, way.split()[0], shuffle) for way, shuffle in WAYS.items()}
-        memory.append({"n": count, "mib": mib, **peaks})
+        rows.append({"n": count, "mib": mib, **peaks})
+    return rows
+
+
+def speed(folder: Path) -> list[dict]:
+    """Seconds of both ways of streaming, by turns with resident images."""
+    from elfs_lib.training.loop import Length, Seeds, train
+    from elfs_lib.training.recipes import find_recipe
+
+    file = write_images(folder / "images.npy", SIZES[-1])
     images = np.load(file, mmap_mode="r", allow_pickle=False)
     targets = np.arange(len(images)) % 10
-    speed = []
+    rows = []
     for recipe in ("speedrun_tiny", "speedrun_small"):
 
         def training(way: str, recipe: str = recipe) -> None:
@@ -130,22 +151,18 @@ def measure(folder: Path) -> dict:
                 lambda way=way: training(way),
                 repeats=5,
             )
-            speed.append(vars(row) | {"way": way})
-    return {
-        "device": machine_name(torch.device("cpu")),
-        "clock": clock_name(),
-        "torch": torch.__version__,
-        "memory": memory,
-        "speed": speed,
-        "cold": cold_reads(folder),
-    }
+            rows.append(vars(row) | {"way": way})
+    return rows
+
+
+PARTS = {"memory": memory, "speed": speed, "cold": cold_reads}
 
 
 def streaming_table(facts: dict) -> pd.DataFrame:
     """Memory as the images grow, and the ratio of the speeds."""
     lines = []
     for row in facts["memory"]:
-        line = {"What": f"peak memory, N = {row['n']:,} images of 32 px ({row['mib']} MiB)"}
+        line = {"What": f"peak memory of an epoch, N = {row['n']:,} of 32 px ({row['mib']} MiB)"}
         line |= {_title(way): f"{row[way]:,.0f} MiB" for way in WAYS}
         lines.append(line)
     for row in facts["speed"]:
@@ -188,10 +205,26 @@ TABLES: Tables = {
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        facts = measure(Path(folder))
-    FACTS.write_text(json.dumps(facts, indent=1) + "\n")
-    for table in write_tables(TABLES, facts).values():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART")
+    arguments = parser.parse_args()
+    configure_runtime()
+    machine = {
+        "device": machine_name(torch.device("cpu")),
+        "clock": clock_name(),
+        "torch": torch.__version__,
+    }
+    facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}
+    if {*PARTS} - {*arguments.only} and any(facts.get(name) != machine[name] for name in machine):
+        raise SystemExit(f"{FACTS} is of another machine or torch: measure all parts.")
+    facts |= machine
+    for name in arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            facts[name] = PARTS[name](Path(folder))
+        if facts.keys() >= PARTS.keys():
+            FACTS.write_text(json.dumps(facts, indent=1) + "\n")
+            made = write_tables(TABLES, facts)
+    for table in made.values():
         print(table.to_string(index=False))
 
 

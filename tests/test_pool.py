@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from types import ModuleType
 
@@ -35,6 +36,30 @@ def test_a_pool_goes_through_under_a_limit_that_bites(pool: ModuleType):
     # How a process says that it has no more memory depends on whose allocation was refused.
     with pytest.raises(ElfsError, match=f"{ROWS:,} rows did not do with {LIMIT // 2:,} bytes"):
         pool.measure(ROWS, LIMIT // 2, WIDTH)
+
+
+@pytest.mark.slow
+@pytest.mark.large
+def test_a_million_rows_go_through_in_four_gibibytes(pool: ModuleType):
+    found = pool.measure(1_000_000, pool.LIMIT)
+    check_a_million(found, pool)
+    assert found["recall"] > 0.85
+
+
+def test_what_was_measured_of_a_million_rows_kept_the_limit(pool: ModuleType):
+    facts = json.loads(pool.FACTS.read_text())
+    assert facts["limit"] == pool.LIMIT
+    (found,) = (row for row in facts["rows"] if row["n"] == 1_000_000)
+    check_a_million(found, pool)
+
+
+def check_a_million(found: dict, pool: ModuleType) -> None:
+    assert pool.LIMIT == 4 * 2**30
+    assert (found["n"], found["dim"], found["selected"]) == (1_000_000, 768, 10_000)
+    assert found["rows_bytes"] == 4 * 768 * 1_000_000
+    assert found["stages"].keys() == {*pool.POWERS}
+    peaks = [own["peak_bytes"] for own in found["stages"].values()]
+    assert min(peaks) > 2**29 and max(peaks) <= pool.LIMIT  # imports alone are half a gibibyte
 
 
 def test_mapped_pages_count_too(pool: ModuleType, tmp_path, monkeypatch):

@@ -237,12 +237,22 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     from benchmarks.bench_streaming import peak, write_images
 
     streamed = []
-    for mib in (20, 100, 400):
+    for mib in (20, 100, 400):  # each image is read, once
         file = write_images(tmp_path / "images.npy", mib)
         streamed.append(peak(file, "streamed"))
     streamed.append(peak(file, "streamed", "blocks"))
     assert max(streamed) - min(streamed) < 150  # MiB; two runs of one size are up to 70 apart
     assert peak(file, "resident") - max(streamed) > 300
+
+
+def test_images_of_the_benchmark_are_not_one_another(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.bench_streaming import write_images
+
+    images = np.load(write_images(tmp_path / "images.npy", 20), mmap_mode="r")
+    assert images.shape == (20 * 2**20 // 3072, 3, 32, 32) and images.dtype == np.uint8
+    assert len({image.tobytes() for image in images}) == len(images)
+    assert np.mean(images[::100]) == pytest.approx(127.5, abs=1)
 
 
 FORK = multiprocessing.get_context("fork")
