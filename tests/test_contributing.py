@@ -48,7 +48,7 @@ print(json.dumps({
 def examples(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [code for code in found if "Run(" not in code]
+    return [code.strip() for code in found if "Run(" not in code]
 
 
 def insert(file: Path, code: str, before: str) -> None:
@@ -61,14 +61,14 @@ def test_the_examples_of_new_entries_and_parameters_run(tiny_run: Run, tmp_path:
     shutil.copytree(ROOT / "elfs_lib", tmp_path / "elfs_lib")
     clusterings = tmp_path / "elfs_lib" / "clustering" / "registry.py"
     methods = tmp_path / "elfs_lib" / "selection" / "registry.py"
-    function, line, field, options = examples("CONTRIBUTING.md")
+    function, line, field, entry = examples("CONTRIBUTING.md")
     insert(clusterings, function, "CLUSTERINGS: dict")
-    insert(clusterings, line, 'Clustering(\n            "temi"')
-    insert(clusterings, options, 'summary="spherical k-means')
+    insert(clusterings, line + ",", 'Clustering(\n            "temi"')
+    insert(clusterings, entry + ",", 'Clustering(\n            "spectral"')  # in place of the old
     insert(tmp_path / "elfs_lib" / "params.py", field, "# proxy training")
     function, line = (code for code in examples("book/how_to_run.md") if "least_similar" in code)
     insert(methods, function, "def _methods()")
-    insert(methods, line, 'Method("random"')
+    insert(methods, line + ",", 'Method("random"')
     store = tmp_path / "artifacts"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(store)],

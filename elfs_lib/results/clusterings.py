@@ -17,23 +17,17 @@ def stored_clusterings(run: Run) -> dict[str, np.ndarray]:
         In the order of the registry, by name, with the options that were set; without TEMI, whose
         heads have a stage of their own.
     """
-    stage = run.stage("clusters")
+    stage, place = run.stage("clusters"), list(CLUSTERINGS)
     contents = {name: call.artifact.content for name, call in run.call(stage).inputs.items()}
     found = {}
     for artifact in run.store.artifacts():
-        facts = artifact.manifest
-        if (artifact.stage, facts["version"], facts["contents"]) != (
-            stage.name,
-            stage.version,
-            contents,
-        ):
+        facts, options = artifact.manifest, dict(artifact.manifest["params"])
+        if artifact.stage != stage.name or facts["version"] != stage.version:
             continue
-        options = dict(facts["params"])
         name, revision = options.pop("clustering"), options.pop("revision")
-        if (options.pop("seed"), options.pop("classes")) != (run.params.seed, run.classes):
-            continue
-        if name in CLUSTERINGS and revision == CLUSTERINGS[name].revision:
+        same = options.pop("seed") == run.params.seed and options.pop("classes") == run.classes
+        known = name in CLUSTERINGS and revision == CLUSTERINGS[name].revision
+        if same and known and facts["contents"] == contents:
             title = ", ".join(filter(None, [name, as_setting(options)]))
-            found[title] = artifact.table("labels")["label"].to_numpy(copy=True)
-    place = list(CLUSTERINGS)
-    return dict(sorted(found.items(), key=lambda item: place.index(item[0].partition(",")[0])))
+            found[place.index(name), title] = artifact.table("labels")["label"].to_numpy(copy=True)
+    return {title: found[at, title] for at, title in sorted(found)}
