@@ -158,7 +158,7 @@ MUTATIONS = [
         "embedding/embed.py",
         "test_encoder_file.py",
         ("crops: the first counts for all", "yield crop.flip(3) if self.mirror and number % 2 else crop", "yield crop.flip(3) if self.mirror else crop"),
-        ("crops: lengths count in the mean", "sum(F.normalize(self._features(crop))", "sum((self._features(crop))"),
+        ("crops: lengths count in the mean", "F.normalize(self._features(torch.cat(some)))", "self._features(torch.cat(some))"),
         ("PCA: rows are not centred", "- self.mean) @ self.axes", "- 0 * self.mean) @ self.axes"),
     ),
     *_mutations(

@@ -155,7 +155,8 @@ class ImageNet(Folder):
         return root
 
     def identity(self, source: Source) -> list:
-        # Adding or removing an image changes its folder's time: no need to visit a million.
+        # Adding or removing an image changes its folder's time: no need to visit a million. Writing
+        # into one does not.
         root = self.root(source)
         folders = [
             folder for name in ("train", "val") for folder in sorted((root / name).iterdir())

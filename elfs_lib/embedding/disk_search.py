@@ -100,6 +100,9 @@ def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
         folder: Where the index is while it is needed, and where the answer stays: the arrays are
             memory maps of ``indices.npy`` and ``similarities.npy``.
     """
+    import faiss  # only here: it takes a while to load
+
+    folder = folder.resolve()  # workers may be elsewhere
     index, reduction = _index(rows, folder)
     files = {"indices": np.int32, "similarities": np.float32}
     answer = Neighbors(
@@ -110,17 +113,21 @@ def search_on_disk(rows: Rows, k: int, folder: Path) -> Neighbors:
     )
     # Rows of one cell share most candidates, which are read once.
     order = _by_cell(index)
-    blocks = [order[start : start + BLOCK] for start in range(0, rows.count, BLOCK)]
+    parts = [*rows.parts()]
     client = current_client() if rows.in_file else None
     if client is None:
-        found = ((own, _nearest(rows, index, reduction, own, k)) for own in blocks)
+        found = ((part, _nearest(rows, index, reduction, order[part], k)) for part in parts)
     else:
-        found = _by_workers(client, rows, index, reduction, blocks, k, folder)
-    for own, best in track(found, "neighbours", total=len(blocks)):
+        faiss.write_index(index, str(folder / "index"))
+        faiss.write_VectorTransform(reduction, str(folder / "reduction"))
+        np.save(folder / "order.npy", order, allow_pickle=False)
+        found = _by_workers(client, rows, parts, k, folder)
+    for part, best in track(found, "neighbours", total=len(parts)):
+        own = order[part]
         answer.indices[own], answer.similarities[own] = best.indices, best.similarities
         for array in (answer.indices, answer.similarities):
             forget(array)
-    for name in ("codes", "index", "reduction"):
+    for name in ("codes", "index", "reduction", "order.npy"):
         (folder / name).unlink(missing_ok=True)
     return answer
 
@@ -138,21 +145,18 @@ def current_client() -> Client | None:
 
 
 def _by_workers(
-    client: Client, rows: Rows, index, reduction, blocks: list[np.ndarray], k: int, folder: Path
-) -> Iterator[tuple[np.ndarray, Neighbors]]:
-    """What :func:`_nearest` gives of each block, in any order, by workers that see the folder and
-    the file of the rows."""
-    import faiss
+    client: Client, rows: Rows, parts: list[slice], k: int, folder: Path
+) -> Iterator[tuple[slice, Neighbors]]:
+    """What :func:`_nearest` gives of each part of the order, whichever comes first, by workers that
+    see the folder, with all that they need, and the file of the rows."""
     from distributed import KilledWorker, as_completed
 
-    faiss.write_index(index, str(folder / "index"))
-    faiss.write_VectorTransform(reduction, str(folder / "reduction"))
     shared = client.scatter(rows, broadcast=True)
-    futures = client.map(_on_worker, blocks, rows=shared, k=k, folder=str(folder), pure=False)
-    block_of = dict(zip(futures, blocks, strict=True))
+    futures = client.map(_on_worker, parts, rows=shared, k=k, folder=folder, pure=False)
+    part_of = dict(zip(futures, parts, strict=True))
     try:
         for future, best in as_completed(futures, with_results=True):
-            yield block_of.pop(future), best
+            yield part_of.pop(future), best
     except KilledWorker as error:
         raise ElfsError(
             "A Dask worker died while it searched neighbours, probably out of memory: open a "
@@ -160,12 +164,13 @@ def _by_workers(
         ) from error
 
 
-def _on_worker(own: np.ndarray, rows: Rows, k: int, folder: str) -> Neighbors:
+def _on_worker(part: slice, rows: Rows, k: int, folder: Path) -> Neighbors:
     import faiss
 
-    index = faiss.read_index(f"{folder}/index", faiss.IO_FLAG_READ_ONLY)
-    reduction = faiss.read_VectorTransform(f"{folder}/reduction")
-    return _nearest(rows, index, reduction, own, k)
+    index = faiss.read_index(str(folder / "index"), faiss.IO_FLAG_READ_ONLY)
+    reduction = faiss.read_VectorTransform(str(folder / "reduction"))
+    order = np.load(folder / "order.npy", mmap_mode="r", allow_pickle=False)
+    return _nearest(rows, index, reduction, np.array(order[part]), k)
 
 
 def _nearest(rows: Rows, index, reduction, own: np.ndarray, k: int) -> Neighbors:
