@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.compute import at_a_time, autocast, resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import PreparedNetwork
 from elfs_lib.embedding.self_supervised import Seeds as Streams
 from elfs_lib.embedding.self_supervised import feature_width, warmup_cosine
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
-from elfs_lib.training.loader import streams
+from elfs_lib.training.loader import reader_of_rows
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.optimizer import decay_groups, set_learning_rate
 from elfs_lib.training.recipes import Recipe
@@ -182,17 +182,13 @@ def fine_tune(
     optimizer = torch.optim.AdamW(decay_groups(peaks, config.weight_decay))
 
     subset = most_confident(labels, confidence, keep)
-    held = None if streams(loader, images.nbytes, where) else resident(images, where)
+    pixels = reader_of_rows(loader, images, where)
     targets = torch.from_numpy(labels[subset]).to(where)
     # by image, for weights of classes would weigh the smoothing too, and an empty class would win
     balance = (1 / torch.bincount(targets, minlength=classes).float())[targets]
 
     def logits(rows: np.ndarray, views: Augmentation) -> torch.Tensor:
-        if held is None:
-            pixels = torch.from_numpy(images[rows]).to(where)
-        else:
-            pixels = held[torch.from_numpy(rows).to(where)]
-        x = augment(pixels.float().div_(255), views, seeds.views)
+        x = augment(pixels(rows).float().div_(255), views, seeds.views)
         x = encoder.prepare(x).contiguous(memory_format=torch.channels_last)
         with autocast(where, dtype):
             return network(x).float()
@@ -220,10 +216,11 @@ def fine_tune(
                 "float32, or relabel_start: random."
             )
     network.eval()
+    size = at_a_time(images[0].nbytes, 1000)
     with torch.inference_mode():
         parts = [
             sum(F.softmax(logits(some, weak), 1) for _ in range(config.views)) / config.views
-            for some in np.split(np.arange(len(images)), range(1000, len(images), 1000))
+            for some in np.split(np.arange(len(images)), range(size, len(images), size))
         ]
         top, named = torch.cat(parts).max(1)
     named = named.cpu().numpy()

@@ -187,7 +187,7 @@ def assess(
                 desc=f"fold {fold + 1}",
                 **run.training,
             )
-            network = trained.accuracy(run.train_images[rows[held]], targets[held])
+            network = trained.accuracy(run.train_images, targets[held], rows[held])
             linear = linear_model(points[rows[seen]], targets[seen]).predict(points[rows[held]])
             table.append(
                 {
