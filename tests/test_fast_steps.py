@@ -225,7 +225,8 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        self.count += name in ("_local_scalar_dense", "nonzero", "equal", "masked_select")
+        masks = name == "index" and any(i is not None and i.dtype is torch.bool for i in args[1])
+        self.count += masks or name in ("_local_scalar_dense", "nonzero", "masked_select")
         return func(*args, **kwargs or {})
 
 
