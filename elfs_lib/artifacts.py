@@ -96,13 +96,6 @@ def _lock(stage: Path, key: str, *, timeout: float = -1) -> filelock.BaseFileLoc
     return filelock.FileLock(stage / f".{key}.lock", timeout=timeout)
 
 
-def is_large(size: int) -> bool:
-    """Whether bytes in memory would take more than half of what is free."""
-    import psutil  # only here
-
-    return 2 * size > psutil.virtual_memory().available
-
-
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old text or the new, never half."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

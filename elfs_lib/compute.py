@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, choose, first_line
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,6 +31,9 @@ WARM_UP = 3
 KEPT_BLOCK = 2**27
 KEPT_IDLE = 2**29
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+
+# Bytes of images that are held at a time beside a batch: samples, parts of a copy, images to test
+HELD = 2**26
 
 
 def configure_runtime() -> None:
@@ -143,9 +146,45 @@ def matmul_peak(
     return 2 * size**3 / min(product() for _ in range(5))
 
 
-def resident(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array as a tensor on the device; on the CPU it shares the array's memory where it can."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
+def available(device: torch.device) -> int:
+    """Bytes that can still be taken of a device's memory. On a GPU what torch keeps for reuse
+    counts as free; elsewhere the limit of a container counts as all there is."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    import psutil  # only here, as Dask, which takes long to import
+    from distributed.system import MEMORY_LIMIT
+
+    own = psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available, MEMORY_LIMIT - own)
+
+
+def resident(
+    array: np.ndarray, device: torch.device, rows: np.ndarray | None = None
+) -> torch.Tensor:
+    """An array as a tensor on the device, without another copy on the way.
+
+    Args:
+        array: Of any size, a memory map too. All of it, on the CPU, shares its memory where it can.
+        device: Where.
+        rows: int64 [n], the rows that are wanted, in this order; None for all.
+    """
+    flags = array.flags
+    if rows is None and device.type == "cpu" and flags.c_contiguous and flags.writeable:
+        return torch.from_numpy(array)
+    count = len(array) if rows is None else len(rows)
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    found = torch.empty((count, *array.shape[1:]), dtype=dtype, device=device)
+    step = at_a_time(array[:1].nbytes, count)
+    for part in (slice(start, start + step) for start in range(0, count, step)):
+        found[part] = torch.tensor(array[part if rows is None else rows[part]])
+    return found
+
+
+def at_a_time(size: int, most: int) -> int:
+    """How many images of a size in bytes are held at a time: one or more, at most ``most``, as
+    ``HELD`` has room for."""
+    return max(1, min(most, HELD // max(1, size)))
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -174,26 +213,28 @@ def replays(choice: str, device: torch.device) -> bool:
     return choose("compile", choice, COMPILE) != "off" and device.type == "cuda"
 
 
-def compiled(network: nn.Module, run: Callable[[nn.Module], object]) -> nn.Module:
+def compiled(network: nn.Module, *runs: Callable[[nn.Module], object]) -> nn.Module:
     """A network by torch.compile; if that fails, or its gradient is not finite, the network itself,
     and a sentence that says so.
 
     Args:
         network: Its parameters stay its own, and are those of what is returned.
-        run: Runs the network once, with a backward pass if it is to be trained: torch compiles what
-            it sees. Buffers (running moments) are put back afterwards, and gradients dropped.
+        *runs: Each runs the network once, on a batch of one of the shapes that will come, with a
+            backward pass if it is to be trained: torch compiles what it sees. Buffers (running
+            moments) are put back afterwards, and gradients dropped.
     """
     held = [buffer.clone() for buffer in network.buffers()]
     fast = torch.compile(network, dynamic=False)
     try:
-        run(fast)
+        for run in runs:
+            run(fast)
         grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
         if not all(torch.isfinite(grad).all() for grad in grads):
             raise FloatingPointError("the gradient is not finite")
     except Exception as error:  # compilers call compilers: any exception may come
-        reason = next(iter(str(error).strip().splitlines()), "")[:120]
         print(
-            f"torch.compile failed ({type(error).__name__}: {reason}): going on without it.",
+            f"torch.compile failed ({type(error).__name__}: {first_line(error)[:120]}): going on "
+            "without it.",
             file=sys.stderr,
         )
         fast = network
@@ -241,7 +282,7 @@ class Replayed:
             try:
                 self._graphs[shapes] = held, *self._capture(lambda: self._work(*held))
             except RuntimeError as error:
-                reason = next(iter(str(error).strip().splitlines()), "")[:120]
+                reason = first_line(error)[:120]
                 print(f"No CUDA graph ({reason}): going on without one.", file=sys.stderr)
                 self._works = False
                 return self._work(*given)

@@ -20,6 +20,11 @@ class ElfsError(ValueError):
     """A mistake the user can fix. The message is one sentence: what is wrong, and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def choose(kind: str, name: str, options: Iterable[str]) -> str:
     """Return ``name`` if it is one of ``options``.
 

@@ -70,6 +70,34 @@ def test_the_papers_training_is_slow_where_it_takes_long(monkeypatch, rate: floa
     assert line.verdict == verdict
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nand more"),
+        RuntimeError("The driver is too old"),
+    ],
+)
+@pytest.mark.parametrize("line, name", [("training", "matmul_peak"), ("device", "resolve_device")])
+def test_a_gpu_that_does_not_work_is_a_line_like_others(monkeypatch, line, name, error):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(compute, name, fails)
+    lines = found()
+    assert lines[line].verdict == "missing"
+    assert lines[line].found == str(error).splitlines()[0]
+    assert lines["artifacts"].verdict == "ok"
+
+
+def test_a_torch_that_cannot_be_imported_is_a_line_like_others(monkeypatch):
+    def fails():
+        raise OSError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.setattr(doctor.platform, "python_version", fails)
+    line = found()["packages"]
+    assert line.verdict == "missing" and "libcudart.so" in line.found
+
+
 def test_little_room_for_artifacts_is_missing(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**39, 2**30))

@@ -6,6 +6,7 @@ same operations on the same memory with the numbers of that time, and no Python 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -18,9 +19,14 @@ from elfs_lib import compute
 from elfs_lib.clustering.temi import TemiConfig, Trainer
 from elfs_lib.compute import Replayed, compiled, compiles
 from elfs_lib.embedding.embed import Embedder
-from elfs_lib.embedding.self_supervised import PreparedNetwork
+from elfs_lib.embedding.self_supervised import (
+    PreparedNetwork,
+    SelfSupervisedConfig,
+    train_encoder,
+)
 from elfs_lib.errors import ElfsError
 from elfs_lib.training import loop
+from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loop import Length, Seeds, Trained, train
 from elfs_lib.training.models import build_network
 from elfs_lib.training.recipes import find_recipe
@@ -189,6 +195,68 @@ def test_a_failing_compiler_is_one_sentence_and_changes_nothing(monkeypatch, cap
     np.testing.assert_array_equal(fast.losses, plain.losses)
     pairs = zip(fast.model.state_dict().values(), plain.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_compiler_that_fails_at_the_second_size_of_batch_changes_nothing(monkeypatch, capsys):
+    sizes = []
+
+    def compile(network, **options):
+        def fails(batch):
+            sizes.append(len(batch))
+            if len(sizes) == 2:
+                raise RuntimeError("not this shape")
+            return network(batch)
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compile)
+    plain, fast = (trained("speedrun_tiny", choice) for choice in ("off", "on"))
+    assert sorted(sizes) == [7, 8]  # 50 images in 7 batches: both were tried, and neither used
+    assert capsys.readouterr().err.count("not this shape") == 1
+    np.testing.assert_array_equal(fast.losses, plain.losses)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU's queue run empty: reading a number, or a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name == "index" and any(i is not None and i.dtype is torch.bool for i in args[1])
+        self.count += masks or name in ("_local_scalar_dense", "nonzero", "masked_select")
+        return func(*args, **kwargs or {})
+
+
+def train_three_epochs(batch: int, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = images_and_labels(40)
+    recipe = find_recipe("speedrun_tiny", batch=batch)
+    recipe = dataclasses.replace(recipe, matrix_lr=0.05, matrix_momentum=0.5, cutout=3)
+    train(
+        images, labels, 2, recipe, Length(epochs=3), seeds=Seeds.all(0), crop_pad=1, device="cpu",
+        precision="float32", weights=1 + np.arange(40) / 40, loader=loader,
+        recorder=DynamicsRecorder(torch.as_tensor(labels), CPU),
+    )  # fmt: skip
+
+
+def encode_three_epochs(batch: int, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # it counts steps on the CPU
+    config = SelfSupervisedConfig(epochs=3, batch=batch, network="convnet_tiny", projection=8)
+    images, _ = images_and_labels(40)
+    train_encoder(images, config, device="cpu", precision="float32", loader=loader)
+
+
+@pytest.mark.parametrize("loader", ["resident", "streamed"])
+@pytest.mark.parametrize("work", [train_three_epochs, encode_three_epochs])
+def test_nothing_waits_for_a_gpu_within_an_epoch(work: Callable, loader: str, monkeypatch):
+    counts = []
+    for batch in (20, 2):  # 2 batches an epoch, and 20: what is read is read at its end
+        with Waits() as waits:
+            work(batch, loader, monkeypatch)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_compiled_network_trains_as_a_plain_one(monkeypatch, capsys):

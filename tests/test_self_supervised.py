@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from elfs_lib import compute
 from elfs_lib.embedding import self_supervised
 from elfs_lib.embedding.embed import embed
+from elfs_lib.embedding.emp_ssl import EmpSslConfig, train_emp_ssl
 from elfs_lib.embedding.encoders import describe
 from elfs_lib.embedding.self_supervised import (
     PreparedNetwork,
@@ -19,8 +21,12 @@ from elfs_lib.embedding.self_supervised import (
     train_encoder,
 )
 from elfs_lib.errors import ElfsError
+from elfs_lib.stages import Run
+from elfs_lib.training import loader as loader_module
 
 TINY = SelfSupervisedConfig(epochs=1, batch=16, network="convnet_tiny", projection=8)
+
+EMP = EmpSslConfig(epochs=1, batch=16, crops=2, network="convnet_tiny", expander=8, projection=8)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -76,6 +82,42 @@ def test_loss_in_closed_form_and_its_invariances():
 
 
 # --- training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [train_encoder, train_emp_ssl])
+def test_an_encoder_trains_alike_on_images_that_are_read_as_needed(tmp_path, monkeypatch, training):
+    images = noise(48)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    config = EMP if training is train_emp_ssl else TINY
+    kept = training(images, config, device="cpu", precision="float32", loader="resident")
+    monkeypatch.setattr(loader_module, "resident", None)  # nothing is to be kept
+    read = training(mapped, config, device="cpu", precision="float32", loader="streamed")
+    np.testing.assert_array_equal(read.losses, kept.losses)
+    for a, b in zip(read.network.parameters(), kept.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_encoder_of_a_run_streams_as_the_run_does(tiny_run, monkeypatch):
+    changes = {"encoder": "self_supervised", "encoder_epochs": 1, "loader": "streamed"}
+    run = Run(tiny_run.params.model_copy(update=changes), tiny_run.store)
+    monkeypatch.setattr(loader_module, "resident", None)
+    assert np.isfinite(run.encoder.array("losses")).all()
+
+
+def test_the_sample_of_large_images_is_small(monkeypatch):
+    seen, build = [], self_supervised.build_network
+
+    def watched(name, images, *arguments, **options):
+        seen.append(len(images))
+        return build(name, images, *arguments, **options)
+
+    monkeypatch.setattr(self_supervised, "build_network", watched)
+    images = noise(40)
+    for held, expected in ((2**26, 40), (9 * images[0].nbytes, 9)):
+        monkeypatch.setattr(compute, "HELD", held)
+        train_encoder(images, TINY, device="cpu")
+        assert seen.pop() == expected
 
 
 def test_it_finds_structure_that_pixels_do_not_show():

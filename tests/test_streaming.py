@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 from collections import namedtuple
@@ -24,6 +26,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from elfs_lib import compute
 from elfs_lib.artifacts import Draft, Store
 from elfs_lib.data import datasets, decoding, growing
 from elfs_lib.data.base import Images, Source
@@ -32,6 +35,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
 from elfs_lib.stages import Run
 from elfs_lib.training import loader as loader_module
+from elfs_lib.training import loop
 from elfs_lib.training.distributed import Ranks
 from elfs_lib.training.dynamics import DynamicsRecorder
 from elfs_lib.training.loader import ResidentLoader, StreamedLoader, block_order, streams
@@ -169,34 +173,140 @@ def test_several_processes_do_not_shuffle_in_blocks(tmp_path, monkeypatch):
         )  # fmt: skip
 
 
-def test_a_run_streams_from_its_store_and_gets_the_same_scores(tiny_params: Params, tmp_path):
-    tables = []
+def test_a_run_streams_from_its_store_and_gets_the_same_scores(
+    tiny_params: Params, tmp_path, monkeypatch
+):
+    tables, streamed = [], []
+
+    class Watched(StreamedLoader):
+        def __init__(self, images, *arguments, **options):
+            streamed.append(Path(images.filename).parent.parent.parent.name)
+            super().__init__(images, *arguments, **options)
+
+    monkeypatch.setattr(loop, "StreamedLoader", Watched)
     for choice in ("resident", "streamed"):
         params = tiny_params.model_copy(update={"loader": choice})
         run = Run(params, Store(tmp_path / choice))
-        assert isinstance(run.train_images, np.memmap) == (choice == "streamed")
-        assert run.training["loader"] == choice
         tables.append((run.proxies[0].key, run.proxies[0].table("scores")))
+    assert set(streamed) == {"streamed"}
     assert tables[0][0] == tables[1][0]  # where images are read from is no part of the result
     np.testing.assert_array_equal(tables[0][1], tables[1][1])
 
 
 def test_auto_streams_what_takes_more_than_half_of_the_free_memory(monkeypatch, tmp_path, capsys):
-    class Memory:
-        available = 1000
-
-    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (400, 10**9))
-    cuda = torch.device("cuda")
-    assert not streams("auto", 500, CPU) and streams("auto", 501, CPU)
-    assert not streams("auto", 200, cuda) and streams("auto", 201, cuda)
-    assert not streams("resident", 10**9, CPU) and streams("streamed", 1, CPU)
+    images, cuda = stored(tmp_path), torch.device("cuda")
+    own, size = np.array(images), images[0].nbytes
+    free = {"cpu": 2 * 50 * size, "cuda": 2 * 20 * size}
+    monkeypatch.setattr(loader_module, "available", lambda device: free[device.type])
+    assert not streams("auto", images, 50, CPU) and not streams("auto", images, 20, cuda)
+    assert not capsys.readouterr().err
+    assert streams("auto", images, 51, CPU) and streams("auto", images, 21, cuda)
+    assert capsys.readouterr().err.count("more than half") == 2
+    # what is in memory already takes no more of it, but all of it on a GPU
+    assert not streams("auto", own, 60, CPU) and streams("auto", own, 21, cuda)
+    assert not streams("resident", images, 60, CPU) and streams("streamed", own, 1, CPU)
     with pytest.raises(ElfsError, match="loader"):
-        streams("disk", 1, CPU)
-    options = {"seeds": Seeds.all(0), "crop_pad": 0, "device": "cpu"}
+        streams("disk", images, 1, CPU)
+
+
+@pytest.mark.parametrize("chosen, streamed", [(None, True), (50, False)])
+def test_a_part_that_fits_is_kept_though_the_whole_does_not(
+    monkeypatch, tmp_path, chosen: int | None, streamed: bool
+):
     images = stored(tmp_path)
-    train(images, np.arange(60) % 3, 3, find_recipe("speedrun_tiny"), Length(steps=1), **options)
-    assert "read from disk" in capsys.readouterr().err
+    monkeypatch.setattr(loader_module, "available", lambda device: 2 * 50 * images[0].nbytes)
+    trained = train(
+        images, np.arange(chosen or 60) % 3, 3, find_recipe("speedrun_tiny"), Length(steps=1),
+        seeds=Seeds.all(0), subset=chosen and np.arange(chosen), crop_pad=0, device="cpu",
+    )  # fmt: skip
+    assert isinstance(trained.loader, StreamedLoader) == streamed
+
+
+def test_a_search_for_beta_tests_on_a_few_images_at_a_time(tiny_run: Run, monkeypatch):
+    """The held-out images of ImageNet are 25 GB."""
+    taken = []
+
+    class Watched(np.memmap):
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            taken.append(len(found))
+            return found
+
+    run = dataclasses.replace(tiny_run, params=tiny_run.params.model_copy(update={"seed": 1}))
+    vars(run)["train_images"] = tiny_run.images.array("train").view(Watched)
+    monkeypatch.setattr(compute, "HELD", 8 * run.train_images[0].nbytes)
+    assert run.artifact("search", budget=0.2, score="aum").json("search")["ratios"]
+    assert max(taken) <= 8 and taken.count(8) > 20
+
+
+def test_changes_that_are_not_in_the_file_are_trained_on(tmp_path):
+    stored(tmp_path)
+    images = np.load(tmp_path / "images.npy", mmap_mode="c")
+    images[:] = 255 - images
+    found = StreamedLoader(images, None, CPU, batch=8)
+    expected = ResidentLoader(torch.from_numpy(np.array(images)), batch=8)
+    assert torch.equal(found._some(torch.arange(60)), expected._some(torch.arange(60)))
+
+
+def test_a_file_that_is_gone_is_one_sentence(tmp_path):
+    images = stored(tmp_path)
+    (tmp_path / "images.npy").unlink()
+    with pytest.raises(ElfsError, match="images.npy.*cannot be read"):
+        StreamedLoader(images, None, CPU, batch=8)
+
+
+@pytest.mark.parametrize("n", [300, 9999, 12_000])
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_moments_are_of_a_sample_that_is_small_where_images_are_large(
+    tmp_path, monkeypatch, n: int, kind: str
+):
+    images = stored(tmp_path, n, side=6)
+    tensor = torch.from_numpy(np.array(images)).permute(0, 2, 3, 1)
+    for held, most in ((compute.HELD, 5000), (100 * images[0].nbytes, 100)):
+        monkeypatch.setattr(compute, "HELD", held)
+        if kind == "streamed":
+            loader = StreamedLoader(images, None, CPU, batch=8)
+        else:
+            loader = ResidentLoader(torch.from_numpy(np.array(images)), batch=8)
+        sample = tensor[:: max(1, n // most)].float()
+        assert len(sample) < 2 * most  # and the moments are its to the bit
+        assert torch.equal(loader.mean, sample.mean((0, 1, 2)))
+        assert torch.equal(loader.std, sample.std((0, 1, 2)))
+        assert len(loader.sample(2000)) == min(n, 2000, most if held < 2**20 else n)
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from elfs_lib.compute import configure_runtime
+from elfs_lib.training.loop import Length, Seeds, train
+from elfs_lib.training.recipes import find_recipe
+
+configure_runtime()
+for file in sys.argv[1:]:
+    images = np.load(file, mmap_mode="r", allow_pickle=False)
+    train(
+        images, np.arange(len(images)) % 10, 10, find_recipe("speedrun_tiny", batch=4),
+        Length(steps=1), seeds=Seeds.all(0), device="cpu", precision="float32", loader="streamed",
+    )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_large_images(tmp_path):
+    """At 256 px, where the few thousand images that moments are taken over would be gigabytes."""
+    files = []
+    for n in (700, 1500, 3000):
+        files.append(tmp_path / f"{n}.npy")
+        np.lib.format.open_memmap(files[-1], "w+", np.uint8, (n, 3, 256, 256))  # of no blocks
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, *files],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peaks = [int(line) / unit for line in done.stdout.split()]
+    assert len(peaks) == 3 and peaks[-1] - peaks[0] < 200  # MiB; a float copy of 800 images is 600
 
 
 def test_a_file_that_is_cut_off_is_one_sentence(tmp_path):

@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import platform
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from elfs_lib import compute
 from elfs_lib.compute import (
     configure_runtime,
     matmul_peak,
@@ -581,10 +583,20 @@ def test_a_recipe_by_name_takes_another_batch_and_keeps_the_rest():
     assert find_recipe("resnet18") is RECIPES["resnet18"]
 
 
-def test_logits_do_not_depend_on_the_batch_they_came_in():
+def test_logits_do_not_depend_on_the_batch_they_came_in(monkeypatch):
     images, labels = bright_or_dark()
     trained = fit(images, labels)
-    torch.testing.assert_close(trained.logits(images, batch=5), trained.logits(images))
+    expected = trained.logits(images)
+    torch.testing.assert_close(trained.logits(images, batch=5), expected)
+    rows = np.random.default_rng(0).permutation(64)[:21]
+    seen = []
+    trained.model.register_forward_pre_hook(lambda model, given: seen.append(len(given[0])))
+    monkeypatch.setattr(compute, "HELD", 4 * images[0].nbytes)  # as if images were large
+    torch.testing.assert_close(trained.logits(images, rows), expected[rows])
+    assert set(seen) == {4, 1}
+    assert trained.accuracy(images, labels[rows], rows) == trained.accuracy(
+        images[rows], labels[rows]
+    )
 
 
 def test_flops_grow_with_the_steps():
@@ -622,6 +634,12 @@ def test_a_diverging_loss_is_an_error():
         ({"subset": np.arange(64) + 1}, "outside 0..63"),
         ({"subset": np.arange(64) - 1}, "outside 0..63"),
         ({"subset": np.arange(0), "targets": np.zeros(0, np.int64)}, "no images to train on"),
+        ({"subset": np.arange(64) % 3 > 0, "targets": np.zeros(64, np.int64)}, "subset.* not bool"),
+        ({"subset": np.arange(64.0)}, "subset.* not float64"),
+        ({"targets": np.arange(64) % 2 + 0.5}, "targets.* not float64"),
+        ({"targets": (np.arange(64) % 2)[:, None]}, r"targets.* not int64 \(64, 1\)"),
+        ({"images": np.zeros((64, 3, 8, 8), np.float32)}, "images are float32"),
+        ({"images": np.zeros((64, 8, 8, 3), np.uint8)}, r"images are uint8 \(64, 8, 8, 3\)"),
         ({"classes": 1}, "classes is 1 but the labels run from 0 to 1"),
         ({"targets": np.full(64, -1)}, "labels run from -1"),
         ({"weights": np.ones(63)}, "weights must be 64 finite numbers of at least 0"),
@@ -641,7 +659,7 @@ def test_a_diverging_loss_is_an_error():
 def test_what_does_not_fit_is_refused(change: dict, words: str):
     images, labels = bright_or_dark()
     with pytest.raises(ElfsError, match=words):
-        fit(images, change.pop("targets", labels), **change)
+        fit(change.pop("images", images), change.pop("targets", labels), **change)
 
 
 def test_a_recorder_needs_whole_epochs():
@@ -722,6 +740,32 @@ def test_resident_arrays_share_memory_unless_they_may_not_be_written():
     assert resident(own, torch.device("cpu")).data_ptr() == own.ctypes.data
     own.flags.writeable = False
     assert resident(own, torch.device("cpu")).data_ptr() != own.ctypes.data
+
+
+@pytest.mark.parametrize("rows", [None, [7, 0, 0, 3, 9, 5, 2]])
+def test_rows_of_a_map_are_copied_a_few_at_a_time(tmp_path, monkeypatch, rows: list[int] | None):
+    images = noise(10, 3)
+    np.save(tmp_path / "images.npy", images)
+    mapped, taken = np.load(tmp_path / "images.npy", mmap_mode="r"), []
+    monkeypatch.setattr(compute, "HELD", 3 * images[0].nbytes)
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda part: (taken.append(len(part)), tensor(part))[1])
+    found = resident(mapped, CPU, None if rows is None else np.array(rows))
+    np.testing.assert_array_equal(found.numpy(), images if rows is None else images[rows])
+    assert found.dtype == torch.uint8 and max(taken) == 3
+
+
+def test_free_memory_is_what_a_limit_leaves_and_what_torch_keeps(monkeypatch):
+    Memory, Info = namedtuple("Memory", "available total"), namedtuple("Info", "rss")
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1000)
+    monkeypatch.setattr("psutil.Process.memory_info", lambda self: Info(300))
+    for free, expected in ((5000, 700), (600, 600)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: Memory(free, 9000))
+        assert compute.available(CPU) == expected
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (400, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 250)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50)
+    assert compute.available(torch.device("cuda")) == 600
 
 
 # --- recipes of the released code -------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from elfs_lib.errors import ElfsError
+from elfs_lib.errors import ElfsError, first_line
 
 OK, SLOW, MISSING = "ok", "slow", "missing"
 GIB = 2**30
@@ -74,8 +74,8 @@ def examine(params_file: Path | None = None, overrides: Mapping | None = None) -
         params_file: Parameters of a run that is to be checked as well, as ``elfs run`` would.
         overrides: Parameters that win over the file.
     """
-    yield _packages()
-    for look in (_device, _training, _machine, _compiler, _notebooks, _data, _weights, _artifacts):
+    looks = (_packages, _device, _training, _machine, _compiler, _notebooks, _data, _weights)
+    for look in (*looks, _artifacts):
         yield _tried(look)
     if params_file is not None:
         yield _tried(lambda: _run(params_file, overrides))
@@ -89,8 +89,8 @@ def _tried(look: Callable[[], Finding]) -> Finding:
         return look()
     except ImportError as error:
         return Finding(name, MISSING, f"needs the package {error.name}")
-    except (ElfsError, OSError) as error:
-        return Finding(name, MISSING, str(error))
+    except (ElfsError, OSError, RuntimeError) as error:  # a full GPU, a driver that does not fit
+        return Finding(name, MISSING, first_line(error))
 
 
 def _packages() -> Finding:
@@ -151,14 +151,15 @@ def _training() -> Finding:
 
 
 def _machine() -> Finding:
-    import psutil
     import torch
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
-    threads, free = torch.get_num_threads(), psutil.virtual_memory().available
-    found = f"{CPU_COUNT} cores, of which torch uses {threads}; {min(free, MEMORY_LIMIT) / GIB:.1f}"
-    found += f" GiB of {MEMORY_LIMIT / GIB:.1f} GiB free"
+    from elfs_lib.compute import available
+
+    threads, free = torch.get_num_threads(), available(torch.device("cpu"))
+    found = f"{CPU_COUNT} cores, of which torch uses {threads}; {free / GIB:.1f} GiB of "
+    found += f"{MEMORY_LIMIT / GIB:.1f} GiB free"
     few = threads < CPU_COUNT
     if few:
         found += f"; OMP_NUM_THREADS={CPU_COUNT} uses all cores"

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.compute import at_a_time, autocast, resolve_device, resolve_precision
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import PreparedNetwork
 from elfs_lib.embedding.self_supervised import Streams, feature_width, warmup_cosine
 from elfs_lib.errors import ElfsError
 from elfs_lib.progress import track
-from elfs_lib.training.loader import streams
+from elfs_lib.training.loader import reader_of_rows
 from elfs_lib.training.loop import Length, Seeds, train
 from elfs_lib.training.optimizer import decay_groups, set_learning_rate
 from elfs_lib.training.recipes import Recipe
@@ -165,8 +165,7 @@ def fine_tune(
     config = config or FineTuning()
     where = resolve_device(device)
     seeds = Streams.of(seed, where)
-    streamed = streams(loader, images.nbytes, where)
-    network = _HeadedEncoder(encoder, images, classes, seeds, where, precision, streamed=streamed)
+    network = _HeadedEncoder(encoder, images, classes, seeds, where, precision, loader)
     subset = most_confident(labels, confidence, keep)
     _learn(network, subset, labels[subset], config, flip)
     named, top = _name(network, config, flip)
@@ -183,7 +182,7 @@ class _HeadedEncoder:
         seeds: Of the head, order and views.
         device: Where it runs.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
-        streamed: Whether images stay where they are until they are seen.
+        loader: See :func:`elfs_lib.training.loader.reader_of_rows`.
     """
 
     def __init__(
@@ -194,8 +193,7 @@ class _HeadedEncoder:
         seeds: Streams,
         device: torch.device,
         precision: str,
-        *,
-        streamed: bool,
+        loader: str,
     ) -> None:
         self.images, self.classes, self.seeds, self.device = images, classes, seeds, device
         self._dtype = resolve_precision(precision, device)
@@ -208,15 +206,11 @@ class _HeadedEncoder:
             torch.manual_seed(seeds.weights)
             self.head = nn.Linear(width, classes).to(device)
         self.network = nn.Sequential(self.backbone, self.head)
-        self._resident = None if streamed else resident(images, device)
+        self._pixels = reader_of_rows(loader, images, device)
 
     def logits(self, rows: np.ndarray, views: Augmentation) -> torch.Tensor:
         """float32 [len(rows), classes], of a new view of each image."""
-        if self._resident is None:
-            pixels = torch.from_numpy(self.images[rows]).to(self.device)
-        else:
-            pixels = self._resident[torch.from_numpy(rows).to(self.device)]
-        x = augment(pixels.float().div_(255), views, self.seeds.views)
+        x = augment(self._pixels(rows).float().div_(255), views, self.seeds.views)
         x = self._prepare(x).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self._dtype):
             return self.network(x).float()
@@ -263,10 +257,10 @@ def _name(model: _HeadedEncoder, config: FineTuning, flip: bool) -> tuple[np.nda
     [N]."""
     views = Augmentation(config.area, 1, flip, 0, 0, blur=False)
     model.network.eval()
-    n = len(model.images)
+    n, size = len(model.images), at_a_time(model.images[0].nbytes, 1000)
     parts = [
         sum(F.softmax(model.logits(some, views), 1) for _ in range(config.views)) / config.views
-        for some in np.split(np.arange(n), range(1000, n, 1000))
+        for some in np.split(np.arange(n), range(size, n, size))
     ]
     top, named = torch.cat(parts).max(1)
     return named.cpu().numpy(), top.cpu().numpy()

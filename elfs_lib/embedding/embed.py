@@ -160,7 +160,7 @@ def train_named(
     Args:
         config: How, and with which method; None = contrastive with its defaults.
         checkpoint: Of the pretrained network to adapt; None = its published weights.
-        **options: ``seed``, ``device`` and ``precision`` of
+        **options: ``seed``, ``device``, ``precision`` and ``loader`` of
             :func:`elfs_lib.embedding.self_supervised.train_encoder`.
 
     Raises:

@@ -107,6 +107,7 @@ def train_emp_ssl(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    loader: str = "auto",
 ) -> TrainedEncoder:
     """Train an encoder on many crops of each image; its features are those of the expander.
 
@@ -116,6 +117,7 @@ def train_emp_ssl(
         seed: Of weights, order and crops; same seed, same bits on a CPU.
         device: See :func:`elfs_lib.compute.resolve_device`.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
+        loader: See :func:`elfs_lib.training.loader.streams`; the result is the same.
 
     Raises:
         ElfsError: for a parameter out of range, too few images, or a loss that is not finite.
@@ -149,6 +151,7 @@ def train_emp_ssl(
         config,
         seeds,
         resolve_precision(precision, where),
+        loader,
     )
     about = about_training(config.method, config.network, images, config)
     return TrainedEncoder(encoder.eval(), backbone.prepare, losses, about)

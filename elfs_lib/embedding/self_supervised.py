@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elfs_lib.bounds import bounded, check_bounds
-from elfs_lib.compute import autocast, resident, resolve_device, resolve_precision
+from elfs_lib.compute import at_a_time, autocast, resolve_device, resolve_precision
 from elfs_lib.embedding import encoder_bounds
 from elfs_lib.embedding.augmentation import Augmentation, augment
 from elfs_lib.embedding.encoder_file import Normalise, PreparedNetwork
 from elfs_lib.embedding.encoders import TRAINING
 from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
+from elfs_lib.training.loader import reader_of_rows
 from elfs_lib.training.models import NETWORKS, build_network
 from elfs_lib.training.optimizer import decay_groups, set_learning_rate
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from elfs_lib.embedding.emp_ssl import EmpSslConfig
 
 SMALL_SIDE = 32  # up to here the small convnet, above it ResNet-18
-SAMPLE = 4096  # images that mean, deviation and the first layer are estimated from
+SAMPLE = 4096  # images, or fewer large ones, that moments and the first layer are estimated from
 LEAST = 16  # images; with fewer there are no wrong images to tell apart
 BLANK = 1e-3  # deviation given to channels that have none
 HIDDEN = 512  # units of the projection's hidden layer
@@ -113,6 +114,7 @@ def train_encoder(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    loader: str = "auto",
 ) -> TrainedEncoder:
     """Train an encoder on images alone.
 
@@ -123,6 +125,7 @@ def train_encoder(
         seed: Of weights, order and views; same seed, same bits on a CPU.
         device: See :func:`elfs_lib.compute.resolve_device`.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
+        loader: See :func:`elfs_lib.training.loader.streams`; the result is the same.
 
     Raises:
         ElfsError: for a parameter out of range, too few images, or a loss that is not finite.
@@ -148,6 +151,7 @@ def train_encoder(
         config,
         seeds,
         resolve_precision(precision, where),
+        loader,
     )
     about = about_training(TRAINING["contrastive"], name, images, config)
     return TrainedEncoder(network.eval(), prepare, losses, about)
@@ -204,6 +208,7 @@ def train_on_views(
     config: SelfSupervisedConfig | EmpSslConfig,
     seeds: Streams,
     dtype: torch.dtype,
+    loader: str = "auto",
 ) -> np.ndarray:
     """Train a network on random views of the images. Nothing waits for a GPU within an epoch.
 
@@ -215,6 +220,7 @@ def train_on_views(
         config: ``epochs``, ``batch``, ``warmup``, ``views`` and ``augmentation``.
         seeds: Of order and views.
         dtype: Of the products.
+        loader: See :func:`elfs_lib.training.loader.streams`.
 
     Returns:
         float32 [epochs], mean loss of each epoch.
@@ -227,12 +233,12 @@ def train_on_views(
     per_epoch = len(images) // batch
     steps = config.epochs * per_epoch
     losses = torch.zeros(config.epochs, device=where)
-    every = resident(images, where)
+    pixels = reader_of_rows(loader, images, where)
     for step in track(range(steps), "training the encoder without labels"):
         epoch, at = divmod(step, per_epoch)
         if at == 0:
-            shuffled = torch.from_numpy(seeds.order.permutation(len(images))).to(where)
-        chosen = every[shuffled[at * batch : (at + 1) * batch]]
+            shuffled = seeds.order.permutation(len(images))
+        chosen = pixels(shuffled[at * batch : (at + 1) * batch])
         repeated = chosen.repeat(config.views, 1, 1, 1).float().div_(255)
         x = network.prepare(augment(repeated, config.augmentation, seeds.views))
         with autocast(where, dtype):
@@ -266,7 +272,8 @@ def fresh_network(
     images: np.ndarray, name: str, seeds: Streams, device: torch.device
 ) -> PreparedNetwork:
     """A network of a name with random weights, and the images' mean and deviation before it."""
-    some = np.sort(seeds.order.permutation(len(images))[:SAMPLE])
+    count = at_a_time(images[0].nbytes, SAMPLE)
+    some = np.sort(seeds.order.permutation(len(images))[:count])
     sample = torch.from_numpy(images[some]).float().div_(255)
     mean = sample.mean((0, 2, 3), keepdim=True)
     std = sample.std((0, 2, 3), keepdim=True).clamp_min(BLANK)

@@ -257,7 +257,7 @@ def _cross_validated(
             {
                 "fold": fold,
                 "images": int(held.sum()),
-                NETWORK: 100 * network.accuracy(images[rows[held]], targets[held]),
+                NETWORK: 100 * network.accuracy(images, targets[held], rows[held]),
                 LINEAR: 100 * float(right.mean()),
             }
         )

@@ -77,7 +77,7 @@ def _search(given: Given, draft: Draft, order: np.ndarray, targets: np.ndarray) 
             desc="search",
             **given.training,
         )
-        return 100 * trained.accuracy(given.train_images[held_out], targets[held_out])
+        return 100 * trained.accuracy(given.train_images, targets[held_out], held_out)
 
     found = search_hard_prune_ratio(
         order,

@@ -154,6 +154,7 @@ def encoder(given: Given, draft: Draft) -> None:
         seed=p.seed,
         device=p.device,
         precision=p.precision,
+        loader=p.loader,
     )
     seen = encoder_facts(p)["saw_labels"]
     about = trained.about | {"images": p.dataset, "seed": p.seed, "saw_labels": seen}

@@ -284,13 +284,13 @@ class Given:
 
     @property
     def train_images(self) -> np.ndarray:
-        """uint8 [N, C, H, W], resident."""
+        """uint8 [N, C, H, W], mapped from disk."""
         self.inputs["images"]
         return self._call.run.train_images
 
     @property
     def test_images(self) -> np.ndarray:
-        """uint8 [M, C, H, W], resident."""
+        """uint8 [M, C, H, W], mapped from disk."""
         self.inputs["images"]
         return self._call.run.test_images
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elfs_lib.artifacts import Artifact, Store, is_large, versions_in_words
+from elfs_lib.artifacts import Artifact, Store, versions_in_words
 from elfs_lib.clustering.metrics import collapse_notes
 from elfs_lib.data import datasets
 from elfs_lib.errors import ElfsError, choose
@@ -225,21 +225,19 @@ class Run:
 
     @cached_property
     def train_images(self) -> np.ndarray:
-        """uint8 [N, C, H, W], in memory or, where they are to be streamed, mapped from disk."""
-        stored, loader = self.images.array("train"), self.params.loader
-        mapped = loader == "streamed" or (loader == "auto" and is_large(stored.nbytes))
-        return stored if mapped else np.array(stored)
+        """uint8 [N, C, H, W], mapped from disk: training decides what it keeps in memory."""
+        return self.images.array("train")
 
     @cached_property
     def test_images(self) -> np.ndarray:
-        """uint8 [M, C, H, W], resident.
+        """uint8 [M, C, H, W], mapped from disk.
 
         Raises:
             ElfsError: if the dataset has no test split.
         """
         if not (self.images.folder / "test.npy").exists():
             raise ElfsError(f"Dataset {self.params.dataset!r} has no test split to evaluate on.")
-        return np.array(self.images.array("test"))
+        return self.images.array("test")
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from elfs_lib.artifacts import is_large
-from elfs_lib.compute import upload
+from elfs_lib.compute import at_a_time, available, resident, upload
 from elfs_lib.errors import ElfsError, choose
 from elfs_lib.training.distributed import Ranks
 
@@ -34,21 +33,39 @@ WINDOW = (
 )
 
 
-def streams(choice: str, size: int, device: torch.device) -> bool:
-    """Whether images are read from disk batch by batch, rather than kept on the device.
+def streams(choice: str, images: np.ndarray, count: int, device: torch.device) -> bool:
+    """Whether images are read batch by batch, rather than kept on the device.
 
     Args:
-        choice: "resident", "streamed" or "auto": streamed where they would take more than half of
-            the memory that is free.
-        size: Of the images, in bytes.
+        choice: "resident", "streamed" or "auto": streamed, and said so, where they would take more
+            than half of the memory that is free. What is in the CPU's memory takes no more of it.
+        images: uint8 [N, C, H, W].
+        count: How many of them would be kept.
         device: Where they would be kept.
     """
-    choose("loader", choice, LOADERS)
-    if choice != "auto":
+    if choose("loader", choice, LOADERS) != "auto":
         return choice == "streamed"
-    if device.type == "cuda":
-        return 2 * size > torch.cuda.mem_get_info(device)[0]
-    return is_large(size)
+    size = count * images[0].nbytes
+    there = device.type == "cpu" and not isinstance(images, np.memmap)
+    if there or 2 * size <= available(device):
+        return False
+    print(
+        f"The images take {size / 2**30:.1f} GiB, more than half of the free memory: they are read "
+        "as they are needed.",
+        file=sys.stderr,
+    )
+    return True
+
+
+def reader_of_rows(
+    choice: str, images: np.ndarray, device: torch.device
+) -> Callable[[np.ndarray], torch.Tensor]:
+    """What gives the images of rows int64 [b], as uint8 [b, C, H, W] on the device; they are kept
+    there or read each time, as :func:`streams` decides."""
+    if streams(choice, images, len(images), device):
+        return lambda rows: upload(torch.from_numpy(images[rows]), device)
+    held = resident(images, device)
+    return lambda rows: held[upload(torch.from_numpy(rows), device)]
 
 
 def block_order(
@@ -127,16 +144,19 @@ class Loader:
         self._order = torch.Generator().manual_seed(order_seed)
         self._augment = torch.Generator().manual_seed(augment_seed)
         self._first_flip = self._coin(count)
-        sample = self._every(max(1, count // 5000))
-        self.size = sample.shape[1:3]
-        self.block = max(1, BLOCK // sample[0].nbytes)
+        image = self._some(torch.zeros(1, dtype=torch.int64))[0]
+        self.size = image.shape[:2]
+        self.bytes_each = image.nbytes
+        self.block = max(1, BLOCK // image.nbytes)
         self.shown = (side, side) if side else self.size
         self.cutout = min(cutout, *(side // 2 for side in self.shown))
-        sample = sample.float()
-        self.mean = sample.mean((0, 1, 2))
-        self.std = sample.std((0, 1, 2)).clamp_min(1.0)
-        if not standardise:
-            self.mean, self.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255)
+        if standardise:
+            sample = self._every(max(1, count // at_a_time(self.bytes_each, 5000))).float()
+            self.mean = sample.mean((0, 1, 2))
+            self.std = sample.std((0, 1, 2)).clamp_min(1.0)
+        else:
+            self.mean = torch.zeros(image.shape[2], device=device)
+            self.std = torch.full_like(self.mean, 255)
 
     def __len__(self) -> int:
         return self.count
@@ -172,12 +192,13 @@ class Loader:
         return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def sample(self, count: int) -> torch.Tensor:
-        """Normalised, unaugmented images, evenly spread: float32 [min(count, N), C, H, W].
+        """Normalised, unaugmented images, evenly spread: float32 [n, C, H, W], with n at most
+        ``count``, N, and what :func:`elfs_lib.compute.at_a_time` has room for.
 
         Over all of them, for images may come in an order that means something: a
         coreset lists the hardest first.
         """
-        count = min(count, len(self))
+        count = at_a_time(self.bytes_each, min(count, len(self)))
         return self.normalise(self._some(torch.arange(count) * len(self) // count))
 
     def order(self) -> torch.Tensor:
@@ -322,7 +343,13 @@ class StreamedLoader(Loader):
         self._file: int | None = None
         # read, for what is mapped counts as memory of the process until somebody else needs it
         if _is_whole_map(images) and hasattr(os, "preadv"):
-            self._file = os.open(images.filename, os.O_RDONLY)
+            try:
+                self._file = os.open(images.filename, os.O_RDONLY)
+            except OSError as error:
+                raise ElfsError(
+                    f"{images.filename}, which the images were opened from, cannot be read "
+                    f"({error.strerror}): put it back, or open them again from where it is now."
+                ) from error
             weakref.finalize(self, os.close, self._file)
         super().__init__(len(self.subset), device, **options)
 
@@ -391,18 +418,10 @@ class StreamedLoader(Loader):
 
 
 def _is_whole_map(images: np.ndarray) -> bool:
-    """Whether an array is a file's from its offset on, row by row; a part of one is not."""
+    """Whether an array is a file's from its offset on, row by row. A part of one is not, nor one
+    that may hold changes of which the file knows nothing."""
     mapped = isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap)
-    return mapped and images.flags.c_contiguous
-
-
-def announce(size: int) -> None:
-    """Say that images are streamed, where that was decided for the user."""
-    print(
-        f"The images take {size / 2**30:.1f} GiB, more than half of the free memory: they are read "
-        "from disk as they are needed.",
-        file=sys.stderr,
-    )
+    return mapped and images.flags.c_contiguous and images.mode != "c"
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:

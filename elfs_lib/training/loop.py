@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elfs_lib.compute import (
     COMPILE,
     Replayed,
+    at_a_time,
     autocast,
     compiled,
     compiles,
@@ -28,7 +29,7 @@ from elfs_lib.compute import (
     resolve_device,
     resolve_precision,
 )
-from elfs_lib.errors import ElfsError, choose
+from elfs_lib.errors import ElfsError, check_images, choose
 from elfs_lib.progress import track
 from elfs_lib.training.distributed import Ranks, joined
 from elfs_lib.training.dynamics import DynamicsRecorder
@@ -38,7 +39,6 @@ from elfs_lib.training.loader import (
     Loader,
     ResidentLoader,
     StreamedLoader,
-    announce,
     streams,
 )
 from elfs_lib.training.models import build_network
@@ -113,24 +113,30 @@ class Trained:
         return self.flops / self.seconds / peak
 
     @torch.inference_mode()
-    def logits(self, images: np.ndarray, batch: int = 1000) -> torch.Tensor:
+    def logits(
+        self, images: np.ndarray, rows: np.ndarray | None = None, *, batch: int = 1000
+    ) -> torch.Tensor:
         """Logits of images, normalised as the training images were.
 
         Args:
-            images: uint8 [M, C, H, W].
-            batch: Images at a time.
+            images: uint8 [N, C, H, W], a memory map too: no more than a batch is copied.
+            rows: int64 [M], the images that are asked for; None for all N.
+            batch: Most images at a time; fewer where they are large.
 
         Returns:
             float32 [M, classes], on the CPU.
         """
         device, found = self.loader.device, None
-        for start in range(0, len(images), batch):
-            block = np.array(images[start : start + batch].transpose(0, 2, 3, 1))
-            block = self.loader.normalise(torch.from_numpy(block).to(device))
+        count = len(images) if rows is None else len(rows)
+        batch = at_a_time(images[:1].nbytes, batch)
+        for part in (slice(start, start + batch) for start in range(0, count, batch)):
+            block = images[part if rows is None else rows[part]]
+            block = torch.from_numpy(np.array(block.transpose(0, 2, 3, 1)))
+            block = self.loader.normalise(block.to(device))
             logits = sum(weight * self._mirrored(view) for weight, view in self._views(block))
             if found is None:
-                found = torch.empty(len(images), logits.shape[1])
-            found[start : start + batch] = logits
+                found = torch.empty(count, logits.shape[1])
+            found[part] = logits
         return found
 
     def _views(self, block: torch.Tensor) -> Iterator[tuple[float, torch.Tensor]]:
@@ -149,9 +155,16 @@ class Trained:
             logits = self.model(block).float()
             return (logits + self.model(block.flip(3)).float()) / 2 if self.mirror_test else logits
 
-    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Share of images classified right, in [0, 1]."""
-        return float((self.logits(images).argmax(1).numpy() == labels).mean())
+    def accuracy(
+        self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None
+    ) -> float:
+        """Share of images classified right, in [0, 1].
+
+        Args:
+            images: As for :meth:`logits`, like ``rows``.
+            labels: int64 [M], of the images that are asked for.
+        """
+        return float((self.logits(images, rows).argmax(1).numpy() == labels).mean())
 
 
 def train(
@@ -196,15 +209,16 @@ def train(
             processes train without.
         loader: "resident": the images stay on the device; "streamed": they are read as they are
             needed, so ``images`` may be a memory map of any size; "auto" decides by the free
-            memory. The result is the same, bit for bit.
+            memory (see :func:`elfs_lib.training.loader.streams`). The result is the same, bit for
+            bit.
         shuffle: "full", or "blocks" for images that are read from a disk that is slow at random
             (see :func:`elfs_lib.training.loader.block_order`): another order, another result.
         recorder: Gets the logits of each training step; needs a length in epochs.
         desc: Text of the progress bar.
 
     Raises:
-        ElfsError: if targets, subset, weights or crop_pad do not fit the images, a target is no
-            class, or the loss stops being finite.
+        ElfsError: if the images have another type or shape, if targets, subset, weights or
+            crop_pad do not fit them, a target is no class, or the loss stops being finite.
     """
     _check(images, targets, classes, subset, crop_pad)
     if min(images.shape[2:]) < recipe.side:
@@ -234,31 +248,20 @@ def train(
     )
     ranks = Ranks.here()
     ranks.check(device, place, len(labels) // -(-len(labels) // recipe.batch))
-    size = len(labels) * images[0].nbytes
     layout = None
     if shuffle == "blocks":
         ranks.check_alone("shuffle: blocks")
         order = np.arange(len(labels)) if subset is None else np.argsort(subset, kind="stable")
         layout = torch.from_numpy(order)
-    if _streams(loader, size, place, ranks):
+    if loader == "streamed":
+        ranks.check_alone("loader: streamed")
+    if ranks.size == 1 and streams(loader, images, len(labels), place):
         make = partial(StreamedLoader, images, subset, place, layout=layout)
     else:
-        pixels = resident(images if subset is None else images[subset], place)
+        pixels = resident(images, place, subset)
         ranks.send(device, asdict(job), pixels, *data)
         make = partial(ResidentLoader, pixels, layout=layout)
     return _fit(job, make, *data, recorder=recorder, ranks=ranks, desc=desc)
-
-
-def _streams(choice: str, size: int, place: torch.device, ranks: Ranks) -> bool:
-    """Whether to stream images; says so where that was left to decide."""
-    if ranks.size > 1:
-        if choice == "streamed":
-            ranks.check_alone("loader: streamed")
-        return False
-    streamed = streams(choice, size, place)
-    if streamed and choice == "auto":
-        announce(size)
-    return streamed
 
 
 def together(lead: Callable[[], None]) -> None:
@@ -400,8 +403,14 @@ def _fit(
                     flops = an_epoch / loader.batches_per_epoch + update.get_total_flops()
                     flops *= steps  # which all do the same
                     if compiles(choice, place, flops):
+                        # an epoch is cut into batches of these sizes
+                        sizes = {len(batch), count // loader.batches_per_epoch}
                         network = compiled(
-                            network, partial(passes, batch=batch, positions=positions)
+                            network,
+                            *(
+                                partial(passes, batch=batch[:size], positions=positions[:size])
+                                for size in sizes
+                            ),
                         )
                 else:
                     loss, logits = replayed(batch, positions)
@@ -450,6 +459,11 @@ def _check(
     subset: np.ndarray | None,
     crop_pad: int,
 ) -> None:
+    check_images(images)
+    for name, given in {"targets": targets, "subset": subset}.items():
+        array = np.asarray([0] if given is None else given)
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise ElfsError(f"{name}: give one integer an image, not {array.dtype} {array.shape}.")
     count = len(images) if subset is None else len(subset)
     if count != len(targets):
         raise ElfsError(f"{count} images but {len(targets)} targets: give one target an image.")
