@@ -43,6 +43,7 @@ def bench(load) -> ModuleType:
         ("bench_streaming", "book/data/streaming.json", "performance scaling"),
         ("pool", "book/data/pool.json", "scaling"),
         ("bench_decoding", "book/data/decoding.json", "scaling"),
+        ("bench_queries", "book/data/queries.json", "scaling"),
     ],
 )
 def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measured, shown):
