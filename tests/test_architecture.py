@@ -126,6 +126,7 @@ PRIVATE = {
     "_sha256": "hashing, which the tests of whole commands count",
     "_boxes": "boxes drawn at random, which the views are compared with",
     "_batches": "what an epoch reads, without its augmentation, which a benchmark times",
+    "_some": "images of given positions, before an epoch changes them",
     "_read": "what a loader reads, which a subclass counts",
     "_schema": "of an operation of PyTorch, which has no public name for it",
     "_curves": "all that the recorder holds, whose bytes a benchmark adds up",

@@ -182,7 +182,7 @@ class _HeadedEncoder:
         seeds: Of the head, order and views.
         device: Where it runs.
         precision: See :func:`elfs_lib.compute.resolve_precision`.
-        loader: See :func:`elfs_lib.training.loader.reader_of_rows`.
+        loader: As for :func:`fine_tune`.
     """
 
     def __init__(

@@ -115,8 +115,10 @@ def _clusters_key(given: Given) -> dict[str, Any]:
     of_function = inspect.signature(entry.function).parameters
     for option, name in entry.options.items():
         # at the function's default the key is that of results from before there was a parameter
-        value = given.key(name)
-        keyed |= {} if value[name] == of_function[option].default else value
+        neutral = of_function[option].default
+        keyed |= given.key_entry(
+            name, lambda g, name=name: getattr(g.params, name), neutral=neutral
+        )
     return keyed | {"revision": entry.revision}
 
 

@@ -1,4 +1,7 @@
-"""The one training loop: proxies, beta search and coreset models all go through it."""
+"""The one training loop: proxies, beta search and coreset models all go through it.
+
+One file: every way of training, alone or on several ranks, goes through the same steps.
+"""
 
 from __future__ import annotations
 
