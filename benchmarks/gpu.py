@@ -192,7 +192,7 @@ def gpu_table(facts: list[dict]) -> pd.DataFrame:
                     "Way": entry.way,
                     "Figure": f"{fact['figure']:,.4g} {entry.unit}".strip(),
                     "Share of peak": "" if share is None else f"{share:.0%}",
-                    "Besides": _besides(fact["more"]),
+                    "Besides": besides(fact["more"]),
                     "On": f"{fact['device']}, torch {fact['torch']}",
                 }
             )
@@ -203,7 +203,7 @@ def gpu_table(facts: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _besides(more: dict) -> str:
+def besides(more: dict) -> str:
     if failed := more.get("failed"):
         return f"failed: {', '.join(failed)}"
     if "accuracy" not in more:

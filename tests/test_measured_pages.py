@@ -281,7 +281,7 @@ def test_a_failing_test_on_a_gpu_is_named(gpu, gpu_rows, tiny, monkeypatch, caps
     figure, _, more = gpu_rows.cuda_tests(gpu_rows.Setting(tiny.device, tiny=False), "plain")
     assert figure == 1 and more == {"failed": ["b", "d"], "skipped": 1}
     assert "what went wrong" in capsys.readouterr().out
-    assert gpu._besides(more) == "failed: b, d"
+    assert gpu.besides(more) == "failed: b, d"
 
 
 def test_all_but_the_last_compiled_rows_fit_in_four_minutes(gpu):
@@ -446,7 +446,7 @@ def test_what_no_gpu_was_asked_for_is_not_measured(gpu):
     }  # fmt: skip
     on_cpu = {**fact, "way": "plain", "device": "cpu, 1 threads", "figure": 430.0}
     small = {**fact, "way": "plain", "tiny": True}
-    assert gpu._besides({"accuracy": [], "pflop": 0.29}) == "random images, 0.290 PFLOP"
+    assert gpu.besides({"accuracy": [], "pflop": 0.29}) == "random images, 0.290 PFLOP"
     table = gpu.gpu_table([fact, on_cpu, small]).set_index(["What", "Way"])
     own = table.loc[fact["what"]]
     assert own.loc["graphs", "Figure"] == "2.5 s"
