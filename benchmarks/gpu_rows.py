@@ -1,7 +1,8 @@
 """What ``benchmarks.gpu`` measures: a function a row.
 
 Each takes a setting, the way in which something is done, and what else the row says; it gives the
-figure, its share of the peak or None, and what else there is to know.
+figure, its share of the peak or None, and what else there is to know. One file: the rows are a
+list, and share what times them and counts their arithmetic.
 """
 
 from __future__ import annotations
