@@ -220,7 +220,7 @@ class Draft:
                 except OSError:  # the file system has no links
                     given.replace(file)
                 return
-            if given.parent == self.folder:
+            if given.parent == self.folder.resolve():  # NumPy resolves the names of its maps
                 given.replace(file)
                 return
         np.save(file, np.ascontiguousarray(value), allow_pickle=False)

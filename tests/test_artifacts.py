@@ -529,3 +529,14 @@ def test_versions_need_no_installed_elfs(monkeypatch):
     versions = package_versions.__wrapped__()
     assert versions["elfs"] == elfs_lib.__version__ and "faiss-cpu" not in versions
     assert versions["torch"] == "1.0"
+
+
+def test_rows_on_disk_are_an_array_of_a_store_with_a_relative_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = np.arange(12_000.0).reshape(3000, 4)
+
+    def build(draft):
+        draft.array("x", draft.rows("x", 3000, np.split(values, 3)))
+
+    made = Store(Path("here")).run("rows", build, version=1, params={}, inputs={})
+    assert np.array_equal(made.array("x"), values)
