@@ -39,8 +39,7 @@ MOST_WORKERS, STEPS = 6, 100
 TINY_DIGITS = {
     "temi_heads": 2, "temi_epochs": 2, "proxy_epochs": 2, "hard_prune_ratios": [0.0, 0.4],
     "search_steps": 2, "search_seeds": 1, "eval_steps": 2, "eval_seeds": [0, 1], "budgets": [0.1],
-    "methods": ["random", "elfs"], "floor_knn": 0.0, "floor_clustering": 0.0,
-    "floor_over_kmeans": -1.0, "floor_spearman": -1.0, "floor_accuracy": 0.0,
+    "methods": ["random", "elfs"],
 }  # fmt: skip
 
 
