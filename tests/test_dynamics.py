@@ -239,10 +239,10 @@ def test_probabilities_go_to_disk_as_the_model_gives_them(tiny_params, tmp_path,
 
     asked, logits, trained = [], Trained.logits, []
 
-    def counted(self, images, *rest):
-        asked.append(len(images))
+    def counted(self, images, rows):
+        asked.append(len(rows))
         trained.append(self)
-        return logits(self, images, *rest)
+        return logits(self, images, rows)
 
     monkeypatch.setattr(Trained, "logits", counted)
     run = Run(tiny_params, Store(tmp_path))

@@ -233,6 +233,7 @@ def test_a_search_for_beta_tests_on_a_few_images_at_a_time(tiny_run: Run, monkey
             return found
 
     run = dataclasses.replace(tiny_run, params=tiny_run.params.model_copy(update={"seed": 1}))
+    assert run.proxies  # what is before the search reads the images in parts of other sizes
     vars(run)["train_images"] = tiny_run.images.array("train").view(Watched)
     monkeypatch.setattr(compute, "HELD", 8 * run.train_images[0].nbytes)
     assert run.artifact("search", budget=0.2, score="aum").json("search")["ratios"]

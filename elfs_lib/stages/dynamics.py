@@ -43,8 +43,8 @@ def _dynamics(
     draft.array("mean_margins", recorder.mean_margins())
     draft.array("losses", trained.losses)
     images = given.train_images
-    parts = (images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE))
-    probabilities = (trained.logits(part).softmax(1).numpy() for part in parts)
+    parts = np.split(np.arange(len(images)), range(_AT_ONCE, len(images), _AT_ONCE))
+    probabilities = (trained.logits(images, part).softmax(1).numpy() for part in parts)
     draft.rows("probabilities", len(images), probabilities)
     draft.fact(
         device=given.device_name,
