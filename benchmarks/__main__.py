@@ -26,14 +26,14 @@ from elfs_lib.artifacts import package_versions
 from elfs_lib.compute import configure_runtime, matmul_peak
 
 MODULES = (bench_embedding, bench_neighbors, bench_temi, bench_dynamics)
-COLUMNS = "{:34} {:26} {:>9} {:>9} {:>20} {:>7}"
+LINE = "{:34} {:26} {:>9} {:>9} {:>20} {:>7}"
 
 
 def printed(row: Row) -> str:
     ratio = f"{row.ratio_median:.2f} ({row.ratio_min:.2f} to {row.ratio_max:.2f})"
     share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
     seconds = (f"{value:.3f}" for value in (row.baseline_s, row.ours_s))
-    return COLUMNS.format(row.stage, row.baseline, *seconds, ratio, share)
+    return LINE.format(row.stage, row.baseline, *seconds, ratio, share)
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     reached = ", ".join(f"{peak / 1e12:.3f} TFLOP/s in {name}" for name, peak in peaks.items())
     machine = f"{facts['cpu']}, {facts['threads']} threads, {facts['clock']}"
     print(f"{machine}; a square product reaches {reached}")
-    print(COLUMNS.format("stage", "baseline", "base s", "ours s", "ratio (min to max)", "of peak"))
+    print(LINE.format("stage", "baseline", "base s", "ours s", "ratio (min to max)", "of peak"))
     rows, more = [], {}
     for module in MODULES:
         name = module.__name__.partition("bench_")[2]

@@ -33,7 +33,7 @@ from elfs_lib.embedding.encoder_file import save_encoder
 from elfs_lib.embedding.neighbors import knn_accuracy, nearest_neighbors
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 
-METHODS = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
+TRAINERS = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
 PROBE = 10  # an epoch's time is measured on one image in this many
 
 
@@ -60,11 +60,11 @@ def train_for(
     """Train for about ``target`` seconds; return the encoder, its epochs and its seconds."""
 
     def train(images: np.ndarray, epochs: int) -> TrainedEncoder:
-        config = METHODS[method](epochs=epochs, network=network)
+        config = TRAINERS[method](epochs=epochs, network=network)
         start = train_emp_ssl if method == "emp_ssl" else train_encoder
         return start(images, config, **options)
 
-    some = images[:: PROBE if len(images) >= PROBE * METHODS[method]().batch else 1]
+    some = images[:: PROBE if len(images) >= PROBE * TRAINERS[method]().batch else 1]
     train(some, 1)  # the first one warms up
     epoch = timed(lambda: train(some, 1))[1] * len(images) / len(some)
     epochs = max(1, round(target / epoch))
@@ -95,7 +95,7 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
     images, labels = data.train[chosen], data.train_labels[chosen]
     rows = []
-    grid = (arguments.networks, arguments.seconds, METHODS, range(arguments.seeds))
+    grid = (arguments.networks, arguments.seconds, TRAINERS, range(arguments.seeds))
     for network, target, method, seed in itertools.product(*grid):
         options = {"seed": seed, "device": arguments.device}
         encoder, epochs, spent = train_for(method, images, network, target, options)

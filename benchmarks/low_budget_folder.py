@@ -27,7 +27,7 @@ from elfs_lib.results.low_budget import LOW_BUDGET_COLUMNS, difference_table, li
 from elfs_lib.selection import SelectionInputs, select_by
 
 ENCODER, PHOTOS, CLASSES, BUDGET, NEIGHBORS = "efficientnet_lite0", 1500, 10, 100, 50
-METHODS = ("random", "typiclust", "max_herding", "kmeans_nearest", "usl")
+TRIED = ("random", "typiclust", "max_herding", "kmeans_nearest", "usl")
 
 
 def repetition(images: np.ndarray, labels: np.ndarray, seed: int) -> list[dict]:
@@ -43,7 +43,7 @@ def repetition(images: np.ndarray, labels: np.ndarray, seed: int) -> list[dict]:
             similarities=near.similarities,
             classes=CLASSES,
         )
-        lists = {method: select_by(method, inputs, BUDGET, seed=seed).indices for method in METHODS}
+        lists = {method: select_by(method, inputs, BUDGET, seed=seed).indices for method in TRIED}
     rows, true = [], labels[drawn]
     for method, own in lists.items():
         rest = np.setdiff1d(np.arange(PHOTOS), own)

@@ -90,7 +90,7 @@ def test_what_a_gpu_scores_is_ranked_alike(seed):
     rows[50:350:2] = rows[7]  # more equals than are listed: such rows are searched again
     expected = nearest_neighbors(rows, 20)
     rows = neighbors.unit_rows(rows)
-    for held in (1, 400 * 37, neighbors.SCORES):
+    for held in (1, 400 * 37, neighbors.SCORE_BYTES):
         found = neighbors._exact_on(torch.device("cpu"), rows, 20, held)
         assert (found.indices == expected.indices).all()
         assert (found.similarities == expected.similarities).all()

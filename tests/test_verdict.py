@@ -44,7 +44,7 @@ EVERY = {
 
 def test_rows_say_who_is_ahead_of_whom_and_by_what_pseudo_labels():
     rows = verdict.verdict_rows(EVERY)
-    assert all(set(row) == set(verdict.COLUMNS) for row in rows)
+    assert all(set(row) == set(verdict.VERDICT_COLUMNS) for row in rows)
     first = rows[0]
     assert (first["method"], first["against"], first["runs"]) == ("elfs", "random", 3)
     # differences 2, 3, 2: mean 7/3, t(0.975, 2) = 4.3027, sd 0.57735

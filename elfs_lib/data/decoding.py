@@ -45,7 +45,7 @@ UNSUPPORTED_SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
 MAX_BYTES = 256 * 2**20
-TINY = 8  # pixels
+SMALLEST_SIDE = 8  # pixels
 SAMPLE = 256  # files whose size decides the default image_size
 
 LEFT_OUT = {
@@ -67,7 +67,7 @@ KEPT = {
     "cmyk": "converted from CMYK to RGB",
     "sixteen_bit": "scaled from 16 bits to 8",
     "transparent": "laid on white",
-    "tiny": f"short side below {TINY} pixels",
+    "tiny": f"short side below {SMALLEST_SIDE} pixels",
     "duplicates": "the same bytes as another file",
 }
 
@@ -466,7 +466,7 @@ def _without_text(data: bytes) -> bytes:
 def _square(image: Image.Image, size: int) -> tuple[np.ndarray, bool, list[str]]:
     """uint8 [3, size, size], whether it has no colour, and what had to be done to it."""
     kinds: list[str] = []
-    if min(image.size) < TINY:
+    if min(image.size) < SMALLEST_SIDE:
         kinds.append("tiny")
     if _is_deep(image):
         kinds.append("sixteen_bit")

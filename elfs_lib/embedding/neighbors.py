@@ -28,11 +28,11 @@ from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.errors import ElfsError, choose, is_whole
 from elfs_lib.progress import track
 
-METHODS = ("exact", "ivf", "hnsw", "ivf_pq")
+SEARCHES = ("exact", "ivf", "hnsw", "ivf_pq")
 # Candidates that a row keeps beyond 2 K before it overflows.
 SPARE = 64
 # Scores held at once on a GPU: 2 GiB.
-SCORES = 2**29
+SCORE_BYTES = 2**29
 # Cells of 4 sqrt(N) that ivf looks into: its time grows with N to the power of 1.5.
 PROBES = 32
 # Rows that the others are ordered by.
@@ -72,7 +72,7 @@ def nearest_neighbors(
         ElfsError: if ``k``, ``block`` or ``method`` is out of range, a row is all zero or not
             finite, or there is no such device.
     """
-    choose("neighbour method", method, METHODS)
+    choose("neighbour method", method, SEARCHES)
     where = resolve_device(device)
     count = len(embeddings)
     if not is_whole(k, 1, count - 1):
@@ -203,7 +203,7 @@ def _exact(rows: np.ndarray, k: int, block: int) -> Neighbors:
     return ranking.finish()
 
 
-def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORES) -> Neighbors:
+def _exact_on(device: torch.device, rows: np.ndarray, k: int, held: int = SCORE_BYTES) -> Neighbors:
     """Score rows with all others on a device in float32, ``held`` pairs at once; rank the best
     exactly. Rows whose best the rough scores cannot tell are left to the ranking's own search."""
     count = len(rows)

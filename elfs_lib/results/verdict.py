@@ -45,7 +45,7 @@ PAIRS = (
 )
 
 #: The columns of the verdict, one row a table, budget and rival.
-COLUMNS: dict[str, str] = {
+VERDICT_COLUMNS: dict[str, str] = {
     "dataset": "name of the dataset",
     "budget": "share of the training set that was labelled",
     "method": "the method",
@@ -74,7 +74,7 @@ def verdict_file() -> Path:
 
 
 def verdict_rows(every: Tables) -> list[dict[str, Any]]:
-    """A row for each table, budget and pair of methods, by :data:`COLUMNS`."""
+    """A row for each table, budget and pair of methods, by :data:`VERDICT_COLUMNS`."""
     rows = []
     for (dataset, setting), table in every.items():
         measured = {*table["method"]}
@@ -165,7 +165,7 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    found = pd.DataFrame(rows, columns=[*COLUMNS])
+    found = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
     return found[own & (found["dataset"] != "digits")]
 
@@ -221,7 +221,7 @@ def _known_right(rows: pd.DataFrame) -> str:
 def beaten_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Which other methods that see no label beat ELFS on the coresets of one pipeline, by the
     datasets' own parameters."""
-    frame, lines = pd.DataFrame(rows, columns=[*COLUMNS]), []
+    frame, lines = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS]), []
     of_one = ~frame["whole_pipelines"].astype(bool) & (frame["setting"] == "")
     others = (frame["method"] == "elfs") & frame["against"].map(lambda name: name in METHODS)
     frame = frame[of_one & others & (frame["dataset"] != "digits")]
@@ -275,7 +275,7 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """ELFS minus random over whole pipelines of known pseudo-labels, where those of one training
     have several ways to pseudo-labels: rows of :func:`verdict_rows`, the poorest pseudo-labels
     first and true labels (``elfs_true``, 100% right) last."""
-    frame = pd.DataFrame(rows, columns=[*COLUMNS])
+    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     frame.loc[frame["method"] == "elfs_true", "pseudo_label_accuracy"] = 100.0
     kept = frame["method"].isin(["elfs", "elfs_true"]) & (frame["against"] == "random")
     frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["runs"] > 2)]
@@ -293,7 +293,7 @@ def is_another_search(setting: str) -> bool:
 
 def _other_searches(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """ELFS against others over whole pipelines whose search for beta alone is another."""
-    frame = pd.DataFrame(rows, columns=[*COLUMNS])
+    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     kept = frame["method"] == "elfs"
     searched = frame["setting"].map(is_another_search)
     return frame[kept & frame["whole_pipelines"].astype(bool) & searched.astype(bool)]
