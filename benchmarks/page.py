@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.book_data import DATA, Tables, write_figure, write_tables
+from benchmarks.book_data import DATA, Tables, coloured, write_figure, write_tables
 
 TARGETS = {"exact": 3.0, "TEMI step": 2.5, "PCA": 5.0, "embedding": 0.9, "training": 0.98}
 
@@ -107,6 +107,7 @@ TABLES: Tables = {
 }
 
 
+@coloured
 def draw(facts: dict, name: str) -> None:
     """Ratios with their targets, and memory of the dynamics against that of every logit."""
     figure, (above, below) = plt.subplots(

@@ -36,7 +36,7 @@ from scipy.optimize import nnls
 from benchmarks import bench_scaling
 from benchmarks.bench_scaling import CLASSES, EPOCHS, GPUS, POOL, WIDTH
 from benchmarks.bench_temi import step_flops
-from benchmarks.book_data import DATA, Tables, write_figure, write_tables
+from benchmarks.book_data import DATA, Tables, coloured, write_figure, write_tables
 from benchmarks.machine import cpu_model
 from elfs_lib.errors import ElfsError
 
@@ -306,6 +306,7 @@ def pool_table(facts: dict, n: int = POOL) -> pd.DataFrame:
 TABLES: Tables = {"scaling_pool_measured.csv": measured_table, "scaling_pool.csv": pool_table}
 
 
+@coloured
 def draw(facts: dict) -> None:
     """Time and memory of each stage as the pool grows."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4), layout="constrained")

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from benchmarks.book_data import Tables, write_figure, write_tables
+from benchmarks.book_data import Tables, coloured, write_figure, write_tables
 from benchmarks.selection_design import BASE, DESIGN, IMAGENET
 from elfs_lib.results.evaluation import display_name
 from elfs_lib.selection import METHODS, expected_cost
@@ -120,6 +120,7 @@ QUANTITIES = (
 )
 
 
+@coloured
 def draw(facts: dict, what: Quantity) -> None:
     """A panel a method: what was measured, and the line by which ``elfs methods`` carries it on."""
     methods = measured_methods()

@@ -345,7 +345,8 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(
             "imagenet",
             ImageNet(),
-            description="1,281,167 + 50,000 photographs of 1,000 classes, 64x64 RGB",
+            description="1,281,167 + 50,000 photographs of 1,000 classes; the test split is the "
+            "validation set",
             get="get the ILSVRC2012 archives from https://image-net.org and unpack them with "
             "torchvision.datasets.ImageNet into imagenet/train and imagenet/val",
             num_classes=1000,

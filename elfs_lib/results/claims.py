@@ -138,7 +138,7 @@ def cut_steps(every: Tables) -> pd.DataFrame:
             if not measured.issuperset(pair):
                 continue
             for row in paired_difference(table, *pair, strict=False).itertuples():
-                if kind == "hard cut" and not _cuts(table, cut, row.budget):
+                if kind == "hard cut" and not _drops_hard(table, cut, row.budget):
                     continue
                 label = ", ".join([display_name(dataset), percent(row.budget), *words_of(setting)])
                 rows.append(_step(label, kind, row.difference, row.low, row.high))
@@ -147,7 +147,8 @@ def cut_steps(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "kind", "value", "low", "high"])
 
 
-def _cuts(table: pd.DataFrame, method: str, budget: float) -> bool:
+def _drops_hard(table: pd.DataFrame, method: str, budget: float) -> bool:
+    """Whether any run of a method dropped images at the hard end."""
     own = table[(table["method"] == method) & (table["budget"] == budget)]
     return bool((own["hard_prune_ratio"].astype(float) > 0).any())
 

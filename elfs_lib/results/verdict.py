@@ -223,9 +223,8 @@ def beaten_lines(rows: list[dict[str, Any]]) -> list[str]:
     datasets' own parameters."""
     frame, lines = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS]), []
     of_one = ~frame["whole_pipelines"].astype(bool) & (frame["setting"] == "")
-    others = (frame["method"] == "elfs") & frame["against"].map(lambda name: name in METHODS)
+    others = (frame["method"] == "elfs") & frame["against"].map(_is_another).astype(bool)
     frame = frame[of_one & others & (frame["dataset"] != "digits")]
-    frame = frame[frame["against"].map(_is_another).astype(bool)]
     for dataset, own in frame.groupby("dataset", sort=False):
         lost = own[own["high"].astype(float) < 0].sort_values("budget")
         who = []
