@@ -216,7 +216,37 @@ def besides(more: dict) -> str:
     return f"{accuracy.mean():.2f}{spread}% right, {seeds}, {more['pflop']:.3f} PFLOP"
 
 
-TABLES = {"performance_gpu.csv": gpu_table}
+def ratio_table(facts: list[dict]) -> pd.DataFrame:
+    """How many times as fast each way was as the first of its row: the plain or slow one."""
+    import pandas as pd
+
+    plan = [(entry.what, entry.way) for entry in entries()]
+    known = [f for f in facts if not f["tiny"] and not f["device"].startswith("cpu")]
+    known = [f for f in known if (f["what"], f["way"]) in plan and f["unit"] in FASTER]
+    known.sort(key=lambda fact: plan.index((fact["what"], fact["way"])))
+    lines, first = [], {}
+    for fact in known:
+        base = first.setdefault((fact["device"], fact["torch"], fact["what"]), fact)
+        if base is fact:
+            continue
+        times = fact["figure"] / base["figure"]
+        times = times if FASTER[fact["unit"]] else 1 / times
+        lines.append(
+            {
+                "What": fact["what"],
+                "Way": fact["way"],
+                "Times as fast": f"{times:.2f}" if times < 10 else f"{times:.0f}",
+                "As": base["way"],
+                "On": fact["device"],
+            }
+        )
+    return pd.DataFrame(lines, columns=["What", "Way", "Times as fast", "As", "On"])
+
+
+#: Units of which more, and of which less, is faster.
+FASTER = {"images/s": True, "a minute": True, "s": False, "ms": False}
+
+TABLES = {"performance_gpu.csv": gpu_table, "performance_gpu_ratios.csv": ratio_table}
 
 
 def render(facts: list[dict]) -> None:

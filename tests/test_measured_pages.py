@@ -455,6 +455,30 @@ def test_what_no_gpu_was_asked_for_is_not_measured(gpu):
     assert len(table) == len(list(gpu.entries())) + 1
 
 
+def test_ways_on_a_gpu_are_compared_with_the_first_of_their_row(gpu):
+    def fact(what: str, way: str, figure: float, unit: str, **other: object) -> dict:
+        known = {"tiny": False, "device": "H100", "torch": "2.11"}
+        return known | {"what": what, "way": way, "figure": figure, "unit": unit} | other
+
+    step, rate = "TEMI step, 16 heads, 512 features", "training ResNet-18 at 32 px, batch 512"
+    table = gpu.ratio_table(
+        [
+            fact(step, "graphs", 2.0, "ms"),
+            fact(step, "a loop over heads", 50.0, "ms"),
+            fact(step, "a loop over heads", 1.0, "ms", device="cpu, 1 threads"),
+            fact(step, "plain", 1.0, "ms", tiny=True),
+            fact(rate, "resident", 50_000.0, "images/s"),
+            fact(rate, "streamed", 45_000.0, "images/s"),
+            fact("tests/test_cuda.py", "plain", 18, "passed"),
+        ]
+    )
+    assert table[["Way", "Times as fast", "As"]].to_numpy().tolist() == [
+        ["graphs", "25", "a loop over heads"],
+        ["streamed", "0.90", "resident"],
+    ]
+    assert list(gpu.ratio_table([]).columns) == list(table.columns)
+
+
 def test_a_whole_run_is_the_sum_of_its_stages(load):
     stage = {"stage": "proxy", "wall_s": 90.0, "cpu_s": 50.0, "train_flops": 2e12, "device": "cpu",
              "finished": "2026-01-02T03:04:05Z"}  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.results import plots, verdict
+from elfs_lib.results import page, plots, verdict
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 
@@ -169,6 +169,46 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     assert "9 steps" in other and "CCS" not in other and "10% (+0.6)" in other
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
     assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))
+
+
+def test_words_follow_the_training_of_the_final_models():
+    def trained(recipe: str, steps: int, **accuracies: list[float]) -> pd.DataFrame:
+        return table(**accuracies).assign(recipe=recipe, steps=steps)
+
+    own = trained("speedrun, revision 4", 500, random=[80, 81, 82], elfs=[82, 84, 84])
+    short, long = (
+        trained("resnet18", steps, random=[70, 71], elfs=[60, 63]) for steps in (800, 2000)
+    )
+    also = "eval_recipe=resnet18, eval_epochs=40, eval_batch"
+    every = {
+        ("cifar10", f"{WHOLE_PIPELINES}, eval_recipe=resnet18, eval_steps=2000"): long,
+        ("cifar10", f"{WHOLE_PIPELINES}, {also}=256"): short,
+        ("cifar10", f"{WHOLE_PIPELINES}, {also}=64"): short.assign(steps=900),
+        ("cifar10", WHOLE_PIPELINES): own,
+        # not another training alone; not whole pipelines; the digits
+        ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random, eval_steps=9"): own.assign(steps=9),
+        ("cifar10", "eval_steps=11"): own.assign(steps=11),
+        ("digits", f"{WHOLE_PIPELINES}, eval_steps=12"): own.assign(dataset="digits"),
+        ("digits", WHOLE_PIPELINES): own.assign(dataset="digits"),
+    }
+    rows = verdict.verdict_rows(every)
+    found = verdict.by_training(rows)
+    assert [*zip(found["network"], found["length"], strict=True)] == [
+        ("middle-sized network", "500 steps"),
+        ("ResNet-18", "800 steps"),
+        ("ResNet-18", "900 steps in batches of 64"),
+        ("ResNet-18", "2,000 steps"),
+    ]
+    (line,) = verdict.training_lines(found)
+    assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
+    assert "network +2.3 (+0.9 to +3.8) after 500 steps; ResNet-18 -9.0 after 800 steps," in line
+    drawn = page.trainings(every)
+    assert drawn["low"].notna().tolist() == [True, False, False, False]
+    assert drawn["label"].iloc[2] == "ResNet-18, 900 steps in batches of 64"
+    assert {*drawn["kind"]} == {"CIFAR-10, 10% labelled"}
+    one = {key: table for key, table in every.items() if key == ("cifar10", WHOLE_PIPELINES)}
+    assert verdict.by_training(verdict.verdict_rows(one)).empty  # nothing to compare
+    assert page.trainings(one).empty
 
 
 def test_an_end_of_an_interval_near_zero_keeps_its_side():

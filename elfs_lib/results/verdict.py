@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.words import changed_parameters, setting_in_words
+from elfs_lib.results.words import changed_parameters, network_in_words, setting_in_words
 from elfs_lib.selection import METHODS
+from elfs_lib.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,8 +186,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
     """What is measured, as Markdown lines: over whole pipelines by the datasets' own parameters,
     how often and where ELFS is ahead of a rival, behind it, or neither; which other methods beat
-    it; the same with another search for beta; the gain by accuracy of the pseudo-labels; and what
-    to take below the labels a class that ELFS needs."""
+    it; the same with another search for beta; the gain by accuracy of the pseudo-labels and by the
+    training of the final models; and what to take below the labels a class that ELFS needs."""
     own = _own_pipelines(rows)
     lines = [f"- **In short**: {_in_short(own)}."]
     lines += [
@@ -200,6 +202,7 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
             f"({setting_in_words(setting)}): {'; '.join(against_random)}."
         )
     lines += curve_lines(by_pseudo_labels(rows))
+    lines += training_lines(by_training(rows))
     taken = (
         f"{display_name(method)} below {end}" if not start else f"then {display_name(method)}"
         for (start, method), (end, _) in pairwise(ADVICE)
@@ -282,6 +285,57 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = frame.dropna(subset=["pseudo_label_accuracy"])
     several = frame.groupby(_TRAINING)["setting"].transform("nunique") > 1
     return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
+
+
+def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """ELFS minus random over whole pipelines whose final models are trained in several ways, all
+    else as in the dataset's file: rows of :func:`verdict_rows`, and in words the ``network`` and
+    the ``length``; the file's own network first, and shorter trainings. The digits are left out."""
+    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
+    kept = (frame["method"] == "elfs") & (frame["against"] == "random")
+    frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["dataset"] != "digits")]
+    frame = frame[frame["setting"].map(_is_of_training).astype(bool)]
+    frame["network"] = frame["recipe"].map(network_in_words)
+    frame["length"] = [_length(row) for row in frame.itertuples()]
+    frame["other"] = frame["setting"].str.contains("eval_recipe=")
+    by = ["dataset", "budget"]
+    several = frame.groupby(by)["setting"].transform("nunique") > 1
+    return frame[several].sort_values([*by, "other", "network", "steps"])
+
+
+def _length(row: Any) -> str:
+    """The steps of a training, and its batches where they are not the recipe's own."""
+    batch = re.search(r"eval_batch=(\d+)", row.setting)
+    own = RECIPES[row.recipe.partition(",")[0]].batch
+    other = f" in batches of {batch[1]}" if batch and int(batch[1]) != own else ""
+    return f"{row.steps:,} steps{other}"
+
+
+def _is_of_training(setting: str) -> bool:
+    """Whether nothing but the training of the final models differs from the params file's."""
+    return all(name.startswith("eval_") for name in changed_parameters(setting))
+
+
+def training_lines(trained: pd.DataFrame) -> list[str]:
+    """:func:`by_training` in Markdown lines, with intervals where three pipelines or more give
+    one."""
+    lines = []
+    for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
+        said = (
+            f"{network} "
+            + listed(f"{_with_interval(row)} after {row.length}" for row in alike.itertuples())
+            for network, alike in own.groupby("network", sort=False)
+        )
+        lines.append(
+            f"- **By training of the final models**, {display_name(dataset)} at "
+            f"{percent(budget)}, ELFS minus random: {'; '.join(said)}."
+        )
+    return lines
+
+
+def _with_interval(row: Any) -> str:
+    wide = f" ({points(row.low)} to {points(row.high)})" if row.runs > 2 else ""
+    return f"{row.difference:+.1f}{wide}"
 
 
 def is_another_search(setting: str) -> bool:

@@ -42,6 +42,12 @@ def changed_parameters(setting: str) -> list[str]:
     return re.findall(r"(\w+)=", setting)
 
 
+def network_in_words(recipe: str) -> str:
+    """The network of a recipe, as tables name it: ``speedrun, revision 4`` or ``resnet18``."""
+    name = recipe.partition(",")[0]
+    return _NAMES.get(name, name)
+
+
 def setting_in_words(setting: str) -> str:
     """Say a setting as people would: ``search_steps=1000`` becomes "search models: 1,000 steps".
 
