@@ -165,8 +165,6 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     rows = verdict.verdict_rows(both)
     (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
     assert "at 30%, in this order, +0.6, +2.3 and +3.3." in line
-    (other,) = (line for line in verdict.in_words(rows) if "another search" in line)
-    assert "9 steps" in other and "CCS" not in other and "10% (+0.6)" in other
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
     assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))
 
@@ -179,12 +177,16 @@ def test_words_follow_the_training_of_the_final_models():
     short, long = (
         trained("resnet18", steps, random=[70, 71], elfs=[60, 63]) for steps in (800, 2000)
     )
+    searched = "eval_steps=50, search_recipe=speedrun, search_steps=50"
     also = "eval_recipe=resnet18, eval_epochs=40, eval_batch"
     every = {
         ("cifar10", f"{WHOLE_PIPELINES}, eval_recipe=resnet18, eval_steps=2000"): long,
         ("cifar10", f"{WHOLE_PIPELINES}, {also}=256"): short,
         ("cifar10", f"{WHOLE_PIPELINES}, {also}=64"): short.assign(steps=900),
         ("cifar10", WHOLE_PIPELINES): own,
+        ("cifar10", f"{WHOLE_PIPELINES}, {searched}"): own.assign(steps=50),
+        ("cifar10", f"{WHOLE_PIPELINES}, {searched}0"): own.assign(steps=51),  # not alike
+        ("cifar10", f"{WHOLE_PIPELINES}, search_steps=7"): own,
         # not another training alone; not whole pipelines; the digits
         ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random, eval_steps=9"): own.assign(steps=9),
         ("cifar10", "eval_steps=11"): own.assign(steps=11),
@@ -193,18 +195,19 @@ def test_words_follow_the_training_of_the_final_models():
     }
     rows = verdict.verdict_rows(every)
     found = verdict.by_training(rows)
-    assert [*zip(found["network"], found["length"], strict=True)] == [
-        ("middle-sized network", "500 steps"),
-        ("ResNet-18", "800 steps"),
-        ("ResNet-18", "900 steps in batches of 64"),
-        ("ResNet-18", "2,000 steps"),
+    assert [*zip(found["network"], found["steps"], found["aside"], strict=True)] == [
+        ("middle-sized network", 50, " (β searched so, too)"),
+        ("middle-sized network", 500, ""),
+        ("ResNet-18", 800, ""),
+        ("ResNet-18", 900, " in batches of 64"),
+        ("ResNet-18", 2000, ""),
     ]
     (line,) = verdict.training_lines(found)
     assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
-    assert "network +2.3 (+0.9 to +3.8) after 500 steps; ResNet-18 -9.0 after 800 steps," in line
+    assert "so, too) and +2.3 after 500; ResNet-18 -9.0 after 800, -9.0 after 900 in" in line
     drawn = page.trainings(every)
-    assert drawn["low"].notna().tolist() == [True, False, False, False]
-    assert drawn["label"].iloc[2] == "ResNet-18, 900 steps in batches of 64"
+    assert drawn["low"].notna().tolist() == [True, True, False, False, False]
+    assert drawn["label"].iloc[3] == "ResNet-18, 900 steps in batches of 64"
     assert {*drawn["kind"]} == {"CIFAR-10, 10% labelled"}
     one = {key: table for key, table in every.items() if key == ("cifar10", WHOLE_PIPELINES)}
     assert verdict.by_training(verdict.verdict_rows(one)).empty  # nothing to compare

@@ -134,17 +134,18 @@ def trainings(every: Tables) -> pd.DataFrame:
     """:func:`elfs_lib.results.verdict.by_training` as :func:`elfs_lib.results.plots.intervals`
     draws it: fewer than three pipelines have no interval."""
     trained = by_training(verdict_rows(every))
-    return pd.DataFrame(
-        {
-            "label": trained["network"] + ", " + trained["length"],
-            "kind": [
-                f"{display_name(row.dataset)}, {percent(row.budget)} labelled"
-                for row in trained.itertuples()
-            ],
-            "value": trained["difference"],
-            **{end: trained[end].where(trained["runs"] > 2).astype(float) for end in ("low", "high")},
-        }
-    )
+    ends = {end: trained[end].where(trained["runs"] > 2).astype(float) for end in ("low", "high")}
+    labels = {
+        "label": [f"{row.network}, {row.steps:,} steps{row.aside}" for row in trained.itertuples()],
+        "kind": [
+            f"{display_name(row.dataset)}, {percent(row.budget)} labelled"
+            for row in trained.itertuples()
+        ],
+    }
+    return trained.assign(**labels, value=trained["difference"], **ends)[_DRAWN]
+
+
+_DRAWN = ["label", "kind", "value", "low", "high"]
 
 
 def as_gains(curve: pd.DataFrame) -> pd.DataFrame:

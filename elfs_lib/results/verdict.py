@@ -28,7 +28,7 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.words import changed_parameters, network_in_words, setting_in_words
+from elfs_lib.results.words import changed_parameters, network_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import RECIPES
 
@@ -186,8 +186,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
     """What is measured, as Markdown lines: over whole pipelines by the datasets' own parameters,
     how often and where ELFS is ahead of a rival, behind it, or neither; which other methods beat
-    it; the same with another search for beta; the gain by accuracy of the pseudo-labels and by the
-    training of the final models; and what to take below the labels a class that ELFS needs."""
+    it; the gain by accuracy of the pseudo-labels and by the training of the final models; and what
+    to take below the labels a class that ELFS needs."""
     own = _own_pipelines(rows)
     lines = [f"- **In short**: {_in_short(own)}."]
     lines += [
@@ -195,12 +195,6 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
         for dataset, of_one in own.groupby("dataset", sort=False)
     ]
     lines += beaten_lines(rows)
-    for (dataset, setting), of_one in _other_searches(rows).groupby(["dataset", "setting"]):
-        against_random = _claims(of_one[of_one["against"] == "random"])
-        lines.append(
-            f"- **{display_name(dataset)} with another search for β** "
-            f"({setting_in_words(setting)}): {'; '.join(against_random)}."
-        )
     lines += curve_lines(by_pseudo_labels(rows))
     lines += training_lines(by_training(rows))
     taken = (
@@ -290,66 +284,60 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """ELFS minus random over whole pipelines whose final models are trained in several ways, all
     else as in the dataset's file: rows of :func:`verdict_rows`, and in words the ``network`` and
-    the ``length``; the file's own network first, and shorter trainings. The digits are left out."""
+    what else is ``aside`` of its own; the file's own network first, and shorter trainings. The
+    digits are left out."""
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     kept = (frame["method"] == "elfs") & (frame["against"] == "random")
     frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["dataset"] != "digits")]
     frame = frame[frame["setting"].map(_is_of_training).astype(bool)]
     frame["network"] = frame["recipe"].map(network_in_words)
-    frame["length"] = [_length(row) for row in frame.itertuples()]
+    frame["aside"] = [_aside(row) for row in frame.itertuples()]
     frame["other"] = frame["setting"].str.contains("eval_recipe=")
     by = ["dataset", "budget"]
     several = frame.groupby(by)["setting"].transform("nunique") > 1
     return frame[several].sort_values([*by, "other", "network", "steps"])
 
 
-def _length(row: Any) -> str:
-    """The steps of a training, and its batches where they are not the recipe's own."""
+def _aside(row: Any) -> str:
+    """Batches that are not the recipe's own, and a search that trained its models alike."""
     batch = re.search(r"eval_batch=(\d+)", row.setting)
     own = RECIPES[row.recipe.partition(",")[0]].batch
     other = f" in batches of {batch[1]}" if batch and int(batch[1]) != own else ""
-    return f"{row.steps:,} steps{other}"
+    return other + " (β searched so, too)" * ("search_" in row.setting)
 
 
 def _is_of_training(setting: str) -> bool:
-    """Whether nothing but the training of the final models differs from the params file's."""
-    return all(name.startswith("eval_") for name in changed_parameters(setting))
+    """Whether nothing but the training of the final models differs from the params file's, or that
+    of the search's models with it."""
+    own, searched = (re.search(rf"{of}_steps=(\d+)", setting) for of in ("eval", "search"))
+    both = own and searched and own[1] == searched[1]
+    alike = {"search_recipe", "search_steps"} if both else set()
+    return all(name.startswith("eval_") or name in alike for name in changed_parameters(setting))
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` in Markdown lines, with intervals where three pipelines or more give
-    one."""
+    """:func:`by_training` in Markdown lines; the intervals are in the figure."""
     lines = []
     for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
         said = (
             f"{network} "
-            + listed(f"{_with_interval(row)} after {row.length}" for row in alike.itertuples())
+            + listed(
+                f"{row.difference:+.1f} after {row.steps:,}{row.aside}"
+                for row in alike.itertuples()
+            )
             for network, alike in own.groupby("network", sort=False)
         )
         lines.append(
             f"- **By training of the final models**, {display_name(dataset)} at "
-            f"{percent(budget)}, ELFS minus random: {'; '.join(said)}."
+            f"{percent(budget)}, ELFS minus random by steps: {'; '.join(said)}."
         )
     return lines
-
-
-def _with_interval(row: Any) -> str:
-    wide = f" ({points(row.low)} to {points(row.high)})" if row.runs > 2 else ""
-    return f"{row.difference:+.1f}{wide}"
 
 
 def is_another_search(setting: str) -> bool:
     """Whether the search for beta, and nothing else, differs from the params file's."""
     changed = changed_parameters(setting)
     return bool(changed) and all(name.startswith("search_") for name in changed)
-
-
-def _other_searches(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """ELFS against others over whole pipelines whose search for beta alone is another."""
-    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
-    kept = frame["method"] == "elfs"
-    searched = frame["setting"].map(is_another_search)
-    return frame[kept & frame["whole_pipelines"].astype(bool) & searched.astype(bool)]
 
 
 def _is_of_pseudo_labels(setting: str) -> bool:
