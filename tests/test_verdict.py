@@ -106,12 +106,25 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
 
 def test_other_methods_that_beat_elfs_are_named():
     own = table(random=[80, 81, 82], elfs=[82, 83.5, 84], badge=[85, 86.7, 87], dual=[82, 83, 84])
-    every = {("cifar10", ""): own, ("cifar10", "eval_steps=9"): own}
-    rows = verdict.verdict_rows(every)
-    (line,) = (line for line in verdict.in_words(rows) if "other label-free methods" in line)
-    assert "of 2, better than ELFS is BADGE at 10% (by 3.1)." in line
-    rows = verdict.verdict_rows({("cifar10", ""): own[own["method"] != "badge"]})
-    assert any("of 1, better than ELFS is none." in line for line in verdict.in_words(rows))
+    pipelines = table(random=[80, 81, 82], elfs=[82, 83.5, 84])
+    every = {
+        ("cifar10", ""): pd.concat([own, own.assign(budget=0.3)]),
+        ("cifar10", "eval_steps=9"): own,
+        ("cifar10", WHOLE_PIPELINES): pipelines,
+    }
+    (line,) = (line for line in verdict.in_words(verdict.verdict_rows(every)) if "BADGE" in line)
+    said = "; of 2 other label-free methods at 10% to 30% on one pipeline's pseudo-labels, BADGE at"
+    assert (
+        line.endswith(f"{said} 10% (by 3.1) and 30% (by 3.1) is better.") and "**CIFAR-10**" in line
+    )
+    assert verdict.beaten_by(verdict.verdict_rows(every), "digits") == []
+    # whole pipelines come first, though one alone has no interval
+    every["cifar10", WHOLE_PIPELINES] = own[own["method"] != "badge"]
+    (said,) = verdict.beaten_by(verdict.verdict_rows(every), "cifar10")
+    assert said == "of 1 other label-free methods at 10%, none is better"
+    every["cifar10", WHOLE_PIPELINES] = own[own["seed"] == 0]
+    (said,) = verdict.beaten_by(verdict.verdict_rows(every), "cifar10")
+    assert "on one pipeline's pseudo-labels" in said
 
 
 def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):

@@ -22,7 +22,7 @@ from elfs_lib.results.evaluation import (
     percent,
     points,
 )
-from elfs_lib.results.page import CONTROLS, Tables, name_of, signed, words_of
+from elfs_lib.results.page import CONTROLS, Tables, name_of, signed
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import is_another_search
 
@@ -124,15 +124,16 @@ def shift_lines(found: pd.DataFrame) -> list[str]:
 
 
 def cut_steps(every: Tables) -> pd.DataFrame:
-    """What each cut does to CCS on the same scores, and both over whole pipelines, as rows of
-    :func:`elfs_lib.results.plots.intervals`; a hard cut of nothing (beta 0) is left out."""
+    """What each cut does to CCS on the same scores, and both over whole pipelines, by the datasets'
+    own parameters, as rows of :func:`elfs_lib.results.plots.intervals`; a hard cut of nothing
+    (beta 0) is left out."""
     plain, cut = CONTROLS
     of_one = {"hard cut": (cut, plain), "easy cut": ("elfs", cut)}
     of_pipelines = {"both cuts": ("elfs", plain)}
     rows = []
     for (dataset, setting), table in every.items():
-        whole, measured = setting.startswith(WHOLE_PIPELINES), {*table["method"]}
-        if whole and setting != WHOLE_PIPELINES:
+        whole, measured = setting == WHOLE_PIPELINES, {*table["method"]}
+        if setting and not whole:
             continue
         for kind, pair in (of_pipelines if whole else of_one).items():
             if not measured.issuperset(pair):
@@ -140,7 +141,7 @@ def cut_steps(every: Tables) -> pd.DataFrame:
             for row in paired_difference(table, *pair, strict=False).itertuples():
                 if kind == "hard cut" and not _drops_hard(table, cut, row.budget):
                     continue
-                label = ", ".join([display_name(dataset), percent(row.budget), *words_of(setting)])
+                label = f"{display_name(dataset)}, {percent(row.budget)}"
                 rows.append(_step(label, kind, row.difference, row.low, row.high))
     order = [*of_pipelines, *of_one]
     rows.sort(key=lambda row: order.index(row["kind"]))
@@ -243,6 +244,18 @@ def hindsight_answer(found: pd.DataFrame) -> str:
         f"Of {len(found)} budgets where several β were tried, the search chose the best of them at "
         f"{int((lost <= 0).sum())}, and lost {lost.max():.2f} points at most."
     )
+
+
+def training_answer(drawn: pd.DataFrame) -> str:
+    """:func:`elfs_lib.results.page.trainings` in a sentence."""
+    if drawn.empty:
+        return "Not measured yet."
+    behind = drawn[drawn["value"] <= 0]
+    said = f"In {len(drawn) - len(behind)} of {len(drawn)} trainings, ELFS is ahead of random"
+    if behind.empty:
+        return f"{said}."
+    worst = behind.loc[behind["value"].idxmin()]
+    return f"{said}; in the others behind, by {-worst['value']:.1f} points with {worst['label']}."
 
 
 # ------------------------------------------------------------- what a small run cannot show
