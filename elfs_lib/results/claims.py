@@ -251,7 +251,8 @@ def training_answer(drawn: pd.DataFrame) -> str:
     if drawn.empty:
         return "Not measured yet."
     behind = drawn[drawn["value"] <= 0]
-    said = f"In {len(drawn) - len(behind)} of {len(drawn)} trainings, ELFS is ahead of random"
+    ahead = len(drawn) - len(behind)
+    said = f"In {ahead} of {len(drawn)} ways of training, ELFS is ahead of random"
     if behind.empty:
         return f"{said}."
     worst = behind.loc[behind["value"].idxmin()]
