@@ -140,7 +140,9 @@ def test_the_answer_on_training_names_the_worst_way():
     drawn = pd.DataFrame({"label": ["long", "short", "shorter"], "value": [1.0, -2.0, -7.26]})
     said = claims.training_answer(drawn)
     assert said.startswith("In 1 of 3 ways") and said.endswith("7.3 points with shorter.")
-    assert claims.training_answer(drawn[:1]) == "In 1 of 1 ways of training, ELFS is ahead of random."
+    assert (
+        claims.training_answer(drawn[:1]) == "In 1 of 1 ways of training, ELFS is ahead of random."
+    )
     assert claims.training_answer(drawn[:0]) == "Not measured yet."
 
 

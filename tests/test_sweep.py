@@ -592,6 +592,43 @@ def test_failures_are_kept_reported_and_retried_on_request(project: Path, client
     assert sweeps.failures(changed, store) == []  # a failure belongs to its parameters
 
 
+def test_without_notebooks_the_workers_train_with_the_same_results(project: Path, client):
+    assert not (project / "notebooks").exists()  # nothing starts a kernel
+    sweep = grid(project, methods=["random", "moderate"], budgets=[0.1], seeds=[0])
+    store = Store(project / "artifacts")
+    table = with_one_thread(
+        lambda: sweeps.run_sweep(sweep, store, client=client, notebooks=False, say=print)
+    )
+    run = Run(sweep.pipelines[0], Store(project / "apart"))
+    expected = with_one_thread(lambda: [run.result_row(m, 0.1, 0) for m in table["method"]])
+    assert table["method"].tolist() == ["random", "moderate"]
+    assert table["accuracy"].tolist() == [row["accuracy"] for row in expected]
+    assert not list(sweeps.notebooks_folder(sweep, store).glob("*.ipynb"))
+    assert not sweeps.failures(sweep, store)
+
+
+def test_a_training_that_fails_without_notebooks_is_told(project: Path, client, monkeypatch):
+    sweep = grid(project, methods=["random"], budgets=[0.1, 0.3], seeds=[0])
+    made = Run.evaluate
+
+    def fail(run, method, budget, seed):
+        if budget == 0.1:
+            raise ElfsError("The loss is not finite.")
+        return made(run, method, budget, seed)
+
+    monkeypatch.setattr(Run, "evaluate", fail)
+    store = Store(project / "artifacts")
+    table = sweeps.run_sweep(sweep, store, client=client, notebooks=False, say=print)
+    assert table["budget"].round(1).tolist() == [0.3]
+    (failure,) = sweeps.failures(sweep, store)
+    assert failure.message == "The loss is not finite." and failure.notebook is None
+
+
+def test_a_kernel_is_not_for_a_sweep_without_notebooks(project: Path):
+    result = CliRunner().invoke(app, ["sweep", "grid.yaml", "-k", "python3", "--no-notebooks"])
+    assert result.exit_code != 0 and "--kernel is for notebooks" in str(result.exception)
+
+
 def test_a_failed_stage_blocks_only_what_needs_it(project: Path, client, monkeypatch):
     notebook(project, "")
     store = Store(project / "artifacts")

@@ -112,6 +112,10 @@ def sweep(
         str | None, typer.Option("--kernel", "-k", help="Jupyter kernel of the notebooks")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged artifacts")] = False,
+    notebooks: Annotated[
+        bool,
+        typer.Option(help="Keep a notebook of each training; without, none waits for a kernel"),
+    ] = True,
     book: Annotated[
         bool,
         typer.Option("--book", help="Also show the rows that exist on the book's results page"),
@@ -132,7 +136,7 @@ def sweep(
 
         elfs sweep params/sweeps/cifar10.yaml --dry-run --book
 
-        elfs sweep params/sweeps/cifar10_pipelines.yaml --workers 2
+        elfs sweep params/sweeps/cifar10_pipelines.yaml --workers 8 --no-notebooks
     """
     from elfs_lib.project import default_store
     from elfs_lib.runs import sweep as sweeps
@@ -142,6 +146,8 @@ def sweep(
     if scheduler == "":
         raise ElfsError("--scheduler is empty: give an address such as tcp://10.0.0.1:8786.")
     grid, store = load_sweep(sweep_file), default_store(repair=repair)
+    if kernel and not notebooks:
+        raise ElfsError("--kernel is for notebooks: leave it or --no-notebooks out.")
     if workers and (scheduler or grid.slurm):
         raise ElfsError(
             "--workers is for this machine, not for a scheduler or SLURM: leave it out."
@@ -159,6 +165,7 @@ def sweep(
             workers=workers,
             retry_failed=retry_failed,
             kernel=kernel,
+            notebooks=notebooks,
         )
         print(f"Results: {sweeps.results_file(grid, store)}")
     if book:

@@ -1,4 +1,5 @@
-"""A sweep: datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
+"""A sweep: datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask, or
+its training alone.
 
 What is done is derived from the artifacts alone, so a sweep that was killed at any point resumes
 when it is started again. Stages that several notebooks read (embeddings, TEMI, proxies, beta
@@ -73,6 +74,7 @@ class _Place:
     topic: str
     kernel: str | None
     retries: int
+    notebooks: bool
 
 
 def _task(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
@@ -96,7 +98,7 @@ def _task(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
             if isinstance(item, SharedStage):
                 message = f"its stage '{item.title}' failed: {message}"
             outcome = Outcome("failed", message)
-        if isinstance(item, SharedStage):
+        if isinstance(item, SharedStage) or not place.notebooks:
             from elfs_lib.compute import release_memory
 
             # Notebooks train in processes of their own. An error holds tensors until it is gone.
@@ -119,6 +121,21 @@ def _run_stage(stage: SharedStage, place: _Place) -> Outcome:
 
 @_task
 def _run_cell(cell: Cell, place: _Place) -> Outcome:
+    """In a notebook, or in this process by the stage that the notebook would run."""
+    if place.notebooks:
+        outcome = _run_notebook(cell, place)
+    else:
+        Run(cell.params, default_store()).evaluate(cell.method, cell.budget, cell.seed)
+        outcome = Outcome("done")
+    if outcome.kind != "done":
+        return outcome
+    row = row_of_cell(Run(cell.params, Store(place.root, look=True)), cell)
+    if row is None:
+        return Outcome("failed", "the notebook ended without a result in the store")
+    return Outcome("done", row=row)
+
+
+def _run_notebook(cell: Cell, place: _Place) -> Outcome:
     parameters = page_parameters(NOTEBOOK, cell.params)
     # Executed aside and moved when over, so a notebook under its final name is never half written.
     with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=place.folder) as aside:
@@ -133,12 +150,7 @@ def _run_cell(cell: Cell, place: _Place) -> Outcome:
         written = Path(aside) / f"{NOTEBOOK}.ipynb"
         if written.exists():
             os.replace(written, _kept(place.folder, cell))
-    if outcome.kind != "done":
-        return outcome
-    row = row_of_cell(Run(cell.params, Store(place.root, look=True)), cell)
-    if row is None:
-        return Outcome("failed", "the notebook ended without a result in the store")
-    return Outcome("done", row=row)
+    return outcome
 
 
 def _execute(aside: Path, parameters: Mapping[str, Any], kernel: str | None) -> Outcome:
@@ -172,6 +184,7 @@ def run_sweep(
     workers: int | None = None,
     retry_failed: bool = False,
     kernel: str | None = None,
+    notebooks: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Run what is left of a sweep and return its results table.
@@ -187,6 +200,8 @@ def run_sweep(
         workers: Notebooks at a time on this machine, instead of the sweep's number.
         retry_failed: Run the failed notebooks again.
         kernel: Name of a Jupyter kernel; None for the one that the notebook names.
+        notebooks: False: the workers train themselves, with the same results. No notebook is kept,
+            and no training waits for a kernel and its imports, which short ones mostly do.
         say: Where lines of progress go; None: a table on a terminal, lines elsewhere.
 
     Raises:
@@ -205,7 +220,8 @@ def run_sweep(
         if not todo.waiting:
             return record.table()
         on_this_machine = not (scheduler or client or sweep.slurm)
-        check_notebooks([NOTEBOOK], kernel if on_this_machine else None)
+        if notebooks:
+            check_notebooks([NOTEBOOK], kernel if on_this_machine else None)
         environment = {"ELFS_ARTIFACTS_DIR": str(store.root.resolve()), "ELFS_PROGRESS": "0"}
         environment["ELFS_REPAIR"] = str(int(store.repair))  # workers may outlive a sweep
         if "ELFS_DATA_DIR" in os.environ:
@@ -218,6 +234,7 @@ def run_sweep(
             f"elfs-{uuid.uuid4().hex}",  # a scheduler may serve several sweeps
             kernel,
             sweep.retries,
+            notebooks,
         )
         with ExitStack() as stack:
             if client is None:
