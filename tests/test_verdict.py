@@ -144,13 +144,19 @@ def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
         verdict.write_pictures(rows, tmp_path, notebook)
 
 
-def test_the_curve_has_a_line_a_budget_in_the_order_of_the_labels():
-    rows = pd.DataFrame(verdict.verdict_rows(EVERY))
+def test_the_curve_has_a_panel_a_budget_and_a_line_a_method_in_the_order_of_the_labels():
+    every = {key: own.assign(budget=0.3) for key, own in EVERY.items()}
+    rows = pd.DataFrame(verdict.verdict_rows(EVERY) + verdict.verdict_rows(every))
     rows = rows[(rows["against"] == "random") & rows["whole_pipelines"]]
     rows = rows.assign(pseudo_label_accuracy=rows["pseudo_label_accuracy"].fillna(100.0))
-    (axes,) = plots.gain_curve(rows).axes
-    (line,) = (axes.lines[1].get_xdata(),)
-    assert list(line) == sorted(line) and line[-1] == 100
+    control = rows[rows["method"] == "elfs"].assign(method="ccs_pseudo")
+    panels = plots.gain_curve(pd.concat([rows, control])).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["10% labelled", "30% labelled"]
+    for axes in panels:
+        own, other = (bars.lines[0].get_xdata() for bars in axes.containers)
+        assert list(own) == sorted(own) and own[-1] == 99.5  # true labels are on ELFS's line
+        assert len(other) == len(own) - 1 and other[0] == own[0] + 1
+        assert {text.get_text() for text in axes.texts} == {"ELFS", "CCS pseudo"}
     with pytest.raises(ElfsError):
         plots.gain_curve(rows[:0])
 
@@ -169,7 +175,11 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     single.loc[single["method"] == "elfs", "pseudo_label_accuracy"] = 70.0
     every["cifar10", f"{WHOLE_PIPELINES}, encoder=pixels"] = single  # one run is no point
     rows = verdict.verdict_rows(every)
-    assert verdict.by_pseudo_labels(rows)["pseudo_label_accuracy"].tolist() == [60, 81, 100]
+    curve = verdict.by_pseudo_labels(rows)
+    assert curve["pseudo_label_accuracy"].tolist() == [60, 81, 100]
+    control = [{**row, "method": "ccs_pseudo"} for row in rows if row["method"] == "elfs"]
+    both = verdict.by_pseudo_labels(rows + control)
+    assert len(both) == 5 and verdict.curve_lines(both) == verdict.curve_lines(curve)
     (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
     assert "CIFAR-10 at 10%" in line and line.count("right") == 2 and "; at" not in line
     said = [line.index(words) for words in ("+0.6 (", "60% right", "+2.3 (", "81%", "+3.3 (")]

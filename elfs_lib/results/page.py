@@ -152,9 +152,9 @@ def as_gains(curve: pd.DataFrame) -> pd.DataFrame:
     """:func:`gains` as texts."""
     return pd.DataFrame(
         {"dataset": display_name(row.dataset), "budget": percent(row.budget)}
-        | {"pipelines": _ways(row)}
+        | {"method": display_name(row.method), "pipelines": _ways(row)}
         | {"pseudo-labels right (%)": f"{row.pseudo_label_accuracy:.1f}"}
-        | {"ELFS minus random": signed(row), "runs": row.n}
+        | {"minus random": signed(row), "runs": row.n}
         for row in curve.rename(columns={"runs": "n"}).itertuples()
     )
 

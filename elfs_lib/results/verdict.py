@@ -239,8 +239,8 @@ def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
 
 
 def curve_lines(curve: pd.DataFrame) -> list[str]:
-    """The gain by accuracy of the pseudo-labels: with intervals at the smallest budget."""
-    lines = []
+    """ELFS's gain by accuracy of the pseudo-labels: with intervals at the smallest budget."""
+    curve, lines = curve[curve["method"] != "ccs_pseudo"], []
     smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
     for (dataset, budget, *training), of_one in curve[smallest].groupby(_TRAINING):
         gained = (
@@ -270,13 +270,14 @@ def _right(accuracy: float) -> str:
 
 
 def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """ELFS minus random over whole pipelines of known pseudo-labels, where those of one training
-    have several ways to pseudo-labels: rows of :func:`verdict_rows`, the poorest pseudo-labels
-    first and true labels (``elfs_true``, 100% right) last."""
+    """ELFS and CCS minus random over whole pipelines of known pseudo-labels, where those of one
+    training have several ways to pseudo-labels: rows of :func:`verdict_rows`, the poorest
+    pseudo-labels first and true labels (``elfs_true``, 100% right) last."""
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     frame.loc[frame["method"] == "elfs_true", "pseudo_label_accuracy"] = 100.0
-    kept = frame["method"].isin(["elfs", "elfs_true"]) & (frame["against"] == "random")
-    frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["runs"] > 2)]
+    kept = frame["method"].isin(["elfs", "elfs_true", "ccs_pseudo"])
+    kept &= frame["whole_pipelines"].astype(bool) & (frame["runs"] > 2)
+    frame = frame[kept & (frame["against"] == "random")]
     frame = frame[frame["setting"].map(_is_of_pseudo_labels).astype(bool)]
     frame = frame.dropna(subset=["pseudo_label_accuracy"])
     several = frame.groupby(_TRAINING)["setting"].transform("nunique") > 1

@@ -24,6 +24,7 @@ _PHRASES = {
     "pseudo_labels": ("pseudo-labels", "{}"),
     "relabel_rounds": ("self-labelling", "{} rounds"),
     "relabel_keep": ("self-labelling", "keeping a share of {}"),
+    "relabel_start": ("self-labelling", "from the {}"),
     "proxy_recipe": ("proxy", "{}"),
     "proxy_epochs": ("proxy", "{} epochs"),
     "hard_prune_ratios": ("search models", "beta {}"),

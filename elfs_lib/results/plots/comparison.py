@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Collection, Sequence
 
@@ -16,9 +15,7 @@ from elfs_lib.errors import ElfsError
 from elfs_lib.results.evaluation import display_name, percent
 from elfs_lib.results.plots.style import (
     DPI,
-    EASY,
     EVERYWHERE,
-    HARD,
     MIDDLE,
     NEUTRAL,
     RC,
@@ -300,37 +297,46 @@ def differences(paired: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @styled
 def gain_curve(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Gain over random against the accuracy of the pseudo-labels, a line a budget.
+    """Gain over random against the accuracy of the pseudo-labels: a panel a budget, all on one
+    axis, and a line a method with 95% intervals, its name beside it; that of ELFS ends with true
+    labels, where they were measured.
 
     Args:
-        rows: Of :func:`elfs_lib.results.page.gains`: ``budget``, ``recipe``, ``steps``,
-            ``pseudo_label_accuracy`` in percent (100 where selection saw the true labels),
-            ``difference``, ``low``, ``high`` in points, ``low`` and ``high`` empty for one run.
+        rows: Of :func:`elfs_lib.results.page.gains`, of one dataset: ``method``, ``budget``,
+            ``recipe``, ``steps``, ``pseudo_label_accuracy`` in percent (100 where selection saw
+            the true labels), ``difference``, ``low``, ``high`` in points, ``low`` and ``high``
+            empty for one run.
         title: Printed above, if given.
 
     Raises:
         ElfsError: if there are no rows.
     """
     check_filled("rows", rows)
-    figure, axes = page(2.6)
-    axes.axhline(0, color=NEUTRAL, lw=1)
-    looks = zip(itertools.cycle((MIDDLE, HARD, EASY)), itertools.cycle("os^"))
-    alike = rows.groupby(["budget", "recipe", "steps"])  # one training a line
-    for ((budget, *_), own), (colour, marker) in zip(alike, looks):
-        own = own.sort_values("pseudo_label_accuracy")
-        x, y = (own[name].to_numpy(float) for name in ("pseudo_label_accuracy", "difference"))
-        bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
-        axes.errorbar(x, y, np.nan_to_num(bars), color=colour, marker=marker, capsize=3, lw=1.5)
-        axes.annotate(
-            f"{percent(budget)} labelled",
-            (x[-1], y[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-        )
-    axes.margins(x=0.16)
-    label_axes(axes, "pseudo-labels right (%)", "gain over random (points)", title)
+    rows = rows.assign(method=rows["method"].replace("elfs_true", "elfs"))
+    methods = ordered(rows["method"].unique())
+    alike = list(rows.groupby(["budget", "recipe", "steps"]))  # one training a panel
+    figure = PageFigure(figsize=(WIDTH, 2.9), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(alike), sharex=True, sharey=True, squeeze=False)[0]
+    styles, ends = method_styles(methods), {}
+    for axes, ((budget, *_), at) in zip(panels, alike, strict=True):
+        axes.axhline(0, color=NEUTRAL, lw=1)
+        for number, method in enumerate(methods):
+            own = at[at["method"] == method].sort_values("pseudo_label_accuracy")
+            if own.empty:
+                continue
+            aside = number - (len(methods) - 1) / 2  # intervals beside each other
+            x = own["pseudo_label_accuracy"].to_numpy(float) + aside
+            y = own["difference"].to_numpy(float)
+            bars = np.stack([y - own["low"].to_numpy(float), own["high"].to_numpy(float) - y])
+            axes.errorbar(x, y, np.nan_to_num(bars), capsize=3, lw=1.5, **styles[method])
+            ends.setdefault(axes, {})[method] = x[-1], y[-1]
+        axes.set_title(f"{percent(budget)} labelled")
+    panels[0].set_ylabel("accuracy minus random's (points)")
+    figure.supxlabel("pseudo-labels right (%)", fontsize=RC["axes.labelsize"])
+    for axes in panels:
+        _names_beside(axes, ends[axes], {m: styles[m]["color"] for m in methods}, left=False)
+    if title:
+        figure.suptitle(title, fontsize=10.5, weight="bold", x=0.01, ha="left")
     return figure
 
 
