@@ -219,7 +219,7 @@ def test_words_follow_the_training_of_the_final_models():
     rows = verdict.verdict_rows(every)
     found = verdict.by_training(rows)
     assert [*zip(found["network"], found["steps"], found["aside"], strict=True)] == [
-        ("middle-sized network", 50, " (β searched so, too)"),
+        ("middle-sized network", 50, " (own β)"),
         ("middle-sized network", 500, ""),
         ("ResNet-18", 800, ""),
         ("ResNet-18", 900, " in batches of 64"),
@@ -227,7 +227,7 @@ def test_words_follow_the_training_of_the_final_models():
     ]
     (line,) = verdict.training_lines(found)
     assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
-    assert "so, too) and +2.3 after 500; ResNet-18 -9.0 after 800, -9.0 after 900 in" in line
+    assert "(own β) and +2.3 after 500; ResNet-18 -9.0 after 800, -9.0 after 900 in" in line
     drawn = page.trainings(every)
     assert drawn["low"].notna().tolist() == [True, True, False, False, False]
     assert drawn["label"].iloc[3] == "ResNet-18, 900 steps in batches of 64"

@@ -306,7 +306,7 @@ def _aside(row: Any) -> str:
     batch = re.search(r"eval_batch=(\d+)", row.setting)
     own = RECIPES[row.recipe.partition(",")[0]].batch
     other = f" in batches of {batch[1]}" if batch and int(batch[1]) != own else ""
-    return other + " (β searched so, too)" * ("search_" in row.setting)
+    return other + " (own β)" * ("search_" in row.setting)
 
 
 def _is_of_training(setting: str) -> bool:
