@@ -210,7 +210,8 @@ def measure(count: int, limit: int, width: int = WIDTH) -> dict:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
         raise ElfsError(f"{count:,} rows did not do with {limit:,} bytes: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    # faiss writes to the same stream, and its words may come last
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
 def carried_on(facts: dict, stage: str, n: float) -> float:

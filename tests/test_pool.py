@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from types import ModuleType
 
@@ -36,6 +37,13 @@ def test_a_pool_goes_through_under_a_limit_that_bites(pool: ModuleType):
     # How a process says that it has no more memory depends on whose allocation was refused.
     with pytest.raises(ElfsError, match=f"{ROWS:,} rows did not do with {LIMIT // 2:,} bytes"):
         pool.measure(ROWS, LIMIT // 2, WIDTH)
+
+
+def test_words_of_a_library_are_no_measurement(pool: ModuleType, monkeypatch):
+    said = 'resizing codes to 4000 bytes\n{"n": 300}\nresizing codes to 8000 bytes\n'
+    done = subprocess.CompletedProcess([], 0, said, "")
+    monkeypatch.setattr(pool.subprocess, "run", lambda *args, **kwargs: done)
+    assert pool.measure(300, 2**30, 8) == {"n": 300}
 
 
 @pytest.mark.slow

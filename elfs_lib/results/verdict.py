@@ -287,8 +287,8 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """ELFS minus random over whole pipelines whose final models are trained in several ways, all
     else as in the dataset's file: rows of :func:`verdict_rows`, and in words the ``network`` and
-    what else is ``aside`` of its own; the file's own network first, and shorter trainings. The
-    digits are left out."""
+    what else sets a training apart (``aside``). The file's own network comes first, and a shorter
+    training before a longer one. The digits are left out."""
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     kept = (frame["method"] == "elfs") & (frame["against"] == "random")
     frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["dataset"] != "digits")]
