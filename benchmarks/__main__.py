@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import bench_dynamics, bench_embedding, bench_neighbors, bench_temi
-from benchmarks.machine import cpu_model
+from benchmarks.machine import command, cpu_model
 from benchmarks.timing import CPU, Row, clock, clock_name
 from elfs_lib.artifacts import package_versions
 from elfs_lib.compute import configure_runtime, matmul_peak
@@ -51,7 +51,7 @@ def main() -> None:
     peaks = {name: matmul_peak(getattr(torch, name), CPU, clock) for name in names}
     facts = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": command("benchmarks", sys.argv[1:]),
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "clock": clock_name(),

@@ -73,6 +73,7 @@ from benchmarks.gpu_rows import (
     workers,
     workers_under_mps,
 )
+from benchmarks.machine import command
 from elfs_lib.compute import configure_runtime, resolve_device
 
 FACTS = ROOT / "book" / "data" / "gpu.json"
@@ -216,6 +217,10 @@ def besides(more: dict) -> str:
     return f"{accuracy.mean():.2f}{spread}% right, {seeds}, {more['pflop']:.3f} PFLOP"
 
 
+#: Units of which more, and of which less, is faster.
+FASTER = {"images/s": True, "a minute": True, "s": False, "ms": False}
+
+
 def ratio_table(facts: list[dict]) -> pd.DataFrame:
     """How many times as fast each way was as the first of its row: the plain or slow one."""
     import pandas as pd
@@ -242,9 +247,6 @@ def ratio_table(facts: list[dict]) -> pd.DataFrame:
         )
     return pd.DataFrame(lines, columns=["What", "Way", "Times as fast", "As", "On"])
 
-
-#: Units of which more, and of which less, is faster.
-FASTER = {"images/s": True, "a minute": True, "s": False, "ms": False}
 
 TABLES = {"performance_gpu.csv": gpu_table, "performance_gpu_ratios.csv": ratio_table}
 
@@ -350,7 +352,7 @@ def main(started: float | None = None) -> None:
             "more": more,
             "seconds_to_measure": round(spent, 1),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
+            "command": command("benchmarks.gpu", sys.argv[1:]),
         }
         facts = put(arguments.out, fact)
         if arguments.out == FACTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from pathlib import Path
 
 import torch
@@ -15,6 +16,17 @@ def machine_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{cpu_model()}, {torch.get_num_threads()} threads"
     return describe_device(device)
+
+
+def command(module: str, arguments: list[str]) -> str:
+    """What was run, for a shell, without ``--out``: where a file lay matters to one machine."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        if argument == "--out":
+            next(rest, None)
+        elif not argument.startswith("--out="):
+            kept.append(argument)
+    return shlex.join(["python", "-m", module, *kept])
 
 
 def cpu_model() -> str:

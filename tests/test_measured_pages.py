@@ -455,6 +455,16 @@ def test_what_no_gpu_was_asked_for_is_not_measured(gpu):
     assert len(table) == len(list(gpu.entries())) + 1
 
 
+def test_a_command_can_be_run_again_on_another_machine(load):
+    said = load("machine").command
+    given = ["--ways", "a loop over heads", "--out", "/somewhere/x.json", "--tiny", "--out=y.json"]
+    assert said("benchmarks.gpu", given) == (
+        "python -m benchmarks.gpu --ways 'a loop over heads' --tiny"
+    )
+    for name in ("gpu.json", "bench.json"):
+        assert "--out /" not in (ROOT / "book" / "data" / name).read_text()
+
+
 def test_ways_on_a_gpu_are_compared_with_the_first_of_their_row(gpu):
     def fact(what: str, way: str, figure: float, unit: str, **other: object) -> dict:
         known = {"tiny": False, "device": "H100", "torch": "2.11"}

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.results import page, plots, verdict
+from elfs_lib.results import claims, plots, verdict
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 
@@ -209,6 +209,7 @@ def test_words_follow_the_training_of_the_final_models():
         ("cifar10", WHOLE_PIPELINES): own,
         ("cifar10", f"{WHOLE_PIPELINES}, {searched}"): own.assign(steps=50),
         ("cifar10", f"{WHOLE_PIPELINES}, {searched}0"): own.assign(steps=51),  # not alike
+        ("cifar10", f"{WHOLE_PIPELINES}, eval_steps=52, search_steps=52"): own.assign(steps=52),
         ("cifar10", f"{WHOLE_PIPELINES}, search_steps=7"): own,
         # not another training alone; not whole pipelines; the digits
         ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random, eval_steps=9"): own.assign(steps=9),
@@ -227,14 +228,15 @@ def test_words_follow_the_training_of_the_final_models():
     ]
     (line,) = verdict.training_lines(found)
     assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
-    assert "(own β) and +2.3 after 500; ResNet-18 -9.0 after 800, -9.0 after 900 in" in line
-    drawn = page.trainings(every)
+    assert line not in verdict.headlines(rows)
+    assert "(own β) and **+2.3** after 500; ResNet-18 -9.0 after 800, -9.0 after 900 in" in line
+    drawn = claims.training_steps(rows)
     assert drawn["low"].notna().tolist() == [True, True, False, False, False]
     assert drawn["label"].iloc[3] == "ResNet-18, 900 steps in batches of 64"
     assert {*drawn["kind"]} == {"CIFAR-10, 10% labelled"}
     one = {key: table for key, table in every.items() if key == ("cifar10", WHOLE_PIPELINES)}
     assert verdict.by_training(verdict.verdict_rows(one)).empty  # nothing to compare
-    assert page.trainings(one).empty
+    assert claims.training_steps(verdict.verdict_rows(one)).empty
 
 
 def test_an_end_of_an_interval_near_zero_keeps_its_side():

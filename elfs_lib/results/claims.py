@@ -24,7 +24,7 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.page import CONTROLS, Tables, name_of, signed
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.verdict import is_another_search
+from elfs_lib.results.verdict import by_training, is_another_search
 
 
 def page_of_shift(dataset: str) -> Path:
@@ -246,8 +246,22 @@ def hindsight_answer(found: pd.DataFrame) -> str:
     )
 
 
+def training_steps(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """:func:`elfs_lib.results.verdict.by_training` as rows of
+    :func:`elfs_lib.results.plots.intervals`: fewer than three pipelines have no interval."""
+    return pd.DataFrame(
+        _step(
+            f"{row.network}, {row.steps:,} steps{row.aside}",
+            f"{display_name(row.dataset)}, {percent(row.budget)} labelled",
+            row.difference,
+            *((row.low, row.high) if row.runs > 2 else ()),
+        )
+        for row in by_training(rows).itertuples()
+    )
+
+
 def training_answer(drawn: pd.DataFrame) -> str:
-    """:func:`elfs_lib.results.page.trainings` in a sentence."""
+    """:func:`training_steps` in a sentence."""
     if drawn.empty:
         return "Not measured yet."
     behind = drawn[drawn["value"] <= 0]

@@ -21,7 +21,7 @@ from elfs_lib.results.evaluation import (
     verdicts,
 )
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.verdict import by_pseudo_labels, by_training, verdict_rows
+from elfs_lib.results.verdict import by_pseudo_labels, verdict_rows
 from elfs_lib.results.words import setting_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import is_current
@@ -128,24 +128,6 @@ def by_beta(every: Tables) -> pd.DataFrame:
 def gains(every: Tables) -> pd.DataFrame:
     """:func:`elfs_lib.results.verdict.by_pseudo_labels` of these tables."""
     return by_pseudo_labels(verdict_rows(every))
-
-
-def trainings(every: Tables) -> pd.DataFrame:
-    """:func:`elfs_lib.results.verdict.by_training` as :func:`elfs_lib.results.plots.intervals`
-    draws it: fewer than three pipelines have no interval."""
-    trained = by_training(verdict_rows(every))
-    ends = {end: trained[end].where(trained["runs"] > 2).astype(float) for end in ("low", "high")}
-    labels = {
-        "label": [f"{row.network}, {row.steps:,} steps{row.aside}" for row in trained.itertuples()],
-        "kind": [
-            f"{display_name(row.dataset)}, {percent(row.budget)} labelled"
-            for row in trained.itertuples()
-        ],
-    }
-    return trained.assign(**labels, value=trained["difference"], **ends)[_DRAWN]
-
-
-_DRAWN = ["label", "kind", "value", "low", "high"]
 
 
 def as_gains(curve: pd.DataFrame) -> pd.DataFrame:

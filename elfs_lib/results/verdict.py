@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,18 +182,26 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """What is measured, as Markdown lines: over whole pipelines by the datasets' own parameters,
-    how often and where ELFS is ahead of a rival, behind it, or neither; which other methods beat
-    it; the gain by accuracy of the pseudo-labels and by the training of the final models; and what
-    to take below the labels a class that ELFS needs."""
+def headlines(rows: list[dict[str, Any]]) -> list[str]:
+    """The verdict as Markdown lines: over whole pipelines by the datasets' own parameters, how
+    often and where ELFS is ahead of a rival, behind it, or neither, and which other methods beat
+    it."""
     own = _own_pipelines(rows)
-    lines = [f"- **In short**: {_in_short(own)}."]
-    lines += [
-        f"- **{display_name(dataset)}**{_known_right(of_one)}: "
-        f"{'; '.join([*_claims(of_one), *beaten_by(rows, dataset)])}."
-        for dataset, of_one in own.groupby("dataset", sort=False)
+    return [
+        f"- **In short**: {_in_short(own)}.",
+        *(
+            f"- **{display_name(dataset)}**{_known_right(of_one)}: "
+            f"{'; '.join([*_claims(of_one), *beaten_by(rows, dataset)])}."
+            for dataset, of_one in own.groupby("dataset", sort=False)
+        ),
     ]
+
+
+def in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """What is measured, as Markdown lines: :func:`headlines`; the gain by accuracy of the
+    pseudo-labels and by the training of the final models; and what to take below the labels a
+    class that ELFS needs."""
+    lines = headlines(rows)
     lines += curve_lines(by_pseudo_labels(rows))
     lines += training_lines(by_training(rows))
     taken = (
@@ -292,10 +299,10 @@ def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     kept = (frame["method"] == "elfs") & (frame["against"] == "random")
     frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["dataset"] != "digits")]
-    frame = frame[frame["setting"].map(_is_of_training).astype(bool)]
+    frame = frame[[_is_of_training(row) for row in frame.itertuples()]]
     frame["network"] = frame["recipe"].map(network_in_words)
     frame["aside"] = [_aside(row) for row in frame.itertuples()]
-    frame["other"] = frame["setting"].str.contains("eval_recipe=")
+    frame["other"] = ["eval_recipe" in changed_parameters(name) for name in frame["setting"]]
     by = ["dataset", "budget"]
     several = frame.groupby(by)["setting"].transform("nunique") > 1
     return frame[several].sort_values([*by, "other", "network", "steps"])
@@ -303,29 +310,30 @@ def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _aside(row: Any) -> str:
     """Batches that are not the recipe's own, and a search that trained its models alike."""
-    batch = re.search(r"eval_batch=(\d+)", row.setting)
+    changed = changed_parameters(row.setting)
+    batch = changed.get("eval_batch")
     own = RECIPES[row.recipe.partition(",")[0]].batch
-    other = f" in batches of {batch[1]}" if batch and int(batch[1]) != own else ""
-    return other + " (own β)" * ("search_" in row.setting)
+    other = f" in batches of {batch}" if batch and batch != own else ""
+    return other + " (own β)" * ("search_steps" in changed)
 
 
-def _is_of_training(setting: str) -> bool:
+def _is_of_training(row: Any) -> bool:
     """Whether nothing but the training of the final models differs from the params file's, or that
     of the search's models with it."""
-    own, searched = (re.search(rf"{of}_steps=(\d+)", setting) for of in ("eval", "search"))
-    both = own and searched and own[1] == searched[1]
-    alike = {"search_recipe", "search_steps"} if both else set()
-    return all(name.startswith("eval_") or name in alike for name in changed_parameters(setting))
+    changed = changed_parameters(row.setting)
+    searched = {"search_recipe": row.recipe.partition(",")[0], "search_steps": row.steps}
+    alike = all(changed.get(name) == value for name, value in searched.items())
+    return all(name.startswith("eval_") or (alike and name in searched) for name in changed)
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` in Markdown lines; the intervals are in the figure."""
+    """:func:`by_training` in Markdown lines, in bold where the interval excludes zero."""
     lines = []
     for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
         said = (
             f"{network} "
             + listed(
-                f"{row.difference:+.1f} after {row.steps:,}{row.aside}"
+                f"{_bold_if_clear(row)} after {row.steps:,}{row.aside}"
                 for row in alike.itertuples()
             )
             for network, alike in own.groupby("network", sort=False)
@@ -335,6 +343,11 @@ def training_lines(trained: pd.DataFrame) -> list[str]:
             f"{percent(budget)}, ELFS minus random by steps: {'; '.join(said)}."
         )
     return lines
+
+
+def _bold_if_clear(row: Any) -> str:
+    clear = row.runs > 1 and (row.low > 0 or row.high < 0)
+    return f"**{points(row.difference)}**" if clear else points(row.difference)
 
 
 def is_another_search(setting: str) -> bool:

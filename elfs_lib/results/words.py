@@ -37,10 +37,11 @@ _PHRASES = {
 }
 
 
-def changed_parameters(setting: str) -> list[str]:
-    """The parameters that a setting names, as :func:`elfs_lib.results.provenance.setting` gives
-    it."""
-    return re.findall(r"(\w+)=", setting)
+def changed_parameters(setting: str) -> dict[str, Any]:
+    """The parameters that a setting names and their values, as
+    :func:`elfs_lib.results.provenance.setting` gives it."""
+    found = re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", setting)
+    return {name: parse_yaml(value) for name, value in found}
 
 
 def network_in_words(recipe: str) -> str:
@@ -60,13 +61,13 @@ def setting_in_words(setting: str) -> str:
         The parts, joined by semicolons; a parameter without a phrase keeps its name, and what only
         goes with another encoder is left out. Empty for an empty setting.
     """
-    found = re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", setting)
-    if "encoder" in dict(found):
-        found = [(name, value) for name, value in found if not name.startswith("encoder_")]
+    found = changed_parameters(setting)
+    if "encoder" in found:
+        found = {name: found[name] for name in found if not name.startswith("encoder_")}
     said: dict[str, list[str]] = {}
-    for name, value in found:
+    for name, value in found.items():
         what, phrase = _PHRASES.get(name, (name.replace("_", " "), "{}"))
-        said.setdefault(what, []).append(phrase.format(_shown(parse_yaml(value))))
+        said.setdefault(what, []).append(phrase.format(_shown(value)))
     return "; ".join(f"{what}: {', '.join(parts)}" for what, parts in said.items())
 
 

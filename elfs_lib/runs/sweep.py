@@ -201,7 +201,7 @@ def run_sweep(
         retry_failed: Run the failed notebooks again.
         kernel: Name of a Jupyter kernel; None for the one that the notebook names.
         notebooks: False: the workers train themselves, with the same results. No notebook is kept,
-            and no training waits for a kernel and its imports, which short ones mostly do.
+            and no training waits for a kernel.
         say: Where lines of progress go; None: a table on a terminal, lines elsewhere.
 
     Raises:
