@@ -85,7 +85,7 @@ def _mean(rows: list[dict], name: str) -> str:
     return f"{sum(row[name] for row in rows) / len(rows):.2f}"
 
 
-TABLES: Tables = {"performance_proxies.csv": proxy_table}
+TABLES: Tables = {"proxies.csv": proxy_table}
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
         "rows": rows,
     }
     write_text_atomic(DATA / "proxies.json", json.dumps(facts, indent=1) + "\n")
-    print(write_tables(TABLES, facts)["performance_proxies.csv"].to_string(index=False))
+    print(write_tables(TABLES, facts)["proxies.csv"].to_string(index=False))
 
 
 if __name__ == "__main__":

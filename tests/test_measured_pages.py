@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 
 from elfs_lib.results.low_budget import ADVICE, difference_table, differences_from_random
@@ -544,3 +546,32 @@ def test_the_search_is_compared_with_the_best_beta_over_all_pipelines(load):
     assert line["Accuracy at the choice, %"] == "80.00" and line["Lost, points"] == "2.50 ± 2.12"
     assert line["Chosen by the search"] == "0.3, 0.3" and line["Pipelines"] == 2
     assert line["Accuracy by β, %"] == "0.1: 82.00, 0.2: 82.50, 0.3: 80.00"
+
+
+def test_half_the_epochs_are_scored_within_the_same_training(load, tiny_run):
+    from elfs_lib.training.dynamics import DynamicsRecorder
+
+    targets = torch.arange(12) % 3
+    halves, half, whole = (
+        load("half_dynamics").Halves(targets, epochs=4),
+        DynamicsRecorder(targets),
+        DynamicsRecorder(targets),
+    )
+    draw = torch.Generator().manual_seed(0)
+    for epoch in range(4):
+        logits = torch.randn(12, 3, generator=draw)
+        for recorder in (halves, whole, *[half] * (epoch < 2)):
+            recorder.update(torch.arange(12), logits)
+            recorder.end_epoch()
+    assert np.array_equal(halves.first_half, half.table()["aum"])
+    assert np.array_equal(halves.table()["aum"], whole.table()["aum"])
+    assert not np.array_equal(halves.first_half, whole.table()["aum"])
+
+    row = load("half_dynamics").measure(tiny_run)
+    assert 0 < row["spearman"] <= 1 and 0 <= row["shared"] <= 1
+    assert np.isclose(
+        row["spearman_true"]["all"],
+        tiny_run.scores["aum"].corr(tiny_run.true_scores["aum"], method="spearman"),
+    )
+    (line,) = load("half_dynamics").half_table({"rows": [row]}).to_dict("records")
+    assert line["Pipeline"] == 0 and line["Images that both coresets hold"].endswith("%")

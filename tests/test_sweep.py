@@ -315,7 +315,7 @@ def test_what_is_done_is_skipped_and_collected(project: Path):
     lines: list[str] = []
     table = sweeps.run_sweep(sweep, store, say=lines.append)  # no notebook 06 is even there
     assert table["seed"].tolist() == [0, 1]
-    assert lines == ["Sweep grid: 2 notebooks, 2 results there, 0 to run."]
+    assert lines == ["Sweep grid: 2 trainings, 2 results there, 0 to run."]
     pd.testing.assert_frame_equal(pd.read_parquet(sweeps.results_file(sweep, store)), table)
 
 
@@ -488,7 +488,7 @@ def test_dry_run_prints_and_builds_nothing(project: Path):
     assert result.exit_code == 0
     assert "would run  digits, TEMI clustering\n" in result.output
     assert "would run  digits, elfs, 30%, seed 1\n" in result.output
-    assert "12 notebooks, 0 results there, 12 to run" in result.output
+    assert "12 trainings, 0 results there, 12 to run" in result.output
     assert not (project / "artifacts").exists()
 
 

@@ -200,7 +200,8 @@ def test_words_follow_the_training_of_the_final_models():
     short, long = (
         trained("resnet18", steps, random=[70, 71], elfs=[60, 63]) for steps in (800, 2000)
     )
-    searched = "eval_steps=50, search_recipe=speedrun, search_steps=50"
+    tried = "hard_prune_ratios=[0.2, 0.3]"
+    searched = f"eval_steps=50, {tried}, search_recipe=speedrun, search_steps=50"
     also = "eval_recipe=resnet18, eval_epochs=40, eval_batch"
     every = {
         ("cifar10", f"{WHOLE_PIPELINES}, eval_recipe=resnet18, eval_steps=2000"): long,
@@ -211,6 +212,7 @@ def test_words_follow_the_training_of_the_final_models():
         ("cifar10", f"{WHOLE_PIPELINES}, {searched}0"): own.assign(steps=51),  # not alike
         ("cifar10", f"{WHOLE_PIPELINES}, eval_steps=52, search_steps=52"): own.assign(steps=52),
         ("cifar10", f"{WHOLE_PIPELINES}, search_steps=7"): own,
+        ("cifar10", f"{WHOLE_PIPELINES}, {tried}, eval_steps=53"): own.assign(steps=53),
         # not another training alone; not whole pipelines; the digits
         ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random, eval_steps=9"): own.assign(steps=9),
         ("cifar10", "eval_steps=11"): own.assign(steps=11),

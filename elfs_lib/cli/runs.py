@@ -99,13 +99,13 @@ def sweep(
     ],
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-w", min=1, help="Notebooks at a time, on this machine"),
+        typer.Option("--workers", "-w", min=1, help="Trainings at a time, on this machine"),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a running Dask scheduler")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run the failed notebooks again")
+        bool, typer.Option("--retry-failed", help="Run the failed trainings again")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run")] = False,
     kernel: Annotated[
@@ -123,7 +123,7 @@ def sweep(
 ) -> None:
     """Run datasets x methods x budgets x seeds, each a papermill run of notebook 06, on Dask.
 
-    Finished notebooks are not run again, so an interrupted sweep resumes. The results table grows
+    Finished trainings are not run again, so an interrupted sweep resumes. The results table grows
     row by row in `results/<name>.parquet` of the artifacts folder. Exit code 1: some failed.
 
     Examples:
@@ -176,7 +176,7 @@ def sweep(
         kept = f" (kept as {failure.notebook})" if failure.notebook else ""
         print(f"{failure.kind}: {failure.title}: {failure.message}{kept}")
     if failed:
-        print(f"{len(failed)} notebooks failed; --retry-failed runs them again.")
+        print(f"{len(failed)} trainings failed; --retry-failed runs them again.")
         raise typer.Exit(1)
 
 

@@ -319,11 +319,12 @@ def _aside(row: Any) -> str:
 
 def _is_of_training(row: Any) -> bool:
     """Whether nothing but the training of the final models differs from the params file's, or that
-    of the search's models with it."""
+    of the search's models, and the betas they try, with it."""
     changed = changed_parameters(row.setting)
     searched = {"search_recipe": row.recipe.partition(",")[0], "search_steps": row.steps}
     alike = all(changed.get(name) == value for name, value in searched.items())
-    return all(name.startswith("eval_") or (alike and name in searched) for name in changed)
+    of_search = {*searched, "hard_prune_ratios"} if alike else set()
+    return all(name.startswith("eval_") or name in of_search for name in changed)
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:

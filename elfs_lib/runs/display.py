@@ -47,7 +47,7 @@ class SweepProgress:
     def started(self, item: SharedStage | Cell) -> None:
         self._running[item.name] = (item, time.monotonic())
         if isinstance(item, Cell) and not self._ends:
-            self._ends.append(time.monotonic())  # the estimate counts from the first notebook
+            self._ends.append(time.monotonic())  # the estimate counts from the first training
         self.refresh()
 
     def finished(self, item: SharedStage | Cell, outcome: Outcome) -> None:

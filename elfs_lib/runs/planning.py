@@ -109,7 +109,7 @@ def plan(sweep: Sweep, store: Store, *, retry_failed: bool = False) -> Plan:
     """Look at the store and say what is left; builds nothing.
 
     Args:
-        retry_failed: Count the failed notebooks as left.
+        retry_failed: Count the failed trainings as left.
 
     Raises:
         ElfsError: if an artifact is damaged, unless the store repairs.
@@ -248,7 +248,7 @@ class Outcome:
 def describe(sweep: Sweep, todo: Plan) -> str:
     """One sentence on what is done and what is left."""
     total = len(cells(sweep))
-    parts = [f"{total} notebooks", f"{len(todo.rows)} results there", f"{len(todo.waiting)} to run"]
+    parts = [f"{total} trainings", f"{len(todo.rows)} results there", f"{len(todo.waiting)} to run"]
     if todo.stages:
         parts.append(f"after {len(todo.stages)} shared stages")
     if todo.failed:

@@ -48,7 +48,7 @@ class Sweep:
             whose coresets are trained on with every seed; or one a dataset and seed.
         whole_pipelines: Whether each seed makes a pipeline of its own, from an encoder that is
             trained here to the last training. Else seeds are of drawing and training alone.
-        workers: Notebooks at a time on this machine; None: see :func:`local_workers`.
+        workers: Trainings at a time on this machine; None: see :func:`local_workers`.
         retries: How often a notebook is run again after its kernel died.
         slurm: Options of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many to submit.
     """

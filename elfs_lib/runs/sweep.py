@@ -189,7 +189,7 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Run what is left of a sweep and return its results table.
 
-    Failed notebooks do not stop it: ask :func:`failures` about them afterwards. It can be killed at
+    Failed trainings do not stop it: ask :func:`failures` about them afterwards. It can be killed at
     any time; the next call goes on from what is in the store.
 
     Args:
@@ -197,8 +197,8 @@ def run_sweep(
         scheduler: Address of a running Dask scheduler. None: SLURM if the sweep says so, else
             workers on this machine.
         client: A Dask client to use instead of any of these.
-        workers: Notebooks at a time on this machine, instead of the sweep's number.
-        retry_failed: Run the failed notebooks again.
+        workers: Trainings at a time on this machine, instead of the sweep's number.
+        retry_failed: Run the failed trainings again.
         kernel: Name of a Jupyter kernel; None for the one that the notebook names.
         notebooks: False: the workers train themselves, with the same results. No notebook is kept,
             and no training waits for a kernel.
