@@ -227,12 +227,17 @@ def other_searches(every: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
+def measured(name: str) -> pd.DataFrame:
+    """A table that a benchmark wrote into ``book/data``, as texts; empty where it has not run."""
+    file = project_root() / "book" / "data" / name
+    return pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame()
+
+
 def in_hindsight() -> pd.DataFrame:
     """The choices of the search against the best of the betas that were trained, as
     ``benchmarks.search_quality`` wrote them; empty where it has not run."""
-    file = project_root() / "book" / "data" / "search_quality.csv"
     left_out = ["Accuracy at the choice, %", "At the best, %", "On"]
-    return pd.read_csv(file, dtype=str).drop(columns=left_out) if file.exists() else pd.DataFrame()
+    return measured("search_quality.csv").drop(columns=left_out, errors="ignore")
 
 
 def hindsight_answer(found: pd.DataFrame) -> str:
