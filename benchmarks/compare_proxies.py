@@ -4,17 +4,19 @@
         params/sweeps/cifar10_proxy_speedrun.yaml params/sweeps/cifar10_proxy_resnet18.yaml
 
 Each sweep is one proxy: a recipe and a number of epochs, on the same pseudo-labels. For each
-pipeline that all have: Spearman's rank correlation of their AUM with each other, with that of the
-same proxy on true labels (this is analysis), and the accuracy of ELFS at the first budget. What is
-in the store is not run again; ``--stored`` runs nothing. Writes ``book/data/proxies.json`` and a
-table beside it.
+pipeline that all have: Spearman's rank correlation of their AUM with each other, and with that of
+each proxy on true labels (this is analysis), and the accuracy of ELFS at the first budget. What is
+in the store is not run again; ``--stored`` runs nothing, and leaves out the proxies on true labels
+that are not there. Writes ``book/data/proxies.json`` and a table beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
@@ -22,22 +24,28 @@ from scipy.stats import spearmanr
 from benchmarks.book_data import DATA, Tables, write_tables
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
+from elfs_lib.results.words import network_in_words
 from elfs_lib.runs.spec import load_sweep
 from elfs_lib.stages import Run
 
 
 def proxy_name(run: Run) -> str:
-    """Recipe and length of a run's proxy, for people."""
-    return f"{run.params.proxy_recipe}, {run.params.proxy_epochs} epochs"
+    """Network and length of a run's proxy, for people."""
+    return f"{network_in_words(run.params.proxy_recipe)}, {run.params.proxy_epochs} epochs"
 
 
 def measure(runs: list[Run], seed: int) -> list[dict]:
     """A row a proxy of one pipeline.
 
     Raises:
-        NotBuilt: if a stage is not there and the store only looks.
+        NotBuilt: if a stage other than a proxy on true labels is not there and the store only
+            looks.
     """
     aum = {proxy_name(run): run.scores["aum"].to_numpy() for run in runs}
+    true = {}
+    for run in runs:
+        with contextlib.suppress(NotBuilt):
+            true[proxy_name(run)] = run.true_scores["aum"].to_numpy()
     rows = []
     for run in runs:
         own = aum[proxy_name(run)]
@@ -50,13 +58,17 @@ def measure(runs: list[Run], seed: int) -> list[dict]:
                 "pflop": sum(fact["train_flops"] for fact in facts) / 1e15,
                 "seconds": sum(fact["train_s"] for fact in facts),
                 "device": facts[0]["device"],
-                "spearman": {name: float(spearmanr(own, x).statistic) for name, x in aum.items()},
-                "spearman_true": float(spearmanr(own, run.true_scores["aum"]).statistic),
+                "spearman": {name: _agreement(own, other) for name, other in aum.items()},
+                "spearman_true": {name: _agreement(own, other) for name, other in true.items()},
                 "hard_prune_ratio": run.hard_prune_ratio(budget),
                 "accuracy": run.evaluate("elfs", budget, seed).json("result")["accuracy"],
             }
         )
     return rows
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    return float(spearmanr(one, other).statistic)
 
 
 def proxy_table(facts: dict) -> pd.DataFrame:
@@ -71,18 +83,22 @@ def proxy_table(facts: dict) -> pd.DataFrame:
             {
                 "Proxy": name,
                 "PFLOP": f"{pd.Series([row['pflop'] for row in own]).mean():.2f}",
+                "β": ", ".join(f"{row['hard_prune_ratio']:g}" for row in own),
                 "ELFS, %": f"{accuracy.mean():.1f}{spread}",
-                "Beta": ", ".join(f"{row['hard_prune_ratio']:g}" for row in own),
-                "With true labels": _mean(own, "spearman_true"),
-                **{f"With {other}": _mean([r["spearman"] for r in own], other) for other in names},
+                **{
+                    f"With true labels, {other}": _mean(own, "spearman_true", other)
+                    for other in names
+                    if other in own[0]["spearman_true"]
+                },
+                **{f"With {other}": _mean(own, "spearman", other) for other in names},
                 "Pipelines": len(own),
             }
         )
     return pd.DataFrame(lines)
 
 
-def _mean(rows: list[dict], name: str) -> str:
-    return f"{sum(row[name] for row in rows) / len(rows):.2f}"
+def _mean(rows: list[dict], of: str, name: str) -> str:
+    return f"{sum(row[of][name] for row in rows) / len(rows):.2f}"
 
 
 TABLES: Tables = {"proxies.csv": proxy_table}

@@ -12,7 +12,7 @@ import pytest
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.results import claims, evaluation, executed, page, plots, sentences
+from elfs_lib.results import claims, evaluation, executed, page, plots, sentences, verdict
 from elfs_lib.results.provenance import WHOLE_PIPELINES, setting
 from elfs_lib.results.words import setting_in_words
 from elfs_lib.runs.spec import load_sweep
@@ -50,13 +50,13 @@ def test_numbers_of_a_page_are_read_back(gaps: list[float]):
 
 def test_every_executed_page_on_the_shift_is_read(monkeypatch):
     monkeypatch.chdir(ROOT)
-    datasets = ["cifar10", "fashion_mnist"]  # the digits' is made by each run
+    datasets = ["cifar10", "cifar100", "fashion_mnist"]  # the digits' is made by each run
     found = claims.shifts({(name, ""): pd.DataFrame() for name in [*datasets, "nowhere"]})
-    assert list(found["dataset"]) == ["CIFAR-10", "Fashion-MNIST"]
+    assert list(found["dataset"]) == ["CIFAR-10", "CIFAR-100", "Fashion-MNIST"]
     assert (found["hardest"] > found["easiest"]).all() and found["spearman"].between(0, 1).all()
-    turned = found.assign(hardest=[0, 99], spearman=[0.25, 0.75])
+    turned = found.assign(hardest=[0, 99, 99], spearman=[0.25, 0.5, 0.75])
     answer = claims.dynamics_answer(turned)
-    assert answer.startswith("On 1 of 2 datasets") and "0.25 to 0.75" in answer
+    assert answer.startswith("On 2 of 3 datasets") and "0.25 to 0.75" in answer
     for name in datasets:
         assert executed.picture(claims.page_of_shift(name), "plots.error_by_decile")[1:4] == b"PNG"
 
@@ -83,22 +83,24 @@ def test_a_shift_is_the_papers_only_with_its_interval_above_zero():
 
 def test_cuts_are_counted_by_the_side_of_zero():
     one = table(ccs_pseudo=[80, 81, 82], ccs_pseudo_beta=[70, 71.2, 72], elfs=[75, 76, 77.3])
-    whole = table(ccs_pseudo=RANDOM, elfs=[70.5, 70.4, 72])
     every = {
-        ("cifar10", ""): one,
-        ("cifar10", WHOLE_PIPELINES): whole,
+        ("cifar10", WHOLE_PIPELINES): one,
+        ("fashion_mnist", WHOLE_PIPELINES): table(ccs_pseudo=RANDOM, elfs=[70.5, 70.4, 72]),
+        ("cifar10", ""): one,  # one coreset
         ("cifar10", f"{WHOLE_PIPELINES}, eval_steps=9"): one,  # another training
-        ("digits", ""): whole,  # lacks one of the controls
     }
     steps = claims.cut_steps(every)
-    assert steps["kind"].tolist() == ["both cuts", "hard cut", "easy cut"]
-    assert steps["value"].round(1).tolist() == [-0.0, -9.9, 5.0]
+    assert steps["kind"].tolist() == ["both cuts", "both cuts", "hard cut", "easy cut"]
+    assert steps["value"].round(1).tolist() == [-4.9, -0.0, -9.9, 5.0]
     both, hard, easy = claims.cut_lines(steps)
     assert "better in none of 1" in hard and "worse in 1," in hard
-    assert "better in 1 of 1" in easy and "undecided in 1" in both
+    assert "better in 1 of 1" in easy and "worse in 1, undecided in 1" in both
     uncut = one.assign(hard_prune_ratio=0.0)
-    assert claims.cut_steps({("cifar10", ""): uncut})["kind"].tolist() == ["easy cut"]
-    assert claims.cut_steps({("digits", ""): whole}).empty and claims.cut_lines(steps[:0]) == []
+    found = claims.cut_steps({("cifar10", WHOLE_PIPELINES): uncut})
+    assert found["kind"].tolist() == ["both cuts", "easy cut"]
+    single = one[one["seed"] == 0]  # one pipeline is no evidence
+    assert claims.cut_steps({("cifar10", WHOLE_PIPELINES): single}).empty
+    assert claims.cut_lines(steps[:0]) == []
 
 
 def test_betas_are_compared_within_a_budget():
@@ -221,3 +223,27 @@ def test_the_choice_in_hindsight_is_read_from_the_benchmark(tmp_path, monkeypatc
     assert found["Accuracy by β, %"] == "0: 91.66, 0.1: 91.88" and "On" not in found
     answer = claims.hindsight_answer(claims.in_hindsight())
     assert answer.startswith("Of 2 budgets") and "at 1," in answer and "0.50 points" in answer
+
+
+def test_a_beta_of_ones_own_stands_beside_that_of_the_files_search():
+    def row(setting: str, difference: float, betas: list[float], **more: object) -> dict:
+        fixed = {"dataset": "cifar10", "budget": 0.1, "method": "elfs", "against": "random"}
+        fixed |= {"whole_pipelines": True, "recipe": "resnet18", "steps": 9, "runs": len(betas)}
+        shown = {"difference": difference, "low": -1.0, "high": 5.0, "hard_prune_ratios": betas}
+        empty = dict.fromkeys(verdict.VERDICT_COLUMNS)
+        return empty | fixed | shown | {"setting": setting} | more
+
+    final = "eval_recipe=resnet18, eval_steps=9"
+    own = f"{final}, search_recipe=resnet18, search_steps=9"
+    rows = [
+        row("", 1.5, [0.1], recipe="speedrun, revision 4", steps=8),
+        row(final, -9.0, [0.2, 0.3]),
+        row(own, 2.25, [0.5, 0.4]),
+    ]
+    (line,) = claims.own_beta_lines(rows)
+    assert line.startswith("- ResNet-18, 9 steps: -9.0 by the β of the file's search (0.2, 0.3), ")
+    assert line.endswith("+2.2 (-1.0 to +5.0) by its own (0.5, 0.4).")
+    same = [*rows[:2], row(own, 2.25, [0.2, 0.3])]  # the search chose as the other did
+    assert not claims.own_beta_lines(same)
+    assert not claims.own_beta_lines(rows[:2])  # nothing to stand beside it
+    assert not claims.own_beta_lines([rows[0], rows[2]])

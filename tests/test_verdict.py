@@ -98,7 +98,7 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     short, of_cifar10, *_ = verdict.in_words(rows)
     assert f"against random: {claim}" in of_cifar10
     assert "better than random at 1 of 3 budgets and worse at 1" in short
-    assert "(81% of the pseudo-labels right)" in of_cifar10
+    assert "(pseudo-labels 81% right)" in of_cifar10
     cells = verdict.markdown_table(rows)
     assert "| CIFAR-10 | 30% | 81.0 | 81.0 | 79.0 | **-2.0" in cells
     assert "| CIFAR-10 | 50% | 81.0 | 85.0 | 81.2 | +0.2 (" in cells
@@ -180,16 +180,24 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     control = [{**row, "method": "ccs_pseudo"} for row in rows if row["method"] == "elfs"]
     both = verdict.by_pseudo_labels(rows + control)
     assert len(both) == 5 and verdict.curve_lines(both) == verdict.curve_lines(curve)
-    (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
-    assert "CIFAR-10 at 10%" in line and line.count("right") == 2 and "; at" not in line
-    said = [line.index(words) for words in ("+0.6 (", "60% right", "+2.3 (", "81%", "+3.3 (")]
-    assert said == sorted(said) and line.endswith("with true labels.")
+    (line,) = (line for line in verdict.in_words(rows) if "pseudo-labels right" in line)
+    assert line.endswith(
+        ": CIFAR-10 at 10% +0.6 with 60%, **+2.3** with 81% and **+3.3** with true labels."
+    )
     both = {name: pd.concat([own, own.assign(budget=0.3)]) for name, own in every.items()}
-    rows = verdict.verdict_rows(both)
-    (line,) = (line for line in verdict.in_words(rows) if "By pseudo-labels" in line)
-    assert "at 30%, in this order, +0.6, +2.3 and +3.3." in line
+    both["fashion_mnist", WHOLE_PIPELINES] = good.assign(dataset="fashion_mnist", budget=0.2)
+    both["cifar100", WHOLE_PIPELINES] = poor.assign(dataset="cifar100")  # nothing to compare with
+    (line,) = (
+        line
+        for line in verdict.in_words(verdict.verdict_rows(both))
+        if "pseudo-labels right" in line
+    )
+    assert "30%" not in line and "CIFAR-100" not in line
+    assert line.endswith("; Fashion-MNIST at 20% **+2.3** with 81% and **+3.3** with true labels.")
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
-    assert not any("By pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own)))
+    assert not any(
+        "By share of pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own))
+    )
 
 
 def test_words_follow_the_training_of_the_final_models():
@@ -203,6 +211,7 @@ def test_words_follow_the_training_of_the_final_models():
     tried = "hard_prune_ratios=[0.2, 0.3]"
     searched = f"eval_steps=50, {tried}, search_recipe=speedrun, search_steps=50"
     also = "eval_recipe=resnet18, eval_epochs=40, eval_batch"
+    alike = "eval_recipe=resnet18, eval_steps=2000, search_recipe=resnet18, search_steps=2000"
     every = {
         ("cifar10", f"{WHOLE_PIPELINES}, eval_recipe=resnet18, eval_steps=2000"): long,
         ("cifar10", f"{WHOLE_PIPELINES}, {also}=256"): short,
@@ -213,7 +222,8 @@ def test_words_follow_the_training_of_the_final_models():
         ("cifar10", f"{WHOLE_PIPELINES}, eval_steps=52, search_steps=52"): own.assign(steps=52),
         ("cifar10", f"{WHOLE_PIPELINES}, search_steps=7"): own,
         ("cifar10", f"{WHOLE_PIPELINES}, {tried}, eval_steps=53"): own.assign(steps=53),
-        # not another training alone; not whole pipelines; the digits
+        # a search that chose the same; not another training alone; not whole pipelines; the digits
+        ("cifar10", f"{WHOLE_PIPELINES}, {alike}"): long,
         ("cifar10", f"{WHOLE_PIPELINES}, temi_start=random, eval_steps=9"): own.assign(steps=9),
         ("cifar10", "eval_steps=11"): own.assign(steps=11),
         ("digits", f"{WHOLE_PIPELINES}, eval_steps=12"): own.assign(dataset="digits"),
@@ -231,7 +241,7 @@ def test_words_follow_the_training_of_the_final_models():
     (line,) = verdict.training_lines(found)
     assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
     assert line not in verdict.headlines(rows)
-    assert "(own β) and **+2.3** after 500; ResNet-18 -9.0 after 800, -9.0 after 900 in" in line
+    assert "(own β) and **+2.3** after 500; ResNet-18 -9.0 after 800 and -9.0 after 2,000." in line
     drawn = claims.training_steps(rows)
     assert drawn["low"].notna().tolist() == [True, True, False, False, False]
     assert drawn["label"].iloc[3] == "ResNet-18, 900 steps in batches of 64"

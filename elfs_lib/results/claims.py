@@ -24,7 +24,7 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.page import CONTROLS, Tables, name_of, signed
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.verdict import by_training, is_another_search
+from elfs_lib.results.verdict import OWN_BETA, by_training, is_another_search
 
 
 def page_of_shift(dataset: str) -> Path:
@@ -124,27 +124,21 @@ def shift_lines(found: pd.DataFrame) -> list[str]:
 
 
 def cut_steps(every: Tables) -> pd.DataFrame:
-    """What each cut does to CCS on the same scores, and both over whole pipelines, by the datasets'
-    own parameters, as rows of :func:`elfs_lib.results.plots.intervals`; a hard cut of nothing
-    (beta 0) is left out."""
+    """What the two cuts do to CCS on the same scores, together and each alone, over two or more
+    whole pipelines by the datasets' own parameters, as rows of
+    :func:`elfs_lib.results.plots.intervals`; a hard cut of nothing (beta 0) is left out."""
     plain, cut = CONTROLS
-    of_one = {"hard cut": (cut, plain), "easy cut": ("elfs", cut)}
-    of_pipelines = {"both cuts": ("elfs", plain)}
+    pairs = {"both cuts": ("elfs", plain), "hard cut": (cut, plain), "easy cut": ("elfs", cut)}
     rows = []
-    for (dataset, setting), table in every.items():
-        whole, measured = setting == WHOLE_PIPELINES, {*table["method"]}
-        if setting and not whole:
-            continue
-        for kind, pair in (of_pipelines if whole else of_one).items():
-            if not measured.issuperset(pair):
+    for kind, pair in pairs.items():
+        for (dataset, setting), table in every.items():
+            if setting != WHOLE_PIPELINES or not {*table["method"]}.issuperset(pair):
                 continue
             for row in paired_difference(table, *pair, strict=False).itertuples():
-                if kind == "hard cut" and not _drops_hard(table, cut, row.budget):
+                if row.n < 2 or (kind == "hard cut" and not _drops_hard(table, cut, row.budget)):
                     continue
                 label = f"{display_name(dataset)}, {percent(row.budget)}"
                 rows.append(_step(label, kind, row.difference, row.low, row.high))
-    order = [*of_pipelines, *of_one]
-    rows.sort(key=lambda row: order.index(row["kind"]))
     return pd.DataFrame(rows, columns=["label", "kind", "value", "low", "high"])
 
 
@@ -278,6 +272,23 @@ def training_answer(drawn: pd.DataFrame) -> str:
     return f"{said}; in the others behind, by {-worst['value']:.1f} points with {worst['label']}."
 
 
+def own_beta_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What ELFS gained over random by the beta of the training that followed, beside what it gained
+    by that of the params file's search, where both were measured and differ, as Markdown lines."""
+    trained = by_training(rows)
+    own = trained["aside"].str.endswith(OWN_BETA)
+    trained["aside"] = trained["aside"].str.removesuffix(OWN_BETA)
+    alike = ["dataset", "budget", "recipe", "steps", "aside"]
+    pairs = trained[~own].merge(trained[own], on=alike, suffixes=("", "_own"))
+    return [
+        f"- {row.network}, {row.steps:,} steps{row.aside}: {points(row.difference)} by the β of "
+        f"the file's search ({_betas(row.hard_prune_ratios)}), {points(row.difference_own)} "
+        f"({points(row.low_own)} to {points(row.high_own)}) by its own "
+        f"({_betas(row.hard_prune_ratios_own)})."
+        for row in pairs[pairs["runs_own"] > 1].itertuples()
+    ]
+
+
 # ------------------------------------------------------------- what a small run cannot show
 
 
@@ -308,6 +319,10 @@ def limits_of(table: pd.DataFrame, *, train: int, test: int) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------- helpers
+
+
+def _betas(ratios: list[float]) -> str:
+    return ", ".join(f"{ratio:g}" for ratio in ratios)
 
 
 def _step(

@@ -156,7 +156,7 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
                 "random (%)": f"{row['against_accuracy']:.1f}",
                 "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
                 "ELFS (%)": f"{row['accuracy']:.1f}",
-                "ELFS minus random (95% interval)": f"{row['difference']:+.1f} "
+                "ELFS minus random (95% interval)": f"{points(row['difference'])} "
                 f"({points(row['low'])} to {points(row['high'])})",
                 "n": str(row["runs"]),
                 "clear": bool(row["low"] > 0 or row["high"] < 0),
@@ -219,7 +219,7 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
 def _known_right(rows: pd.DataFrame) -> str:
     """How many pseudo-labels ELFS's pipelines had right, in brackets, where that is known."""
     right = rows.loc[rows["method"] == "elfs", "pseudo_label_accuracy"].astype(float).mean()
-    return "" if pd.isna(right) else f" ({right:.0f}% of the pseudo-labels right)"
+    return "" if pd.isna(right) else f" (pseudo-labels {right:.0f}% right)"
 
 
 def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
@@ -246,34 +246,30 @@ def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
 
 
 def curve_lines(curve: pd.DataFrame) -> list[str]:
-    """ELFS's gain by accuracy of the pseudo-labels: with intervals at the smallest budget."""
-    curve, lines = curve[curve["method"] != "ccs_pseudo"], []
+    """ELFS's gain by accuracy of the pseudo-labels at each dataset's smallest budget as a Markdown
+    line, in bold where the interval excludes zero."""
+    curve = curve[curve["method"] != "ccs_pseudo"]
     smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
-    for (dataset, budget, *training), of_one in curve[smallest].groupby(_TRAINING):
-        gained = (
-            f"{row.difference:+.1f} ({points(row.low)} to {points(row.high)}) with "
-            f"{_right(row.pseudo_label_accuracy)}"
-            for row in of_one.itertuples()
+    said = [
+        f"{display_name(dataset)} at {percent(budget)} "
+        + listed(
+            f"{_bold_if_clear(row)} with {_right(row.pseudo_label_accuracy)}"
+            for row in alike.itertuples()
         )
-        rest = curve[~smallest & (curve["dataset"] == dataset)]
-        rest = rest[(rest[_TRAINING[2:]] == training).all(axis=1)]
-        more = (
-            f"; at {percent(at)}, in this order, "
-            f"{listed(f'{row.difference:+.1f}' for row in own.itertuples())}"
-            for at, own in rest.groupby("budget")
-        )
-        lines.append(
-            f"- **By pseudo-labels**, {display_name(dataset)} at {percent(budget)}: ELFS minus "
-            f"random is {listed(gained)}{''.join(more)}."
-        )
-    return lines
+        for (dataset, budget, *_), alike in curve[smallest].groupby(_TRAINING)
+    ]
+    return (
+        [f"- **By share of pseudo-labels right**, ELFS minus random: {'; '.join(said)}."]
+        if said
+        else []
+    )
 
 
 _TRAINING = ["dataset", "budget", "recipe", "steps"]
 
 
 def _right(accuracy: float) -> str:
-    return "true labels" if accuracy == 100 else f"{accuracy:.0f}% right"
+    return "true labels" if accuracy == 100 else f"{accuracy:.0f}%"
 
 
 def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -287,7 +283,7 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = frame[kept & (frame["against"] == "random")]
     frame = frame[frame["setting"].map(_is_of_pseudo_labels).astype(bool)]
     frame = frame.dropna(subset=["pseudo_label_accuracy"])
-    several = frame.groupby(_TRAINING)["setting"].transform("nunique") > 1
+    several = frame.groupby(_TRAINING)["pseudo_label_accuracy"].transform("nunique") > 1
     return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
 
 
@@ -295,7 +291,8 @@ def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """ELFS minus random over whole pipelines whose final models are trained in several ways, all
     else as in the dataset's file: rows of :func:`verdict_rows`, and in words the ``network`` and
     what else sets a training apart (``aside``). The file's own network comes first, and a shorter
-    training before a longer one. The digits are left out."""
+    training before a longer one. The digits are left out, and so is a search of the final models'
+    own that chose the betas that the file's had chosen."""
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     kept = (frame["method"] == "elfs") & (frame["against"] == "random")
     frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["dataset"] != "digits")]
@@ -304,8 +301,29 @@ def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame["aside"] = [_aside(row) for row in frame.itertuples()]
     frame["other"] = ["eval_recipe" in changed_parameters(name) for name in frame["setting"]]
     by = ["dataset", "budget"]
-    several = frame.groupby(by)["setting"].transform("nunique") > 1
+    frame = frame[~_chose_the_same(frame)]
+    trained = frame["recipe"] + frame["steps"].astype(str)
+    several = trained.groupby([frame[name] for name in by]).transform("nunique") > 1
     return frame[several].sort_values([*by, "other", "network", "steps"])
+
+
+def _chose_the_same(trained: pd.DataFrame) -> pd.Series:
+    """Whether a row's own search chose the betas of the file's, and so the same coresets."""
+
+    def training(row: Any) -> tuple:
+        return row.dataset, row.budget, row.recipe, row.steps, row.aside.removesuffix(OWN_BETA)
+
+    own = trained["aside"].str.endswith(OWN_BETA)
+    files = {training(row): row.hard_prune_ratios for row in trained[~own].itertuples()}
+    same = (
+        files.get(training(row), [])[: row.runs] == row.hard_prune_ratios
+        for row in trained.itertuples()
+    )
+    return own & pd.Series(same, trained.index, dtype=bool)
+
+
+#: Ends the words of a training whose search for beta trained its models alike.
+OWN_BETA = " (own β)"
 
 
 def _aside(row: Any) -> str:
@@ -314,7 +332,7 @@ def _aside(row: Any) -> str:
     batch = changed.get("eval_batch")
     own = RECIPES[row.recipe.partition(",")[0]].batch
     other = f" in batches of {batch}" if batch and batch != own else ""
-    return other + " (own β)" * ("search_steps" in changed)
+    return other + OWN_BETA * ("search_steps" in changed)
 
 
 def _is_of_training(row: Any) -> bool:
@@ -328,8 +346,9 @@ def _is_of_training(row: Any) -> bool:
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` in Markdown lines, in bold where the interval excludes zero."""
-    lines = []
+    """:func:`by_training` in the recipes' own batches as Markdown lines, in bold where the interval
+    excludes zero."""
+    lines, trained = [], trained[~trained["aside"].str.contains("batches")]
     for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
         said = (
             f"{network} "
@@ -410,7 +429,7 @@ def _claims(rows: pd.DataFrame) -> list[str]:
 
 def _with_size(row: Any) -> str:
     """A budget and the difference there, in points."""
-    return f"{percent(row.budget)} ({row.difference:+.1f})"
+    return f"{percent(row.budget)} ({points(row.difference)})"
 
 
 def gain_figure(rows: list[dict[str, Any]]) -> Figure:

@@ -376,11 +376,11 @@ def gain_by_budget(rows: pd.DataFrame, *, title: str | None = None) -> Figure:
             look = {"capsize": 3, **styles[method], "label": display_name(method)}
             axes.errorbar(x + aside, y, np.nan_to_num(bars), **look)
             ends[dataset][method] = x[-1] + aside, y[-1]
-        axes.set_xticks(100 * budgets, map(percent, budgets))
+        axes.set_xticks(100 * budgets, [f"{100 * budget:g}" for budget in budgets])
         axes.margins(x=0.12)
         axes.set_title(display_name(dataset))
     panels[0].set_ylabel("accuracy minus random's (points)")
-    figure.supxlabel("images labelled", fontsize=RC["axes.labelsize"])
+    figure.supxlabel("images labelled (%)", fontsize=RC["axes.labelsize"])
     colours = {name: look["color"] for name, look in styles.items()}
     for axes, dataset in zip(panels, datasets, strict=True):
         _names_beside(axes, ends[dataset], colours, left=False)
