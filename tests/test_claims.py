@@ -68,7 +68,7 @@ def test_a_shift_is_the_papers_only_with_its_interval_above_zero():
         {"dataset": name, "change": change, "low": low, "high": high} | numbers
         for name, (change, low, high) in cases.items()
     )
-    said = dict(zip(cases, claims.shift_lines(found), strict=True))
+    said = dict(zip(cases, claims.shift_sentences(found), strict=True))
     assert [name for name, line in said.items() if "as the paper says" in line] == ["A"]
     assert "the other way round" in said["B"] and "no evidence" in said["C"]
     assert "without an interval" in said["D"]

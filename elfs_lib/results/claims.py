@@ -98,7 +98,7 @@ def _said_of_shift(row: Any) -> str:
 
 
 def shift_answer(found: pd.DataFrame) -> str:
-    """:func:`shift_lines` in a sentence."""
+    """:func:`shift_sentences` in one."""
     if found.empty:
         return "Not measured yet."
     said = [_said_of_shift(row) for row in found.itertuples()]
@@ -110,13 +110,13 @@ def shift_answer(found: pd.DataFrame) -> str:
     )
 
 
-def shift_lines(found: pd.DataFrame) -> list[str]:
-    """What each dataset says of the shift, as Markdown lines."""
+def shift_sentences(found: pd.DataFrame) -> list[str]:
+    """What each dataset says of the shift."""
     lines = []
     for row in found.itertuples():
         within = "" if pd.isna(row.low) else f" ({points(row.low)} to {points(row.high)})"
         said = f"{row.change:+.1f}{within}, {_said_of_shift(row)}"
-        lines.append(f"- {row.dataset}: {said}; then {row.pruned:+.1f}.")
+        lines.append(f"{row.dataset}: {said}; then {row.pruned:+.1f}.")
     return lines
 
 

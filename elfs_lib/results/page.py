@@ -61,15 +61,22 @@ def glance(every: Tables) -> pd.DataFrame:
     )
 
 
+def own_pipelines(every: Tables) -> dict[str, pd.DataFrame]:
+    """The tables of whole pipelines by the datasets' own parameters, by dataset."""
+    return {name: table for (name, setting), table in every.items() if setting == WHOLE_PIPELINES}
+
+
 def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
-    """ELFS against each other method over whole pipelines, as a table and in Markdown lines."""
+    """ELFS against each other method over two or more whole pipelines, as a table and in Markdown
+    lines."""
     rows, lines = [], []
     for (dataset, setting), table in every.items():
         rivals = [method for method in METHODS if method in {*table["method"]} - {"elfs"}]
         if not setting.startswith(WHOLE_PIPELINES) or "elfs" not in {*table["method"]}:
             continue
         name = name_of(dataset, setting)
-        pairs = [paired_difference(table, "elfs", rival, strict=False) for rival in rivals]
+        found = (paired_difference(table, "elfs", rival, strict=False) for rival in rivals)
+        pairs = [pair[pair["n"] > 1] for pair in found]
         lines += [f"**{name}.**", *(f"- {line}" for p in pairs for line in verdicts(p)), ""]
         for row in (row for pair in pairs for row in pair.itertuples()):
             at = table[table["budget"] == row.budget]
