@@ -247,3 +247,12 @@ def test_a_beta_of_ones_own_stands_beside_that_of_the_files_search():
     assert not claims.own_beta_lines(same)
     assert not claims.own_beta_lines(rows[:2])  # nothing to stand beside it
     assert not claims.own_beta_lines([rows[0], rows[2]])
+
+
+def test_proxies_are_compared_by_what_they_cost_and_give():
+    assert claims.proxy_answer(pd.DataFrame()) == "Not measured yet."
+    found = pd.DataFrame({"PFLOP": ["0.72", "0.05"], "ELFS, %": ["86.3 ± 0.7", "85.9 ± 0.4"]})
+    assert claims.proxy_answer(found) == (
+        "With 2 proxies that take 0.05 to 0.72 PFLOP, ELFS reaches 85.9 to 86.3%; the cheapest "
+        "gives 85.9%."
+    )

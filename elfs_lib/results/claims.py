@@ -245,6 +245,19 @@ def hindsight_answer(found: pd.DataFrame) -> str:
     )
 
 
+def proxy_answer(found: pd.DataFrame) -> str:
+    """What ``benchmarks.compare_proxies`` measured, in a sentence."""
+    if found.empty:
+        return "Not measured yet."
+    cost = found["PFLOP"].astype(float)
+    reached = found["ELFS, %"].str.split(" ").str[0].astype(float)
+    return (
+        f"With {len(found)} proxies that take {cost.min():g} to {cost.max():g} PFLOP, ELFS reaches "
+        f"{reached.min():.1f} to {reached.max():.1f}%; the cheapest gives "
+        f"{reached[cost.idxmin()]:.1f}%."
+    )
+
+
 def training_steps(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """:func:`elfs_lib.results.verdict.by_training` as rows of
     :func:`elfs_lib.results.plots.intervals`: fewer than three pipelines have no interval."""
