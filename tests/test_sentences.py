@@ -107,6 +107,14 @@ def results(**accuracies: list[float]) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def test_the_search_says_what_it_trained(tiny_params):
+    own = tiny_params.model_copy(update={"search_steps": 1200})
+    assert f"`{own.eval_recipe}`, the network that" in sentences.searched_by(own)
+    assert "1,200 steps" in sentences.searched_by(own)
+    other = own.model_copy(update={"search_recipe": "speedrun", "eval_recipe": "resnet18"})
+    assert "`speedrun`, a stand-in for `resnet18`, the network" in sentences.searched_by(other)
+
+
 def test_the_verdict_is_that_of_the_interval():
     table = results(elfs=[90.0, 91.0, 92.5], random=[80.0, 81.5, 82.0], ccs=[95.0, 95.0, 95.0])
     paired = paired_difference(table, "elfs", "random")

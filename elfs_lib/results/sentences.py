@@ -21,6 +21,7 @@ from elfs_lib.results.evaluation import CONFIDENCE, display_name, percent
 
 if TYPE_CHECKING:
     from elfs_lib.embedding.neighbors import Neighbors
+    from elfs_lib.params import Params
     from elfs_lib.stages.run import Run
 
 VOTERS = 20  # neighbours that vote in the k-NN accuracy of a page
@@ -216,6 +217,17 @@ def read_shift(text: str) -> dict[str, float] | None:
     if found is None:
         return None
     return {name: float(number or "nan") for name, number in found.groupdict().items()}
+
+
+def searched_by(params: Params) -> str:
+    """How the search trained what it compared, and for which final training its choice holds."""
+    recipe, final = params.search_recipe or params.eval_recipe, params.eval_recipe
+    network = "the network" if recipe == final else f"a stand-in for `{final}`, the network"
+    return (
+        f"The run did the same with `{recipe}`, {network} that the coreset will train, for "
+        f"{params.search_steps:,} steps. A beta suits trainings like those that found it: a final "
+        "model of another kind, or one trained for much shorter, may need another."
+    )
 
 
 def double_end(
