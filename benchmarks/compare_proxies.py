@@ -88,7 +88,7 @@ def proxy_table(facts: dict) -> pd.DataFrame:
                 **{
                     f"With true labels, {other}": _mean(own, "spearman_true", other)
                     for other in names
-                    if other in own[0]["spearman_true"]
+                    if any(other in row["spearman_true"] for row in facts["rows"])
                 },
                 **{f"With {other}": _mean(own, "spearman", other) for other in names},
                 "Pipelines": len(own),
@@ -98,7 +98,8 @@ def proxy_table(facts: dict) -> pd.DataFrame:
 
 
 def _mean(rows: list[dict], of: str, name: str) -> str:
-    return f"{sum(row[of][name] for row in rows) / len(rows):.2f}"
+    found = [row[of][name] for row in rows if name in row[of]]
+    return f"{sum(found) / len(found):.2f}" if found else ""
 
 
 TABLES: Tables = {"proxies.csv": proxy_table}

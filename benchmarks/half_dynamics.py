@@ -124,16 +124,14 @@ def main() -> None:
     chosen = [p for p in load_sweep(arguments.sweep).pipelines if p.seed in arguments.seeds]
     if missing := set(arguments.seeds) - {p.seed for p in chosen}:
         parser.error(f"{arguments.sweep} has no pipeline of seed {min(missing)}")
-    seeds = " ".join(map(str, arguments.seeds))
-    facts = {
-        "command": f"python -m benchmarks.half_dynamics {arguments.sweep} --seeds {seeds}",
-        "torch": torch.__version__,
-        "rows": [],
-    }
+    rows, seeds = [], []
     for params in chosen:
-        facts["rows"].append(measure(Run(params, store)))
+        rows.append(measure(Run(params, store)))
+        seeds.append(str(params.seed))
+        command = f"python -m benchmarks.half_dynamics {arguments.sweep} --seeds {' '.join(seeds)}"
+        facts = {"command": command, "torch": torch.__version__, "rows": rows}
         write_text_atomic(DATA / "half_dynamics.json", json.dumps(facts, indent=1) + "\n")
-        print(write_tables(TABLES, facts)["half_dynamics.csv"].to_string(index=False))
+        print(write_tables(TABLES, facts)["half_dynamics.csv"].to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":

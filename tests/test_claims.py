@@ -56,7 +56,7 @@ def test_every_executed_page_on_the_shift_is_read(monkeypatch):
     assert (found["hardest"] > found["easiest"]).all() and found["spearman"].between(0, 1).all()
     turned = found.assign(hardest=[0, 99, 99], spearman=[0.25, 0.5, 0.75])
     answer = claims.dynamics_answer(turned)
-    assert answer.startswith("On 2 of 3 datasets") and "0.25 to 0.75" in answer
+    assert answer.startswith("On 2 of 3 datasets") and "0.25 (CIFAR-10) to 0.75" in answer
     for name in datasets:
         assert executed.picture(claims.page_of_shift(name), "plots.error_by_decile")[1:4] == b"PNG"
 
@@ -140,11 +140,11 @@ def test_pipelines_with_another_search_stand_apart():
 
 def test_the_answer_on_training_names_the_worst_way():
     drawn = pd.DataFrame({"label": ["long", "short", "shorter"], "value": [1.0, -2.0, -7.26]})
+    drawn = drawn.assign(low=[0.5, -3.0, np.nan], high=[1.5, 1.0, np.nan])
     said = claims.training_answer(drawn)
-    assert said.startswith("In 1 of 3 ways") and said.endswith("7.3 points with shorter.")
-    assert (
-        claims.training_answer(drawn[:1]) == "In 1 of 1 ways of training, ELFS is ahead of random."
-    )
+    assert said.startswith("Of 3 ways of training, ELFS is better than random in 1, worse in none")
+    assert said.endswith("behind in 2, by 7.3 points with shorter.")
+    assert "behind" not in claims.training_answer(drawn[:1])
     assert claims.training_answer(drawn[:0]) == "Not measured yet."
 
 
@@ -241,8 +241,8 @@ def test_a_beta_of_ones_own_stands_beside_that_of_the_files_search():
         row(own, 2.25, [0.5, 0.4]),
     ]
     (line,) = claims.own_beta_lines(rows)
-    assert line.startswith("- ResNet-18, 9 steps: -9.0 by the β of the file's search (0.2, 0.3), ")
-    assert line.endswith("+2.2 (-1.0 to +5.0) by its own (0.5, 0.4).")
+    assert line.startswith("- ResNet-18, 9 steps: -9.0 (-1.0 to +5.0) with the β of the")
+    assert line.endswith(" search (0.2, 0.3), +2.2 (-1.0 to +5.0) with its own (0.5, 0.4).")
     same = [*rows[:2], row(own, 2.25, [0.2, 0.3])]  # the search chose as the other did
     assert not claims.own_beta_lines(same)
     assert not claims.own_beta_lines(rows[:2])  # nothing to stand beside it
@@ -252,7 +252,7 @@ def test_a_beta_of_ones_own_stands_beside_that_of_the_files_search():
 def test_proxies_are_compared_by_what_they_cost_and_give():
     assert claims.proxy_answer(pd.DataFrame()) == "Not measured yet."
     found = pd.DataFrame({"PFLOP": ["0.72", "0.05"], "ELFS, %": ["86.3 ± 0.7", "85.9 ± 0.4"]})
-    assert claims.proxy_answer(found) == (
-        "With 2 proxies that take 0.05 to 0.72 PFLOP, ELFS reaches 85.9 to 86.3%; the cheapest "
-        "gives 85.9%."
+    assert claims.proxy_answer(found.assign(Pipelines="3")) == (
+        "With 2 proxies that take 0.05 to 0.72 PFLOP, ELFS reaches 85.9 to 86.3% over 3 pipelines; "
+        "the cheapest gives 85.9%."
     )

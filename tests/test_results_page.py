@@ -108,7 +108,12 @@ def test_words_say_what_each_control_and_ceiling_shows(every):
 def test_each_cut_is_held_against_what_was_before_it(every):
     assert results_page.cuts(every).empty
     steps = table(elfs=[75.0, 75.1, 75.4], ccs_pseudo=BALANCED, ccs_pseudo_beta=RANDOM)
-    row = one(results_page.cuts({("digits", ""): steps, ("digits", "whole pipelines"): steps}))
+    both = results_page.cuts({("digits", ""): steps, ("digits", "whole pipelines"): steps})
+    assert both["dataset"].tolist() == ["Digits", "Digits, whole pipelines"]
+    assert both["hard cut"].nunique() == 1 and both["seeds"].tolist() == [3, 3]
+    single = steps[steps["seed"] == 0]  # one pipeline is no evidence
+    assert results_page.cuts({("digits", "whole pipelines"): single}).empty
+    row = one(both[:1])
     assert (row["CCS (%)"], row["after the hard cut (%)"], row["ELFS (%)"]) == (
         "80.0",
         "71.0",

@@ -109,7 +109,7 @@ def results(**accuracies: list[float]) -> pd.DataFrame:
 
 def test_the_search_says_what_it_trained(tiny_params):
     own = tiny_params.model_copy(update={"search_steps": 1200})
-    assert f"`{own.eval_recipe}`, the network that" in sentences.searched_by(own)
+    assert f"`{own.eval_recipe}`, the network trained" in sentences.searched_by(own)
     assert "1,200 steps" in sentences.searched_by(own)
     other = own.model_copy(update={"search_recipe": "speedrun", "eval_recipe": "resnet18"})
     assert "`speedrun`, a stand-in for `resnet18`, the network" in sentences.searched_by(other)

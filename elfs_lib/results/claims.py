@@ -67,11 +67,12 @@ def dynamics_answer(found: pd.DataFrame) -> str:
     if found.empty:
         return "Not measured yet."
     gather = int((found["hardest"] > found["easiest"]).sum())
-    low, high = found["spearman"].min(), found["spearman"].max()
+    ends = found.loc[[found["spearman"].idxmin(), found["spearman"].idxmax()]]
+    low, high = (f"{row.spearman:.2f} ({row.dataset})" for row in ends.itertuples())
     return (
         f"On {gather} of {len(found)} datasets, pseudo-labels are wrong more often in the hardest "
         f"tenth than in the easiest; AUM under pseudo-labels and under true ones have a rank "
-        f"correlation of {low:.2f} to {high:.2f}."
+        f"correlation of {low} to {high}."
     )
 
 
@@ -241,7 +242,8 @@ def hindsight_answer(found: pd.DataFrame) -> str:
     lost = found["Lost, points"].str.split(" ").str[0].astype(float)
     return (
         f"Of {len(found)} budgets where several β were tried, the search chose the best of them at "
-        f"{int((lost <= 0).sum())}, and lost {lost.max():.2f} points at most."
+        f"{int((lost <= 0).sum())}, and lost {lost.max():.2f} points at most, on average over the "
+        "pipelines of a budget."
     )
 
 
@@ -253,8 +255,8 @@ def proxy_answer(found: pd.DataFrame) -> str:
     reached = found["ELFS, %"].str.split(" ").str[0].astype(float)
     return (
         f"With {len(found)} proxies that take {cost.min():g} to {cost.max():g} PFLOP, ELFS reaches "
-        f"{reached.min():.1f} to {reached.max():.1f}%; the cheapest gives "
-        f"{reached[cost.idxmin()]:.1f}%."
+        f"{reached.min():.1f} to {reached.max():.1f}% over {found['Pipelines'].iloc[0]} pipelines; "
+        f"the cheapest gives {reached[cost.idxmin()]:.1f}%."
     )
 
 
@@ -276,13 +278,19 @@ def training_answer(drawn: pd.DataFrame) -> str:
     """:func:`training_steps` in a sentence."""
     if drawn.empty:
         return "Not measured yet."
+    above, below = int((drawn["low"] > 0).sum()), int((drawn["high"] < 0).sum())
     behind = drawn[drawn["value"] <= 0]
-    ahead = len(drawn) - len(behind)
-    said = f"In {ahead} of {len(drawn)} ways of training, ELFS is ahead of random"
+    said = (
+        f"Of {len(drawn)} ways of training, ELFS is better than random in {above or 'none'}, worse "
+        f"in {below or 'none'} and undecided in the others"
+    )
     if behind.empty:
         return f"{said}."
     worst = behind.loc[behind["value"].idxmin()]
-    return f"{said}; in the others behind, by {-worst['value']:.1f} points with {worst['label']}."
+    return (
+        f"{said}; on average it is behind in {len(behind)}, by {-worst['value']:.1f} points with "
+        f"{worst['label']}."
+    )
 
 
 def own_beta_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -294,9 +302,10 @@ def own_beta_lines(rows: list[dict[str, Any]]) -> list[str]:
     alike = ["dataset", "budget", "recipe", "steps", "aside"]
     pairs = trained[~own].merge(trained[own], on=alike, suffixes=("", "_own"))
     return [
-        f"- {row.network}, {row.steps:,} steps{row.aside}: {points(row.difference)} by the β of "
-        f"the file's search ({_betas(row.hard_prune_ratios)}), {points(row.difference_own)} "
-        f"({points(row.low_own)} to {points(row.high_own)}) by its own "
+        f"- {row.network}, {row.steps:,} steps{row.aside}: {points(row.difference)} "
+        f"({points(row.low)} to {points(row.high)}) with the β of the default search "
+        f"({_betas(row.hard_prune_ratios)}), {points(row.difference_own)} "
+        f"({points(row.low_own)} to {points(row.high_own)}) with its own "
         f"({_betas(row.hard_prune_ratios_own)})."
         for row in pairs[pairs["runs_own"] > 1].itertuples()
     ]

@@ -225,21 +225,23 @@ def all_means(dataset: str, table: pd.DataFrame) -> str:
 
 
 def cuts(every: Tables) -> pd.DataFrame:
-    """What each cut of double-end pruning does to CCS on the same scores; empty where no table
-    holds both controls."""
+    """What each cut of double-end pruning does to CCS on the same scores, on one coreset and over
+    two or more whole pipelines; empty where no table holds both controls."""
     rows = []
     plain, cut = CONTROLS
     for (dataset, setting), table in every.items():
-        if setting.startswith(WHOLE_PIPELINES) or not {"elfs", *CONTROLS} <= {*table["method"]}:
+        whole = setting.startswith(WHOLE_PIPELINES)
+        if not {"elfs", *CONTROLS} <= {*table["method"]}:
             continue
-        hard = paired_difference(table, cut, plain).set_index("budget")
-        easy = paired_difference(table, "elfs", cut).set_index("budget")
+        pairs = (paired_difference(table, *p, strict=False) for p in ((cut, plain), ("elfs", cut)))
+        hard, easy = (pair[pair["n"] > whole].set_index("budget") for pair in pairs)
         for budget in hard.index.intersection(easy.index):
             one, two = hard.loc[budget], easy.loc[budget]
-            elfs = table[(table["method"] == "elfs") & (table["budget"] == budget)]
+            own = table[(table["method"] == cut) & (table["budget"] == budget)]
+            betas = own.sort_values("seed")["hard_prune_ratio"]
             rows.append(
                 {
-                    "dataset": name_of(dataset, setting),
+                    "dataset": name_of(dataset, setting) + ", whole pipelines" * whole,
                     "budget": percent(budget),
                     "CCS (%)": f"{one.rival_mean:.1f}",
                     "after the hard cut (%)": f"{one.method_mean:.1f}",
@@ -247,7 +249,7 @@ def cuts(every: Tables) -> pd.DataFrame:
                     "hard cut": signed(one),
                     "then the easy cut": signed(two),
                     "seeds": min(one.n, two.n),
-                    "β": f"{elfs['hard_prune_ratio'].iloc[0]:g}",
+                    "β": ", ".join(f"{beta:g}" for beta in (betas if whole else betas[:1])),
                 }
             )
     return pd.DataFrame(rows)

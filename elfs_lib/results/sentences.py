@@ -224,9 +224,9 @@ def searched_by(params: Params) -> str:
     recipe, final = params.search_recipe or params.eval_recipe, params.eval_recipe
     network = "the network" if recipe == final else f"a stand-in for `{final}`, the network"
     return (
-        f"The run did the same with `{recipe}`, {network} that the coreset will train, for "
-        f"{params.search_steps:,} steps. A beta suits trainings like those that found it: a final "
-        "model of another kind, or one trained for much shorter, may need another."
+        f"The run did the same with `{recipe}`, {network} trained on the coreset, for "
+        f"{params.search_steps:,} steps. A beta is for trainings like those that found it: a final "
+        "model of another kind or length may need another."
     )
 
 

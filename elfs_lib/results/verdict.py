@@ -138,9 +138,8 @@ BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict 
 
 
 def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Whole pipelines by the datasets' own parameters as texts, ``n`` of them in a row, and in
-    ``clear`` whether the interval of ELFS minus random excludes zero. The digits, which every run
-    makes anew, are left out."""
+    """Whole pipelines by the datasets' own parameters as texts, ``n`` of them in a row. The digits,
+    which every run makes anew, are left out."""
     found = _own_pipelines(rows)
     lines = []
     for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
@@ -159,7 +158,6 @@ def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
                 "ELFS minus random (95% interval)": f"{points(row['difference'])} "
                 f"({points(row['low'])} to {points(row['high'])})",
                 "n": str(row["runs"]),
-                "clear": bool(row["low"] > 0 or row["high"] < 0),
             }
         )
     return pd.DataFrame(lines)
@@ -169,17 +167,6 @@ def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
     found = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
     return found[own & (found["dataset"] != "digits")]
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """:func:`answer_table` with clear differences in bold."""
-    table = answer_table(rows)
-    clear = table.pop("clear")
-    lines = [f"| {' | '.join(table)} |", "| --- " + "| ---: " * (len(table.columns) - 1) + "|"]
-    for cells, bold in zip(table.to_numpy().tolist(), clear, strict=True):
-        cells[-2] = f"**{cells[-2]}**" if bold else cells[-2]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def headlines(rows: list[dict[str, Any]]) -> list[str]:
@@ -235,7 +222,7 @@ def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
     whole = measured["whole_pipelines"].astype(bool)
     shown = measured[whole] if whole.any() else measured
     on = "" if whole.any() else " on one pipeline's pseudo-labels"
-    budgets = " to ".join(percent(end) for end in sorted({*shown["budget"].agg(["min", "max"])}))
+    budgets = listed(map(percent, sorted(shown["budget"].unique())))
     who = []
     for rival, at in shown[shown["high"].astype(float) < 0].groupby("against"):
         by = (f"{percent(row.budget)} (by {-row.difference:.1f})" for row in at.itertuples())
@@ -246,23 +233,22 @@ def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
 
 
 def curve_lines(curve: pd.DataFrame) -> list[str]:
-    """ELFS's gain by accuracy of the pseudo-labels at each dataset's smallest budget as a Markdown
-    line, in bold where the interval excludes zero."""
-    curve = curve[curve["method"] != "ccs_pseudo"]
-    smallest = curve["budget"] == curve.groupby("dataset")["budget"].transform("min")
-    said = [
-        f"{display_name(dataset)} at {percent(budget)} "
-        + listed(
+    """ELFS's gain by accuracy of the pseudo-labels as a Markdown line: at each dataset's smallest
+    budget, and in the same order at the others; in bold where the interval excludes zero."""
+    said, trained = [], ["dataset", "recipe", "steps"]
+    for (dataset, *_), alike in curve[curve["method"] != "ccs_pseudo"].groupby(trained):
+        (budget, first), *others = alike.groupby("budget")
+        gained = (
             f"{_bold_if_clear(row)} with {_right(row.pseudo_label_accuracy)}"
-            for row in alike.itertuples()
+            for row in first.itertuples()
         )
-        for (dataset, budget, *_), alike in curve[smallest].groupby(_TRAINING)
-    ]
-    return (
-        [f"- **By share of pseudo-labels right**, ELFS minus random: {'; '.join(said)}."]
-        if said
-        else []
-    )
+        rest = (
+            f", at {percent(at)} {listed(map(_bold_if_clear, own.itertuples()))}"
+            for at, own in others
+        )
+        said.append(f"{display_name(dataset)} at {percent(budget)} {listed(gained)}{''.join(rest)}")
+    line = f"- **By share of pseudo-labels right**, ELFS minus random: {'; '.join(said)}."
+    return [line] if said else []
 
 
 _TRAINING = ["dataset", "budget", "recipe", "steps"]
@@ -283,7 +269,8 @@ def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = frame[kept & (frame["against"] == "random")]
     frame = frame[frame["setting"].map(_is_of_pseudo_labels).astype(bool)]
     frame = frame.dropna(subset=["pseudo_label_accuracy"])
-    several = frame.groupby(_TRAINING)["pseudo_label_accuracy"].transform("nunique") > 1
+    right = frame["pseudo_label_accuracy"].where(frame["method"] != "ccs_pseudo")
+    several = right.groupby([frame[name] for name in _TRAINING]).transform("nunique") > 1
     return frame[several].sort_values([*_TRAINING, "pseudo_label_accuracy"])
 
 
@@ -296,9 +283,10 @@ def by_training(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     kept = (frame["method"] == "elfs") & (frame["against"] == "random")
     frame = frame[kept & frame["whole_pipelines"].astype(bool) & (frame["dataset"] != "digits")]
-    frame = frame[[_is_of_training(row) for row in frame.itertuples()]]
+    alike = pd.Series([_is_of_training(row) for row in frame.itertuples()], frame.index, dtype=bool)
+    frame = frame.loc[alike].copy()
     frame["network"] = frame["recipe"].map(network_in_words)
-    frame["aside"] = [_aside(row) for row in frame.itertuples()]
+    frame["aside"] = pd.Series([_aside(row) for row in frame.itertuples()], frame.index, dtype=str)
     frame["other"] = ["eval_recipe" in changed_parameters(name) for name in frame["setting"]]
     by = ["dataset", "budget"]
     frame = frame[~_chose_the_same(frame)]
@@ -346,9 +334,9 @@ def _is_of_training(row: Any) -> bool:
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` in the recipes' own batches as Markdown lines, in bold where the interval
-    excludes zero."""
-    lines, trained = [], trained[~trained["aside"].str.contains("batches")]
+    """:func:`by_training` over three pipelines and more as Markdown lines, in bold where the
+    interval excludes zero."""
+    lines, trained = [], trained[trained["runs"] > 2]
     for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
         said = (
             f"{network} "
