@@ -139,10 +139,11 @@ def test_pipelines_with_another_search_stand_apart():
 
 
 def test_the_answer_on_training_names_the_worst_way():
-    drawn = pd.DataFrame({"label": ["long", "short", "shorter"], "value": [1.0, -2.0, -7.26]})
-    drawn = drawn.assign(low=[0.5, -3.0, np.nan], high=[1.5, 1.0, np.nan])
+    labels = ["long", "short", "shorter", "close"]
+    drawn = pd.DataFrame({"label": labels, "value": [1.0, -2.0, -7.26, 0.5]})
+    drawn = drawn.assign(low=[0.5, -3.0, np.nan, -0.1], high=[1.5, 1.0, np.nan, 1.1])
     said = claims.training_answer(drawn)
-    assert said.startswith("Of 3 ways of training, ELFS is better than random in 1, worse in none")
+    assert said.startswith("Of 4 ways of training, ELFS is better than random in 1, worse in none")
     assert said.endswith("behind in 2, by 7.3 points with shorter.")
     assert "behind" not in claims.training_answer(drawn[:1])
     assert claims.training_answer(drawn[:0]) == "Not measured yet."

@@ -35,7 +35,7 @@ def notebooks_folder(sweep: Sweep, store: Store) -> Path:
 
 @dataclass(frozen=True)
 class Failure:
-    """A notebook that did not finish.
+    """A training that did not finish.
 
     Attributes:
         cell: Name of the cell.
@@ -56,7 +56,7 @@ class Failure:
 
 
 def failures(sweep: Sweep, store: Store | None = None) -> list[Failure]:
-    """The notebooks of a sweep that failed and have not been run again since."""
+    """The trainings of a sweep that failed and have not been run again since."""
     file = notebooks_folder(sweep, store or default_store()) / "failures.json"
     if not file.exists():
         return []

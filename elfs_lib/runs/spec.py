@@ -63,7 +63,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One notebook of a sweep: a method at a budget with a seed on a dataset."""
+    """One training of a sweep: a method at a budget with a seed on a dataset."""
 
     dataset: str
     method: str

@@ -22,7 +22,7 @@ _WORKER_BYTES = 2 * 2**30  # a worker and its kernel, each with torch, before an
 
 
 def local_workers(*, cores: int, gpus: int, memory: int) -> int:
-    """How many notebooks run at a time on one machine.
+    """How many trainings run at a time on one machine.
 
     One for each GPU; else one for each 4 cores, and two where there are fewer than 8, as far as
     memory holds them.
