@@ -66,19 +66,16 @@ def own_pipelines(every: Tables) -> dict[str, pd.DataFrame]:
     return {name: table for (name, setting), table in every.items() if setting == WHOLE_PIPELINES}
 
 
-def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
-    """ELFS against each other method over two or more whole pipelines, as a table and in Markdown
-    lines."""
-    rows, lines = [], []
+def whole_pipelines(every: Tables) -> pd.DataFrame:
+    """ELFS against each other method over two or more whole pipelines."""
+    rows = []
     for (dataset, setting), table in every.items():
         rivals = [method for method in METHODS if method in {*table["method"]} - {"elfs"}]
         if not setting.startswith(WHOLE_PIPELINES) or "elfs" not in {*table["method"]}:
             continue
         name = name_of(dataset, setting)
-        found = (paired_difference(table, "elfs", rival, strict=False) for rival in rivals)
-        pairs = [pair[pair["n"] > 1] for pair in found]
-        lines += [f"**{name}.**", *(f"- {line}" for p in pairs for line in verdicts(p)), ""]
-        for row in (row for pair in pairs for row in pair.itertuples()):
+        pairs = (paired_difference(table, "elfs", rival, strict=False) for rival in rivals)
+        for row in (row for pair in pairs for row in pair[pair["n"] > 1].itertuples()):
             at = table[table["budget"] == row.budget]
             shared = at.loc[at["method"] == row.rival, "seed"]
             betas = at.loc[
@@ -91,7 +88,7 @@ def whole_pipelines(every: Tables) -> tuple[pd.DataFrame, list[str]]:
                 | {"runs": row.n}
                 | {"β chosen": ", ".join(f"{beta:g} ({n})" for beta, n in betas.items())}
             )
-    return pd.DataFrame(rows), lines
+    return pd.DataFrame(rows)
 
 
 def chosen_betas(every: Tables) -> pd.DataFrame:
