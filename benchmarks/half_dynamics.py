@@ -65,7 +65,6 @@ def measure(run: Run) -> dict:
     whole, half = recorder.table()["aum"].to_numpy(), recorder.first_half
     true = run.true_scores["aum"].to_numpy()
     count, beta = budget_count(p.budgets[0], len(whole)), run.hard_prune_ratio(p.budgets[0])
-    kept = [double_end_prune(aum, beta, count) for aum in (whole, half)]
     halved = run.with_scores(half, "AUM of half the epochs")
     return {
         "pipeline": p.seed,
@@ -78,7 +77,7 @@ def measure(run: Run) -> dict:
             "all": float(spearmanr(whole, true).statistic),
             "half": float(spearmanr(half, true).statistic),
         },
-        "shared": len(np.intersect1d(*kept)) / count,
+        "shared": shared(whole, half, beta, count),
         "accuracy": {
             name: scored.evaluate("elfs", p.budgets[0], p.seed, hard_prune_ratio=beta).json(
                 "result"
@@ -86,6 +85,12 @@ def measure(run: Run) -> dict:
             for name, scored in (("all", run), ("half", halved))
         },
     }
+
+
+def shared(one: np.ndarray, other: np.ndarray, beta: float, count: int) -> float:
+    """Share of ELFS's coreset that two scores, float [N], both select."""
+    kept = (double_end_prune(aum, beta, count) for aum in (one, other))
+    return len(np.intersect1d(*kept)) / count
 
 
 def half_table(facts: dict) -> pd.DataFrame:
