@@ -22,6 +22,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.book_data import DATA, Tables, write_tables
+from benchmarks.machine import command
 from elfs_lib.artifacts import NotBuilt, Store, write_text_atomic
 from elfs_lib.project import default_store
 from elfs_lib.results.words import network_in_words
@@ -58,8 +59,8 @@ def measure(runs: list[Run], seed: int) -> list[dict]:
                 "pflop": sum(fact["train_flops"] for fact in facts) / 1e15,
                 "seconds": sum(fact["train_s"] for fact in facts),
                 "device": facts[0]["device"],
-                "spearman": {name: _agreement(own, other) for name, other in aum.items()},
-                "spearman_true": {name: _agreement(own, other) for name, other in true.items()},
+                "spearman": {name: agreement(own, other) for name, other in aum.items()},
+                "spearman_true": {name: agreement(own, other) for name, other in true.items()},
                 "hard_prune_ratio": run.hard_prune_ratio(budget),
                 "accuracy": run.evaluate("elfs", budget, seed).json("result")["accuracy"],
             }
@@ -67,7 +68,8 @@ def measure(runs: list[Run], seed: int) -> list[dict]:
     return rows
 
 
-def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+def agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation of two scores, float [N]."""
     return float(spearmanr(one, other).statistic)
 
 
@@ -123,7 +125,7 @@ def main() -> None:
     if not rows:
         raise SystemExit("No pipeline has all proxies yet: leave --stored out.")
     facts = {
-        "command": f"python -m benchmarks.compare_proxies {' '.join(arguments.sweeps)}",
+        "command": command("benchmarks.compare_proxies", arguments.sweeps),
         "torch": torch.__version__,
         "rows": rows,
     }

@@ -17,9 +17,10 @@ import json
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from benchmarks.book_data import DATA, Tables, write_tables
+from benchmarks.compare_proxies import agreement, proxy_name
+from benchmarks.machine import command
 from elfs_lib.artifacts import write_text_atomic
 from elfs_lib.compute import describe_device, resolve_device
 from elfs_lib.project import default_store
@@ -68,15 +69,12 @@ def measure(run: Run) -> dict:
     halved = run.with_scores(half, "AUM of half the epochs")
     return {
         "pipeline": p.seed,
-        "proxy": f"{p.proxy_recipe}, {p.proxy_epochs} epochs",
+        "proxy": proxy_name(run),
         "budget": p.budgets[0],
         "hard_prune_ratio": beta,
         "device": describe_device(device),
-        "spearman": float(spearmanr(whole, half).statistic),
-        "spearman_true": {
-            "all": float(spearmanr(whole, true).statistic),
-            "half": float(spearmanr(half, true).statistic),
-        },
+        "spearman": agreement(whole, half),
+        "spearman_true": {"all": agreement(whole, true), "half": agreement(half, true)},
         "shared": shared(whole, half, beta, count),
         "accuracy": {
             name: scored.evaluate("elfs", p.budgets[0], p.seed, hard_prune_ratio=beta).json(
@@ -129,12 +127,12 @@ def main() -> None:
     chosen = [p for p in load_sweep(arguments.sweep).pipelines if p.seed in arguments.seeds]
     if missing := set(arguments.seeds) - {p.seed for p in chosen}:
         parser.error(f"{arguments.sweep} has no pipeline of seed {min(missing)}")
-    rows, seeds = [], []
+    rows = []
     for params in chosen:
         rows.append(measure(Run(params, store)))
-        seeds.append(str(params.seed))
-        command = f"python -m benchmarks.half_dynamics {arguments.sweep} --seeds {' '.join(seeds)}"
-        facts = {"command": command, "torch": torch.__version__, "rows": rows}
+        seeds = [str(row["pipeline"]) for row in rows]
+        made_by = command("benchmarks.half_dynamics", [arguments.sweep, "--seeds", *seeds])
+        facts = {"command": made_by, "torch": torch.__version__, "rows": rows}
         write_text_atomic(DATA / "half_dynamics.json", json.dumps(facts, indent=1) + "\n")
         print(write_tables(TABLES, facts)["half_dynamics.csv"].to_string(index=False), flush=True)
 

@@ -22,7 +22,7 @@ from elfs_lib.results.evaluation import (
     percent,
     points,
 )
-from elfs_lib.results.page import CONTROLS, Tables, name_of, signed
+from elfs_lib.results.page import CONTROLS, Tables, name_of, own_pipelines, signed
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import OWN_BETA, by_training, is_another_search
 
@@ -132,8 +132,8 @@ def cut_steps(every: Tables) -> pd.DataFrame:
     pairs = {"both cuts": ("elfs", plain), "hard cut": (cut, plain), "easy cut": ("elfs", cut)}
     rows = []
     for kind, pair in pairs.items():
-        for (dataset, setting), table in every.items():
-            if setting != WHOLE_PIPELINES or not {*table["method"]}.issuperset(pair):
+        for dataset, table in own_pipelines(every).items():
+            if not {*table["method"]}.issuperset(pair):
                 continue
             for row in paired_difference(table, *pair, strict=False).itertuples():
                 if row.n < 2 or (kind == "hard cut" and not _drops_hard(table, cut, row.budget)):

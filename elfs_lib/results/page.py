@@ -96,8 +96,8 @@ def chosen_betas(every: Tables) -> pd.DataFrame:
     points, a row for each whole pipeline of a dataset's own parameters; empty where there are
     none."""
     rows = []
-    for (dataset, setting), table in every.items():
-        if setting != WHOLE_PIPELINES or not {"elfs", "random"} <= {*table["method"]}:
+    for dataset, table in own_pipelines(every).items():
+        if not {"elfs", "random"} <= {*table["method"]}:
             continue
         for budget, at in table.groupby("budget"):
             drawn = at[at["method"] == "random"].set_index("seed")["accuracy"]
@@ -230,8 +230,12 @@ def cuts(every: Tables) -> pd.DataFrame:
         whole = setting.startswith(WHOLE_PIPELINES)
         if not {"elfs", *CONTROLS} <= {*table["method"]}:
             continue
-        pairs = (paired_difference(table, *p, strict=False) for p in ((cut, plain), ("elfs", cut)))
-        hard, easy = (pair[pair["n"] > whole].set_index("budget") for pair in pairs)
+        found = (
+            paired_difference(table, *pair, strict=not whole)
+            for pair in ((cut, plain), ("elfs", cut))
+        )
+        fewest = 2 if whole else 1
+        hard, easy = (pairs[pairs["n"] >= fewest].set_index("budget") for pairs in found)
         for budget in hard.index.intersection(easy.index):
             one, two = hard.loc[budget], easy.loc[budget]
             own = table[(table["method"] == cut) & (table["budget"] == budget)]

@@ -354,7 +354,7 @@ def training_lines(trained: pd.DataFrame) -> list[str]:
 
 
 def _bold_if_clear(row: Any) -> str:
-    clear = row.runs > 1 and (row.low > 0 or row.high < 0)
+    clear = row.low > 0 or row.high < 0
     return f"**{points(row.difference)}**" if clear else points(row.difference)
 
 
