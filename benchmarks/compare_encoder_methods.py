@@ -34,21 +34,25 @@ from elfs_lib.embedding.neighbors import knn_accuracy, nearest_neighbors
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 
 TRAINERS = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
+WORDS = {"contrastive": "two views", "emp_ssl": "many crops"}
 PROBE = 10  # an epoch's time is measured on one image in this many
 
 
 def method_table(facts: dict) -> pd.DataFrame:
-    """One row a network and time: the 20-NN accuracy of each method and way to embed."""
+    """One row a network, time and method: the 20-NN accuracy of each way to embed, over seeds."""
     rows = pd.DataFrame(facts["rows"])
-    lines = []
-    for (network, target), found in rows.groupby(["network", "target_s"], sort=False):
-        line: dict[str, object] = {"Network": network, "Seconds": f"{target:g}"}
-        for method, own in found.groupby("method", sort=False):
-            line[f"{method}, epochs"] = int(own["epochs"].median())
-            for way in ("whole", "crops"):
-                line[f"{method}, {way}, %"] = f"{100 * own[f'{way}_knn'].mean():.1f}"
-        lines.append(line)
-    return pd.DataFrame(lines)
+    alike = rows.groupby(["network", "target_s", "method"], sort=False)
+    return pd.DataFrame(
+        {
+            "Network": network,
+            "Method": WORDS[method],
+            "Epochs": f"{own['epochs'].mean():.0f}",
+            "Seconds": f"{own['seconds'].mean():.0f}",
+            "20-NN, whole images, %": f"{100 * own['whole_knn'].mean():.1f}",
+            f"20-NN, mean of {facts['views']} crops, %": f"{100 * own['crops_knn'].mean():.1f}",
+        }
+        for (network, _, method), own in alike
+    )
 
 
 TABLES: Tables = {"encoder_methods.csv": method_table}
@@ -94,7 +98,15 @@ def main() -> None:
     data = labelled()
     chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
     images, labels = data.train[chosen], data.train_labels[chosen]
-    rows = []
+    rows: list[dict] = []
+    facts = {
+        "images": len(images),
+        "views": arguments.views,
+        "machine": machine_name(resolve_device(arguments.device)),
+        "clock": clock_name(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
     grid = (arguments.networks, arguments.seconds, TRAINERS, range(arguments.seeds))
     for network, target, method, seed in itertools.product(*grid):
         options = {"seed": seed, "device": arguments.device}
@@ -112,16 +124,10 @@ def main() -> None:
                 row[f"{way}_knn"] = round(knn_accuracy(near, labels), 4)
         rows.append(row)
         print(row, flush=True)
-    facts = {
-        "images": len(images),
-        "views": arguments.views,
-        "machine": machine_name(resolve_device(arguments.device)),
-        "clock": clock_name(),
-        "torch": torch.__version__,
-        "rows": rows,
-    }
-    (DATA / "encoder_methods.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(write_tables(TABLES, facts)["encoder_methods.csv"].to_string(index=False))
+        # after each training, so that an interrupted run keeps what it measured
+        (DATA / "encoder_methods.json").write_text(json.dumps(facts, indent=1) + "\n")
+        table = write_tables(TABLES, facts)["encoder_methods.csv"]
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

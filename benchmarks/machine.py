@@ -14,7 +14,8 @@ from elfs_lib.compute import describe_device
 def machine_name(device: torch.device) -> str:
     """The processor and the threads that torch uses of it, or the GPU."""
     if device.type == "cpu":
-        return f"{cpu_model()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{cpu_model()}, {threads} thread{'s' * (threads != 1)}"
     return describe_device(device)
 
 

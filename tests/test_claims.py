@@ -229,7 +229,8 @@ def test_the_choice_in_hindsight_is_read_from_the_benchmark(tmp_path, monkeypatc
 def test_a_beta_of_ones_own_stands_beside_that_of_the_files_search():
     def row(setting: str, difference: float, betas: list[float], **more: object) -> dict:
         fixed = {"dataset": "cifar10", "budget": 0.1, "method": "elfs", "against": "random"}
-        fixed |= {"whole_pipelines": True, "recipe": "resnet18", "steps": 9, "runs": len(betas)}
+        fixed |= {"whole_pipelines": True, "recipe": "resnet18", "steps": 9}
+        fixed |= {"runs": len(betas), "seeds": [*range(len(betas))]}
         shown = {"difference": difference, "low": -1.0, "high": 5.0, "hard_prune_ratios": betas}
         empty = dict.fromkeys(verdict.VERDICT_COLUMNS)
         return empty | fixed | shown | {"setting": setting} | more
@@ -246,6 +247,10 @@ def test_a_beta_of_ones_own_stands_beside_that_of_the_files_search():
     assert line.endswith(" search (0.2, 0.3), +2.2 (-1.0 to +5.0) with its own (0.5, 0.4).")
     same = [*rows[:2], row(own, 2.25, [0.2, 0.3])]  # the search chose as the other did
     assert not claims.own_beta_lines(same)
+    of_more = [rows[0], row(final, -9.0, [0.4, 0.2, 0.3], seeds=[4, 0, 1]), rows[2]]
+    assert not claims.own_beta_lines(of_more)  # other pipelines
+    chosen_alike = [*of_more[:2], row(own, 2.25, [0.2, 0.3])]
+    assert len(verdict.by_training(of_more)) == 3 and len(verdict.by_training(chosen_alike)) == 2
     assert not claims.own_beta_lines(rows[:2])  # nothing to stand beside it
     assert not claims.own_beta_lines([rows[0], rows[2]])
 

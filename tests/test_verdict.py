@@ -51,6 +51,9 @@ def test_rows_say_who_is_ahead_of_whom_and_by_what_pseudo_labels():
     assert first["difference"] == pytest.approx(2.333, abs=1e-3)
     assert first["low"] == pytest.approx(7 / 3 - 4.3027 * 0.57735 / 3**0.5, abs=2e-3)
     assert first["pseudo_label_accuracy"] == 81 and first["hard_prune_ratios"] == [0.3] * 3
+    assert first["seeds"] == [0, 1, 2]
+    (true,) = (r for r in rows if r["method"] == "elfs_true")
+    assert true["seeds"] == [0] and true["hard_prune_ratios"] == [0.3]
     assert first["whole_pipelines"] and first["setting"] == "" and first["steps"] == 500
     pairs = [(r["method"], r["against"], r["setting"]) for r in rows]
     assert ("elfs_true", "random", "") in pairs and ("elfs", "random", "temi_start=random") in pairs
@@ -97,7 +100,10 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     claim = "better at 10% (+2.3), worse at 30% (-2.0), undecided at 50% (+0.2)"
     short, of_cifar10, *_ = verdict.in_words(rows)
     assert f"against random: {claim}" in of_cifar10
-    assert "better than random at 1 of 3 budgets and worse at 1" in short
+    assert "over 3 whole pipelines on each of 1 datasets, ELFS is better than random at 1" in short
+    assert "3 budgets and worse at 1" in short
+    rows[0]["runs"] = 5
+    assert "over 3 to 5 whole pipelines" in verdict.headlines(rows)[0]
     assert "(pseudo-labels 81% right)" in of_cifar10
     _, worse, undecided = verdict.answer_table(rows).to_numpy().tolist()
     assert worse[:5] == ["CIFAR-10", "30%", "81.0", "81.0", "79.0"] and worse[5].startswith(

@@ -22,7 +22,15 @@ from elfs_lib.results.evaluation import (
     percent,
     points,
 )
-from elfs_lib.results.page import CONTROLS, Tables, name_of, own_pipelines, signed
+from elfs_lib.results.page import (
+    CONTROLS,
+    EASY_CUT,
+    HARD_CUT,
+    Tables,
+    name_of,
+    own_pipelines,
+    signed,
+)
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import OWN_BETA, by_training, is_another_search
 
@@ -128,24 +136,23 @@ def cut_steps(every: Tables) -> pd.DataFrame:
     """What the two cuts do to CCS on the same scores, together and each alone, over two or more
     whole pipelines by the datasets' own parameters, as rows of
     :func:`elfs_lib.results.plots.intervals`; a hard cut of nothing (beta 0) is left out."""
-    plain, cut = CONTROLS
-    pairs = {"both cuts": ("elfs", plain), "hard cut": (cut, plain), "easy cut": ("elfs", cut)}
+    pairs = {"both cuts": ("elfs", CONTROLS[0]), "hard cut": HARD_CUT, "easy cut": EASY_CUT}
     rows = []
     for kind, pair in pairs.items():
         for dataset, table in own_pipelines(every).items():
             if not {*table["method"]}.issuperset(pair):
                 continue
             for row in paired_difference(table, *pair, strict=False).itertuples():
-                if row.n < 2 or (kind == "hard cut" and not _drops_hard(table, cut, row.budget)):
+                if row.n < 2 or (kind == "hard cut" and not _drops_hard(table, row)):
                     continue
                 label = f"{display_name(dataset)}, {percent(row.budget)}"
                 rows.append(_step(label, kind, row.difference, row.low, row.high))
     return pd.DataFrame(rows, columns=["label", "kind", "value", "low", "high"])
 
 
-def _drops_hard(table: pd.DataFrame, method: str, budget: float) -> bool:
-    """Whether any run of a method dropped images at the hard end."""
-    own = table[(table["method"] == method) & (table["budget"] == budget)]
+def _drops_hard(table: pd.DataFrame, pair: Any) -> bool:
+    """Whether any run of a pair's first method dropped images at the hard end."""
+    own = table[(table["method"] == pair.method) & (table["budget"] == pair.budget)]
     return bool((own["hard_prune_ratio"].astype(float) > 0).any())
 
 
@@ -295,11 +302,13 @@ def training_answer(drawn: pd.DataFrame) -> str:
 
 def own_beta_lines(rows: list[dict[str, Any]]) -> list[str]:
     """What ELFS gained over random by the beta of the training that followed, beside what it gained
-    by that of the params file's search, where both were measured and differ, as Markdown lines."""
+    by that of the params file's search, where both were measured over the same pipelines and
+    differ, as Markdown lines."""
     trained = by_training(rows)
     own = trained["aside"].str.endswith(OWN_BETA)
     trained["aside"] = trained["aside"].str.removesuffix(OWN_BETA)
-    alike = ["dataset", "budget", "recipe", "steps", "aside"]
+    trained["pipelines"] = trained["seeds"].map(tuple)
+    alike = ["dataset", "budget", "recipe", "steps", "aside", "pipelines"]
     pairs = trained[~own].merge(trained[own], on=alike, suffixes=("", "_own"))
     return [
         f"- {row.network}, {row.steps:,} steps{row.aside}: {points(row.difference)} "

@@ -168,8 +168,9 @@ def paired_difference(
 
     Returns:
         One row per dataset and budget where both methods share a seed and recipe: ``dataset``,
-        ``budget``, ``method``, ``rival``, ``n`` (shared seeds), ``method_mean``, ``rival_mean``,
-        ``difference``, ``sd``, ``low`` and ``high`` (95% t-interval).
+        ``budget``, ``method``, ``rival``, ``seeds`` (those shared, ascending), ``n`` (how many),
+        ``method_mean``, ``rival_mean``, ``difference``, ``sd``, ``low`` and ``high`` (95%
+        t-interval).
 
     Raises:
         ElfsError: if a method is not in the results or they share no seed at any budget.
@@ -308,7 +309,9 @@ def count_verdicts(paired: pd.DataFrame) -> str:
     )
 
 
-_PAIRED = "dataset budget method rival n method_mean rival_mean difference sd low high".split()
+_PAIRED = (
+    "dataset budget method rival seeds n method_mean rival_mean difference sd low high".split()
+)
 
 
 def _paired(table: pd.DataFrame, method: str, rival: str, *, strict: bool = True) -> pd.DataFrame:
@@ -338,6 +341,7 @@ def _paired(table: pd.DataFrame, method: str, rival: str, *, strict: bool = True
                 "budget": budget,
                 "method": method,
                 "rival": rival,
+                "seeds": sorted(group["seed"]),
                 "n": n,
                 "method_mean": float(group["accuracy_method"].mean()),
                 "rival_mean": float(group["accuracy_rival"].mean()),

@@ -31,6 +31,9 @@ Tables = Mapping[tuple[str, str], pd.DataFrame]
 SUPERVISED = [name for name, method in METHODS.items() if method.supervised]
 # Stratified on the same scores: without a hard cut, and with that of ELFS.
 CONTROLS = ("ccs_pseudo", "ccs_pseudo_beta")
+#: What tells the two cuts of double-end pruning apart: who is compared with whom.
+HARD_CUT = CONTROLS[::-1]
+EASY_CUT = ("elfs", CONTROLS[1])
 
 
 def words_of(setting: str) -> list[str]:
@@ -76,11 +79,8 @@ def whole_pipelines(every: Tables) -> pd.DataFrame:
         name = name_of(dataset, setting)
         pairs = (paired_difference(table, "elfs", rival, strict=False) for rival in rivals)
         for row in (row for pair in pairs for row in pair[pair["n"] > 1].itertuples()):
-            at = table[table["budget"] == row.budget]
-            shared = at.loc[at["method"] == row.rival, "seed"]
-            betas = at.loc[
-                (at["method"] == "elfs") & at["seed"].isin(shared), "hard_prune_ratio"
-            ].value_counts()
+            own = table[(table["method"] == "elfs") & (table["budget"] == row.budget)]
+            betas = own.loc[own["seed"].isin(row.seeds), "hard_prune_ratio"].value_counts()
             rows.append(
                 {"dataset": name, "budget": percent(row.budget)}
                 | _baseline(row)
@@ -225,20 +225,16 @@ def cuts(every: Tables) -> pd.DataFrame:
     """What each cut of double-end pruning does to CCS on the same scores, on one coreset and over
     two or more whole pipelines; empty where no table holds both controls."""
     rows = []
-    plain, cut = CONTROLS
     for (dataset, setting), table in every.items():
         whole = setting.startswith(WHOLE_PIPELINES)
         if not {"elfs", *CONTROLS} <= {*table["method"]}:
             continue
-        found = (
-            paired_difference(table, *pair, strict=not whole)
-            for pair in ((cut, plain), ("elfs", cut))
-        )
+        found = (paired_difference(table, *p, strict=not whole) for p in (HARD_CUT, EASY_CUT))
         fewest = 2 if whole else 1
         hard, easy = (pairs[pairs["n"] >= fewest].set_index("budget") for pairs in found)
         for budget in hard.index.intersection(easy.index):
             one, two = hard.loc[budget], easy.loc[budget]
-            own = table[(table["method"] == cut) & (table["budget"] == budget)]
+            own = table[(table["method"] == HARD_CUT[0]) & (table["budget"] == budget)]
             betas = own.sort_values("seed")["hard_prune_ratio"]
             rows.append(
                 {

@@ -55,11 +55,12 @@ VERDICT_COLUMNS: dict[str, str] = {
     "low": "lower end of its 95% t-interval; null with one run",
     "high": "upper end of it",
     "runs": "how many differences it is the mean of",
+    "seeds": "of these runs",
     "whole_pipelines": "whether each run has its own clusters, proxy, search and coreset; else the "
     "runs are trainings on one coreset",
     "accuracy": "mean test accuracy of the method, in percent",
     "against_accuracy": "the same of the other",
-    "hard_prune_ratios": "beta of each run of the method; empty if it has none",
+    "hard_prune_ratios": "beta of each of these runs of the method; empty if it has none",
     "steps": "optimiser steps of each training",
     "recipe": "of the trainings, with its revision",
     "pseudo_label_accuracy": "pseudo-labels right, in percent, mean over the runs; null in tables "
@@ -96,8 +97,7 @@ def _is_another(name: str) -> bool:
 
 def _row(dataset: str, setting: str, table: pd.DataFrame, pair: Any) -> dict[str, Any]:
     at = table[table["budget"] == pair.budget]
-    shared = {*at.loc[at["method"] == pair.rival, "seed"]}
-    own = at[(at["method"] == pair.method) & at["seed"].isin(shared)]
+    own = at[(at["method"] == pair.method) & at["seed"].isin(pair.seeds)]
     right = pd.to_numeric(own["pseudo_label_accuracy"]).mean()
     return {
         "dataset": dataset,
@@ -108,6 +108,7 @@ def _row(dataset: str, setting: str, table: pd.DataFrame, pair: Any) -> dict[str
         "low": _rounded(pair.low),
         "high": _rounded(pair.high),
         "runs": pair.n,
+        "seeds": [int(seed) for seed in pair.seeds],
         "whole_pipelines": setting.startswith(WHOLE_PIPELINES),
         "accuracy": _rounded(pair.method_mean),
         "against_accuracy": _rounded(pair.rival_mean),
@@ -302,12 +303,17 @@ def _chose_the_same(trained: pd.DataFrame) -> pd.Series:
         return row.dataset, row.budget, row.recipe, row.steps, row.aside.removesuffix(OWN_BETA)
 
     own = trained["aside"].str.endswith(OWN_BETA)
-    files = {training(row): row.hard_prune_ratios for row in trained[~own].itertuples()}
+    files = {training(row): _betas_by_seed(row) for row in trained[~own].itertuples()}
     same = (
-        files.get(training(row), [])[: row.runs] == row.hard_prune_ratios
+        _betas_by_seed(row).items() <= files.get(training(row), {}).items()
         for row in trained.itertuples()
     )
     return own & pd.Series(same, trained.index, dtype=bool)
+
+
+def _betas_by_seed(row: Any) -> dict[int, float]:
+    """The beta of each run of a row of the verdict."""
+    return dict(zip(row.seeds, row.hard_prune_ratios, strict=True))
 
 
 #: Ends the words of a training whose search for beta trained its models alike.
@@ -384,16 +390,20 @@ def _against_others(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _in_short(rows: pd.DataFrame) -> str:
     """ELFS against each rival: at how many budgets of all datasets it is ahead, and behind."""
-    clauses = []
-    for rival, own in _against_others(rows).groupby("against", sort=False):
+    clauses, rows = [], _against_others(rows)
+    for rival, own in rows.groupby("against", sort=False):
         better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
         clauses.append(
             f"{'better' if not clauses else 'and better'} than "
             f"{_RIVALS[rival]} at {better} of {len(own)} budgets and "
             f"worse at {worse or 'none'}"
         )
-    count = rows["dataset"].nunique()
-    return f"over whole pipelines on {count} datasets, ELFS is {', '.join(clauses)}"
+    fewest, most = rows["runs"].min(), rows["runs"].max()
+    runs = fewest if fewest == most else f"{fewest} to {most}"
+    return (
+        f"over {runs} whole pipelines on each of {rows['dataset'].nunique()} datasets, ELFS is "
+        f"{', '.join(clauses)}"
+    )
 
 
 def _claims(rows: pd.DataFrame) -> list[str]:

@@ -77,7 +77,7 @@ def params_key(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class SharedStage:
-    """A stage that several notebooks read: the name and the arguments of a stage of ``Run``."""
+    """A stage that several trainings read: the name and the arguments of a stage of ``Run``."""
 
     name: str
     params: Params
@@ -133,7 +133,7 @@ def collect(sweep: Sweep, store: Store | None = None) -> pd.DataFrame:
 
     Returns:
         Columns of :data:`elfs_lib.results.evaluation.RESULT_COLUMNS` and ``supervised``, one row a
-        notebook.
+        training.
 
     Raises:
         ElfsError: if a dataset is not on this machine, or an artifact is damaged.
