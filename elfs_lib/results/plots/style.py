@@ -27,13 +27,14 @@ SHADE = "#E8EFF5"
 
 P = ParamSpec("P")
 
-# ELFS and random are in every comparison and get a look of their own; the second control is a
-# lighter first one.
+# ELFS and random are in every comparison and get a look of their own; CCS after a hard cut is a
+# lighter one of CCS without.
 EVERYWHERE = ("elfs", "random")
 _FIXED = {
     "elfs": (MIDDLE, "o"),
     "random": ("#444444", "s"),
     "ccs_pseudo_beta": ("#A3B86C", "d"),
+    "ccs_beta": ("#9A9CE0", "d"),
     "best_supervised": ("#8C4B2E", "D"),  # of the published tables
     # of few labels, all in one figure
     "typiclust": ("#56B4E9", "v"),
