@@ -78,6 +78,7 @@ def choice_table(facts: dict) -> pd.DataFrame:
                 "Accuracy at the choice, %": f"{chosen['accuracy'].mean():.2f}",
                 "At the best, %": f"{grid[best].mean():.2f}",
                 "Lost, points": f"{lost.mean():.2f}{spread}",
+                "Most lost": f"{lost.max():.2f}",
                 "Pipelines": len(grid),
                 "On": ", ".join(sorted(own["device"].unique())),
             }

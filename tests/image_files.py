@@ -111,18 +111,20 @@ def parquet_file(
     *,
     image: str = "img",
     label: str = "label",
+    others: dict[str, list] | None = None,
     struct: bool = True,
     metadata: dict[str, str] | None = None,
     statistics: bool = True,
 ) -> None:
-    """A Parquet file in the Hugging Face layout, with or without statistics of its columns."""
+    """A Parquet file in the Hugging Face layout, with or without statistics of its columns; the
+    ``others`` come before the labels."""
     file.parent.mkdir(parents=True, exist_ok=True)
     column = pa.array(cells)
     if struct:
         column = pa.StructArray.from_arrays(
             [column, pa.array(["x"] * len(cells))], ["bytes", "path"]
         )
-    columns = {image: column}
+    columns = {image: column} | {name: pa.array(values) for name, values in (others or {}).items()}
     if labels is not None:
         columns[label] = pa.array(labels)
     table = pa.table(columns)

@@ -221,6 +221,25 @@ def test_cifar10_from_parquet(tmp_path):
     assert load_labels(Source("cifar10", tmp_path), "train").tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 0]
 
 
+def test_cifar100_from_parquet_has_its_hundred_classes_not_the_twenty(tmp_path):
+    cells = [image_files.encoded(image_files.gradient(32, 32, shade=i), "WEBP") for i in range(6)]
+    fine, coarse = [99, 0, 31, 7, 55, 98], [13, 4, 0, 19, 4, 2]
+    for split, at in (("train", slice(4)), ("test", slice(4, 6))):
+        image_files.parquet_file(
+            tmp_path / "cifar100" / f"{split}-00000-of-00001.parquet",
+            cells[at],
+            fine[at],
+            label="fine_label",
+            others={"coarse_label": coarse[at]},
+        )
+    source = Source("cifar100", tmp_path)
+    images = load_images(source)
+    assert images.num_classes == 100 and len(images.train) == 4 and len(images.test) == 2
+    assert load_labels(source, "train").tolist() == fine[:4]
+    assert load_labels(source, "test").tolist() == fine[4:]
+    assert "JPEG" not in images.source
+
+
 def test_every_dataset_that_can_be_missing_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "FASHION_PACKAGE_DIR", tmp_path / "none")
 

@@ -25,7 +25,13 @@ from elfs_lib.embedding.encoder_file import (
     load_encoder_file,
     save_encoder,
 )
-from elfs_lib.embedding.encoders import about_encoder, describe, find_checkpoint, is_encoder_file
+from elfs_lib.embedding.encoders import (
+    TRAINING,
+    about_encoder,
+    describe,
+    find_checkpoint,
+    is_encoder_file,
+)
 from elfs_lib.embedding.pca import principal_axes
 from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEncoder, train_encoder
 from elfs_lib.errors import ElfsError
@@ -85,6 +91,10 @@ def test_files_in_float16_and_files_that_say_nothing(trained, method, tmp_path: 
         features(again, images), features(encoder, images), rtol=0.02, atol=0.02
     )
     assert describe("self_supervised", path)["saw_labels"] is None  # nobody knows
+    save_file(halves, path, {"method": "supervised classification"})
+    assert describe("self_supervised", path)["saw_labels"] is None
+    save_file(halves, path, {"method": TRAINING[method]})
+    assert describe("self_supervised", path)["saw_labels"] is False
 
 
 def test_images_of_another_size_are_resized_to_that_of_the_training(trained, tmp_path: Path):

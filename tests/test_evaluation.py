@@ -147,7 +147,9 @@ def test_verdicts_say_what_the_interval_says(low, high, n, sentence):
 def test_one_seed_is_no_evidence():
     paired = paired_difference([r for r in rows() if r["seed"] == 0], "elfs", "random")
     assert all("One seed cannot tell" in text for text in verdicts(paired))
-    assert "above at 0 of 2" in count_verdicts(paired)
+    said = count_verdicts(paired)
+    assert "above at 0 of 2" in said and "one seed, which cannot tell, at 2 (" in said
+    assert "no evidence" not in said
 
 
 def test_verdicts_are_counted():

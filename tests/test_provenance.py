@@ -67,6 +67,10 @@ def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny
     text = provenance(tiny_run, [tiny_run.pseudo, tiny_run.true_proxy])
     assert f"`{command(tiny_run.params)}`" in text and "with seed 0" in text
     assert "1,437 training images" in text
+    assert (
+        "**Embeddings:** `pixels`: none: the pixel values themselves; labels seen in it: no."
+        in text
+    )
     for name, version in package_versions().items():
         assert f"{name} {version}" in text
     coresets = provenance(tiny_run, [tiny_run.coreset(m, 0.1) for m in ("random", "ccs")])
@@ -80,6 +84,19 @@ def test_a_page_names_command_seed_versions_and_the_labels_that_were_opened(tiny
     assert [row[-1] for row in rows] == ["none |", "train:supervised |"]
     assert rows[0][1] == f"`{tiny_run.pseudo.key}`"
     assert all(re.fullmatch(r"\d+\.\d", row[3]) and "cpu" in row[2] for row in rows)
+
+
+def test_a_page_names_the_file_of_the_encoder_and_what_makes_one(tiny_run: Run, monkeypatch):
+    facts = {"encoder": "self_supervised", "pretraining": "some views", "saw_labels": False}
+    monkeypatch.setattr(Run, "encoder_facts", facts)
+    checkpoint = {"encoder": "self_supervised", "encoder_checkpoint": "/home/me/own.safetensors"}
+    own = Run(tiny_run.params.model_copy(update=checkpoint), tiny_run.store)
+    text = provenance(own, [])
+    assert "`self_supervised` with the weights of `own.safetensors`, such as `elfs train-e" in text
+    assert "some views; labels seen in it: no." in text and "/home" not in text.split("Emb")[1]
+    facts |= {"encoder": "dino_vitb16", "saw_labels": None}
+    text = provenance(own, [])
+    assert "`dino_vitb16`: some views; labels seen in it: not known." in text
 
 
 def test_a_page_says_that_pseudo_labels_were_brought(tiny_run: Run):

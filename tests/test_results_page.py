@@ -156,7 +156,16 @@ def test_another_training_is_not_compared_with_the_default_elfs(every):
 def test_the_last_section_says_what_made_each_table(every):
     lines = results_page.reproduce(every)
     assert len(lines) == len(every)
-    first = ("`elfs run a.yaml`", "0, 1, 2", "`small`", "200", "18 TFLOP", "18 min", "cpu", "0.1.0")
+    first = (
+        "`elfs run a.yaml`",
+        "0, 1, 2",
+        "`small`",
+        "200",
+        "18 TFLOP",
+        "18.0 min",
+        "cpu",
+        "0.1.0",
+    )
     assert says(lines[:1], "Digits", *first)
     assert says(lines[1:2], "Digits", "800 steps") and says(lines[3:4], "Digits", "pipelines")
 

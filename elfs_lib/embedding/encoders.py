@@ -296,8 +296,9 @@ def find_encoder(name: str, checkpoint: str | Path | None) -> Encoder:
     if trains_here(name) and is_encoder_file(checkpoint):
         about = about_encoder(checkpoint)
         said = f"{about.get('method', 'not known')} on {about.get('images', 'not known')}"
-        if name == OWN:  # of a file without metadata nothing is known
-            seen = about.get("saw_labels", False if about else None)
+        if name == OWN:  # unless the file says it, or was trained in one of our ways, nobody knows
+            ours = about.get("method") in TRAINING.values()
+            seen = about.get("saw_labels", False if ours else None)
             return replace(spec, pretraining=said, saw_labels=seen)
         start = find_encoder(name.removeprefix(ADAPTED), None)
         seen = about.get("saw_labels", start.saw_labels)

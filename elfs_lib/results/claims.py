@@ -6,6 +6,7 @@ where its 95% interval excludes zero.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,15 @@ from elfs_lib.results.page import (
     signed,
 )
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.verdict import OWN_BETA, by_training, is_another_search
+from elfs_lib.results.published import published_accuracy
+from elfs_lib.results.verdict import (
+    OWN_BETA,
+    VERDICT_COLUMNS,
+    by_training,
+    is_another_search,
+    verdict_rows,
+)
+from elfs_lib.results.words import changed_parameters
 
 
 def page_of_shift(dataset: str) -> Path:
@@ -107,16 +116,25 @@ def _said_of_shift(row: Any) -> str:
 
 
 def shift_answer(found: pd.DataFrame) -> str:
-    """:func:`shift_sentences` in one."""
+    """:func:`shift_sentences` in one: which way each dataset goes, and where that is clear."""
     if found.empty:
         return "Not measured yet."
-    said = [_said_of_shift(row) for row in found.itertuples()]
-    counts = [f"{words} on {said.count(words)}" for words in dict.fromkeys(sorted(said))]
-    fewer = int((found["pruned"] < 0).sum())
+    ways = {"more": found[found["change"] > 0], "fewer": found[found["change"] <= 0]}
+    said = [
+        f"{way} easy images on {listed(_with_clearness(row) for row in own.itertuples())}"
+        for way, own in ways.items()
+        if len(own)
+    ]
+    less = int((found["pruned"] < 0).sum())
     return (
-        f"Of {len(found)} datasets, the shift is {listed(counts)}. Double-end pruning takes in "
-        f"fewer easy images on {fewer}."
+        f"With pseudo-labels in place of true ones, CCS takes in {', and '.join(said)}. "
+        f"Double-end pruning then takes in fewer easy images on {less} of {len(found)}."
     )
+
+
+def _with_clearness(row: Any) -> str:
+    clear = "one draw" if pd.isna(row.low) else "clear" if row.low * row.high > 0 else "undecided"
+    return f"{row.dataset} ({clear})"
 
 
 def shift_sentences(found: pd.DataFrame) -> list[str]:
@@ -235,6 +253,12 @@ def measured(name: str) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame()
 
 
+def measured_by(name: str) -> str:
+    """The command that a benchmark's file in ``book/data`` says it was written by, as Markdown."""
+    file = project_root() / "book" / "data" / name
+    return f"`{json.loads(file.read_text())['command']}`" if file.exists() else "Not measured yet."
+
+
 def in_hindsight() -> pd.DataFrame:
     """The choices of the search against the best of the betas that were trained, as
     ``benchmarks.search_quality`` wrote them; empty where it has not run."""
@@ -247,10 +271,34 @@ def hindsight_answer(found: pd.DataFrame) -> str:
     if found.empty:
         return "Not measured yet."
     lost = found["Lost, points"].str.split(" ").str[0].astype(float)
+    largest = found["Most lost"].astype(float)
     return (
-        f"Of {len(found)} budgets where several β were tried, the search chose the best of them at "
-        f"{int((lost <= 0).sum())}, and lost {lost.max():.2f} points at most, on average over the "
-        "pipelines of a budget."
+        f"Of {len(found)} budgets where several β were tried, the search chose the best of them in "
+        f"every pipeline at {int((largest <= 0).sum())}. On average over a budget's pipelines it "
+        f"lost {lost.max():.2f} points at most, and in a single one {largest.max():.2f}."
+    )
+
+
+def search_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """At how many budgets ELFS was better and worse than random and CCS over the whole pipelines
+    whose search is another, and nothing else, as Markdown lines."""
+    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
+    of_elfs = (frame["method"] == "elfs") & frame["against"].isin(["random", CONTROLS[0]])
+    frame = frame[of_elfs & frame["whole_pipelines"].astype(bool)]
+    frame = frame[frame["setting"].map(is_another_search).astype(bool)]
+    lines = []
+    for (dataset, setting), own in frame.groupby(["dataset", "setting"], sort=False):
+        said = [_counted(*each) for each in own.groupby("against", sort=False)]
+        lines.append(f"- {name_of(dataset, setting)}: ELFS is {'; '.join(said)}.")
+    return lines
+
+
+def _counted(rival: str, own: pd.DataFrame) -> str:
+    better, worse = own["low"].astype(float) > 0, own["high"].astype(float) < 0
+    where = f" ({listed(map(percent, own.loc[better, 'budget']))})" if better.any() else ""
+    return (
+        f"better than {display_name(rival)} at {better.sum() or 'none'} of {len(own)} budgets"
+        f"{where}, worse at {worse.sum() or 'none'}"
     )
 
 
@@ -277,6 +325,7 @@ def training_steps(rows: list[dict[str, Any]]) -> pd.DataFrame:
             row.difference,
             *((row.low, row.high) if row.runs > 2 else ()),
         )
+        | {"runs": row.runs}
         for row in by_training(rows).itertuples()
     )
 
@@ -286,25 +335,55 @@ def training_answer(drawn: pd.DataFrame) -> str:
     if drawn.empty:
         return "Not measured yet."
     above, below = int((drawn["low"] > 0).sum()), int((drawn["high"] < 0).sum())
-    behind = drawn[drawn["value"] <= 0]
+    few, behind = int(drawn["low"].isna().sum()), drawn[drawn["value"] <= 0]
     said = (
         f"Of {len(drawn)} ways of training, ELFS is better than random in {above or 'none'}, worse "
-        f"in {below or 'none'} and undecided in the others"
+        f"in {below or 'none'} and undecided in {len(drawn) - above - below - few or 'none'}"
     )
+    said += f"; {few} have fewer than three pipelines" if few else ""
     if behind.empty:
         return f"{said}."
     worst = behind.loc[behind["value"].idxmin()]
     return (
-        f"{said}; on average it is behind in {len(behind)}, by {-worst['value']:.1f} points with "
-        f"{worst['label']}."
+        f"{said}. On average it is behind in {len(behind)}, by {-worst['value']:.1f} points with "
+        f"{worst['label']} ({worst['runs']} pipelines)."
     )
 
 
-def own_beta_lines(rows: list[dict[str, Any]]) -> list[str]:
+def batch_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What random and ELFS reach by the size of the batches, where one network was trained in
+    several for as many epochs, beside the paper's two, as Markdown lines."""
+    trained = by_training(rows)
+    changed = trained["setting"].map(changed_parameters)
+    for name in ("batch", "epochs"):  # as objects: with gaps, numbers would become floats
+        found = [each.get(f"eval_{name}") for each in changed]
+        trained[name] = pd.Series(found, trained.index, dtype=object)
+    alike = ["dataset", "budget", "network", "epochs"]
+    lines = []
+    for (dataset, budget, network, epochs), own in trained.dropna(subset=["batch"]).groupby(alike):
+        if own["batch"].nunique() < 2:
+            continue
+        own = own.sort_values("batch", ascending=False)
+        paper = published_accuracy(dataset)
+        paper = paper[paper["budget"] == budget].set_index("method")["accuracy"]
+        beside = {"random": own["against_accuracy"], "elfs": own["accuracy"]}
+        said = (
+            f"{display_name(method)} {', '.join(f'{value:.1f}' for value in found)}%"
+            + (f" (the paper's: {paper[method]:.1f}%)" if method in paper else "")
+            for method, found in beside.items()
+        )
+        lines.append(
+            f"- {display_name(dataset)} at {percent(budget)}, {network} for {epochs} epochs in "
+            f"batches of {listed(map(str, own['batch']))}: {'; '.join(said)}."
+        )
+    return lines
+
+
+def own_beta_lines(every: Tables) -> list[str]:
     """What ELFS gained over random by the beta of the training that followed, beside what it gained
     by that of the params file's search, where both were measured over the same pipelines and
     differ, as Markdown lines."""
-    trained = by_training(rows)
+    trained = by_training(verdict_rows(every))
     own = trained["aside"].str.endswith(OWN_BETA)
     trained["aside"] = trained["aside"].str.removesuffix(OWN_BETA)
     trained["pipelines"] = trained["seeds"].map(tuple)
@@ -315,9 +394,22 @@ def own_beta_lines(rows: list[dict[str, Any]]) -> list[str]:
         f"({points(row.low)} to {points(row.high)}) with the β of the default search "
         f"({_betas(row.hard_prune_ratios)}), {points(row.difference_own)} "
         f"({points(row.low_own)} to {points(row.high_own)}) with its own "
-        f"({_betas(row.hard_prune_ratios_own)})."
+        f"({_betas(row.hard_prune_ratios_own)}); ELFS itself {_gained(every, row)}."
         for row in pairs[pairs["runs_own"] > 1].itertuples()
     ]
+
+
+def _gained(every: Tables, row: Any) -> str:
+    """ELFS with the beta of its own training minus ELFS with that of the params file's search."""
+    tables = (
+        every[row.dataset, f"{WHOLE_PIPELINES}, {setting}" if setting else WHOLE_PIPELINES]
+        for setting in (row.setting_own, row.setting)
+    )
+    own, usual = (t[(t["method"] == "elfs") & (t["budget"] == row.budget)] for t in tables)
+    (found,) = paired_difference(
+        pd.concat([own.assign(method="own"), usual]), "own", "elfs"
+    ).itertuples()
+    return signed(found)
 
 
 # ------------------------------------------------------------- what a small run cannot show

@@ -302,10 +302,17 @@ def count_verdicts(paired: pd.DataFrame) -> str:
         raise ElfsError("paired must hold the rows of exactly one method and one rival.")
     method, rival = display_name(pairs["method"].iloc[0]), display_name(pairs["rival"].iloc[0])
     above, below = int((paired["low"] > 0).sum()), int((paired["high"] < 0).sum())
+    single = int((paired["n"] < 2).sum())
     total = len(paired)
+    said = {
+        f"above at {above} of {total} budgets": True,
+        f"below at {below}": True,
+        f"no evidence of a difference at {total - above - below - single}": single < total,
+        f"one seed, which cannot tell, at {single}": single,
+    }
     return (
-        f"{method} against {rival}: above at {above} of {total} budgets, below at {below}, "
-        f"no evidence of a difference at {total - above - below} (95% paired intervals)."
+        f"{method} against {rival}: {', '.join(part for part, told in said.items() if told)} "
+        "(95% paired intervals)."
     )
 
 

@@ -22,7 +22,7 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import by_pseudo_labels, verdict_rows
-from elfs_lib.results.words import setting_in_words
+from elfs_lib.results.words import duration, setting_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import is_current
 
@@ -161,10 +161,11 @@ def in_words(every: Tables) -> list[str]:
             lines += [f"- {line}" for line in verdicts(paired_difference(table, "elfs", rival))]
         for row in evaluation.best_label_free(table, SUPERVISED).itertuples():
             backed = "supports it" if row.supported else "does not support it"
+            backed = f"the interval of their difference {backed}" if row.n > 1 else "one seed each"
             lines.append(
                 f"- At {percent(row.budget)}, {display_name(row.method)} has the highest mean of "
                 f"{_methods_at(table, row.budget, supervised=False)} label-free methods, followed "
-                f"by {display_name(row.rival)}; the interval of their difference {backed}."
+                f"by {display_name(row.rival)}; {backed}."
             )
         for row in evaluation.best_supervised(table, SUPERVISED).itertuples():
             at = table[table["budget"] == row.budget]
@@ -204,14 +205,17 @@ def against_best_baseline(every: Tables) -> pd.DataFrame:
 
 
 def all_means(dataset: str, table: pd.DataFrame) -> str:
-    """Markdown: mean and deviation of every method at every budget, in the registry's order."""
+    """Markdown: mean and deviation of every method at every budget, in the registry's order, with
+    the number of runs in brackets where it is not that of most cells."""
     summary = evaluation.summarise(table)
+    usual = summary["n"].mode().max()
     best = evaluation.best_label_free(table, SUPERVISED)
     bold = {(row.method, row.budget) for row in best.itertuples() if row.supported}
     cells: dict[str, dict[float, str]] = {}
     for row in summary.itertuples():
         text = f"{row.mean:.1f} ± {row.sd:.1f}" if row.n > 1 else f"{row.mean:.1f}"
         text = f"**{text}**" if (row.method, row.budget) in bold else text
+        text += f" ({row.n})" if row.n != usual else ""
         cells.setdefault(row.method, {})[row.budget] = text
     budgets = sorted(summary["budget"].unique())
     lines = [[display_name(dataset), *map(percent, budgets)], ["---"] + ["---:"] * len(budgets)]
@@ -327,8 +331,9 @@ def reproduce(every: Tables) -> list[str]:
         f"{_listed(f'`{command}`' for command in table['command'].unique())}, seeds "
         f"{', '.join(map(str, sorted(table['seed'].unique())))}; recipe "
         f"{_listed(map(_recipe, table['recipe'].unique()))}, {_range(table['steps'])} steps each; "
-        f"{table['train_flops'].sum() / 1e12:.3g} TFLOP in {table['seconds'].sum() / 60:.0f} min "
-        f"of training on {', '.join(sorted(table['device'].unique()))}; "
+        f"{table['train_flops'].sum() / 1e12:.3g} TFLOP in "
+        f"{duration(table['seconds'].sum())} of training on "
+        f"{', '.join(sorted(table['device'].unique()))}; "
         f"{_listed(table['versions'].dropna().unique())}."
         for (dataset, setting), table in every.items()
     ]

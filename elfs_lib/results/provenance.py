@@ -10,8 +10,10 @@ from pathlib import Path
 import yaml
 
 from elfs_lib.artifacts import Artifact, package_versions, versions_in_words
+from elfs_lib.embedding.encoders import trains_here
 from elfs_lib.params import Params, parse_yaml, values_of_dataset
 from elfs_lib.project import project_root
+from elfs_lib.results.words import seen_in_words
 from elfs_lib.stages.run import Run
 
 # What a grid varies: it makes other rows of one table, not another table.
@@ -78,8 +80,19 @@ def as_yaml(value: object) -> str:
     return value if plain else json.dumps(value)
 
 
+def _embedded_by(run: Run) -> str:
+    """The encoder, where its weights come from, and whether it saw labels."""
+    facts, checkpoint = run.encoder_facts, run.params.encoder_checkpoint
+    name, weights = str(facts["encoder"]), ""
+    if checkpoint and trains_here(name):
+        file = Path(checkpoint).name  # where it lies matters to one machine
+        weights = f" with the weights of `{file}`, such as `elfs train-encoder` makes"
+    return f"`{name}`{weights}: {facts['pretraining']}; {seen_in_words(facts)}"
+
+
 def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
-    """Markdown: the command, seed and versions, and a row for each artifact that a page shows."""
+    """Markdown: the command, seed and versions, what embedded the images, and a row for each
+    artifact that a page shows."""
     versions = versions_in_words(package_versions())
     brought = "".join(
         f", with user-supplied {what}, {name!r}, not reproducible by a command"
@@ -91,6 +104,8 @@ def provenance(run: Run, artifacts: Iterable[Artifact]) -> str:
             f"**Reproduce this page:** `{command(run.params)}`{brought}, with seed "
             f"{run.params.seed}, on {run.n:,} training images; {versions}."
         ),
+        "",
+        f"**Embeddings:** {_embedded_by(run)}.",
         "",
         "| stage | key | device | seconds | labels opened |",
         "| --- | --- | --- | ---: | --- |",

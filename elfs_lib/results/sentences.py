@@ -18,6 +18,7 @@ from scipy import stats
 from elfs_lib.artifacts import Artifact, Store
 from elfs_lib.results import evaluation
 from elfs_lib.results.evaluation import CONFIDENCE, display_name, percent
+from elfs_lib.results.words import duration, seen_in_words
 
 if TYPE_CHECKING:
     from elfs_lib.embedding.neighbors import Neighbors
@@ -56,7 +57,7 @@ def run_time(store: Store, artifacts: Iterable[Artifact]) -> str:
         for name, row in longest.iterrows()
     ]
     return (
-        f"**Time from scratch:** {_duration(made['seconds'].sum())} on "
+        f"**Time from scratch:** {duration(made['seconds'].sum())} on "
         f"{', '.join(sorted(devices)) or 'cpu'}, most of it for {', '.join(parts)}. Stored "
         "stages are reused."
     )
@@ -74,10 +75,9 @@ def images(run: Run) -> str:
 
 def encoder(facts: Mapping[str, object], dimensions: int) -> str:
     """What embedded the images; ``facts`` are :attr:`elfs_lib.stages.run.Run.encoder_facts`."""
-    saw = {True: "yes", False: "no", None: "not known"}[facts["saw_labels"]]
     return (
         f"Encoder `{facts['encoder']}`, {dimensions:,} dimensions; pretraining: "
-        f"{facts['pretraining']}; labels seen in it: {saw}."
+        f"{facts['pretraining']}; {seen_in_words(facts)}."
     )
 
 
@@ -308,7 +308,3 @@ def comparison(results: pd.DataFrame, methods: Sequence[str], supervised: Sequen
 
 def _listed(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

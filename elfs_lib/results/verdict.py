@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ def _is_another(name: str) -> bool:
 
 def _row(dataset: str, setting: str, table: pd.DataFrame, pair: Any) -> dict[str, Any]:
     at = table[table["budget"] == pair.budget]
-    own = at[(at["method"] == pair.method) & at["seed"].isin(pair.seeds)]
+    own = at[(at["method"] == pair.method) & at["seed"].isin(pair.seeds)].sort_values("seed")
     right = pd.to_numeric(own["pseudo_label_accuracy"]).mean()
     return {
         "dataset": dataset,
@@ -222,15 +223,17 @@ def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
         return []
     whole = measured["whole_pipelines"].astype(bool)
     shown = measured[whole] if whole.any() else measured
-    on = "" if whole.any() else " on one pipeline's pseudo-labels"
-    budgets = listed(map(percent, sorted(shown["budget"].unique())))
-    who = []
+    on = "" if whole.any() else "; on one pipeline's pseudo-labels"
+    counts, who = shown.groupby("budget")["against"].nunique(), []
     for rival, at in shown[shown["high"].astype(float) < 0].groupby("against"):
         by = (f"{percent(row.budget)} (by {-row.difference:.1f})" for row in at.itertuples())
         who.append(f"{display_name(rival)} at {listed(by)}")
     better = f"{listed(who)} {'are' if len(who) > 1 else 'is'}" if who else "none is"
-    count = shown["against"].nunique()
-    return [f"of {count} other label-free methods at {budgets}{on}, {better} better"]
+    tried = (
+        f"{count} at {listed(map(percent, alike.index))}"
+        for count, alike in counts.groupby(counts, sort=False)
+    )
+    return [f"of other label-free methods ({', '.join(tried)}{on}), {better} better"]
 
 
 def curve_lines(curve: pd.DataFrame) -> list[str]:
@@ -340,23 +343,27 @@ def _is_of_training(row: Any) -> bool:
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` over three pipelines and more as Markdown lines, in bold where the
-    interval excludes zero."""
-    lines, trained = [], trained[trained["runs"] > 2]
+    """:func:`by_training` as Markdown lines, in bold where the interval excludes zero; what fewer
+    than three pipelines gave comes last, without that."""
+    lines = []
     for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
-        said = (
-            f"{network} "
-            + listed(
-                f"{_bold_if_clear(row)} after {row.steps:,}{row.aside}"
-                for row in alike.itertuples()
-            )
-            for network, alike in own.groupby("network", sort=False)
-        )
+        several = own["runs"] > 2
+        said = _by_network(own[several], _bold_if_clear)
+        few = "; ".join(_by_network(own[~several], lambda row: points(row.difference)))
+        said += [f"on fewer than three pipelines {few}"] if few else []
         lines.append(
             f"- **By training of the final models**, {display_name(dataset)} at "
             f"{percent(budget)}, ELFS minus random by steps: {'; '.join(said)}."
         )
     return lines
+
+
+def _by_network(trained: pd.DataFrame, shown: Callable[[Any], str]) -> list[str]:
+    return [
+        f"{network} "
+        + listed(f"{shown(row)} after {row.steps:,}{row.aside}" for row in alike.itertuples())
+        for network, alike in trained.groupby("network", sort=False)
+    ]
 
 
 def _bold_if_clear(row: Any) -> str:

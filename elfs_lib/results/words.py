@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from elfs_lib.params import parse_yaml
@@ -69,6 +70,18 @@ def setting_in_words(setting: str) -> str:
         what, phrase = _PHRASES.get(name, (name.replace("_", " "), "{}"))
         said.setdefault(what, []).append(phrase.format(_shown(value)))
     return "; ".join(f"{what}: {', '.join(parts)}" for what, parts in said.items())
+
+
+def seen_in_words(facts: Mapping[str, object]) -> str:
+    """Whether an encoder saw labels; ``facts`` are
+    :attr:`elfs_lib.stages.run.Run.encoder_facts`."""
+    saw = {True: "yes", False: "no", None: "not known"}[facts["saw_labels"]]
+    return f"labels seen in it: {saw}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or from two minutes on minutes: "18.0 min"."""
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def _shown(value: Any) -> str:
