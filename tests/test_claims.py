@@ -285,18 +285,24 @@ def test_another_search_is_counted_by_budgets():
             table(0.1, random=RANDOM, elfs=[72, 73.5, 74], ccs_pseudo=[76, 76.3, 75.7]),
             table(0.3, random=RANDOM, elfs=[68, 69.5, 69], ccs_pseudo=[68, 69, 69.5]),
         ]
-    )
+    ).assign(recipe="speedrun, revision 4")
     every = {
-        ("cifar10", WHOLE_PIPELINES): own,
+        ("cifar10", WHOLE_PIPELINES): own.replace({"hard_prune_ratio": {0.2: 0.1}}),
         ("cifar10", f"{WHOLE_PIPELINES}, search_steps=1000"): own,
+        ("cifar10", f"{WHOLE_PIPELINES}, search_steps=8"): own.replace(
+            {"hard_prune_ratio": 0.2}, 0.1
+        ),
         ("cifar10", f"{WHOLE_PIPELINES}, eval_steps=9"): own,
+        ("cifar10", "search_steps=7"): own,  # one pipeline
     }
-    (line,) = claims.search_lines(verdict.verdict_rows(every))
-    assert line == (
-        "- CIFAR-10, search models: 1,000 steps: ELFS is better than Random at 1 of 2 budgets "
-        "(10%), worse at 1; better than CCS pseudo at none of 2 budgets, worse at none."
+    rows = verdict.verdict_rows(every)
+    (line,) = verdict.search_lines(rows)
+    assert line.endswith(
+        "CIFAR-10, 1,000 steps, of 2 budgets better than random at 1 (10%) and worse at 1, than "
+        "CCS at none."
     )
-    assert not claims.search_lines([])
+    assert line in verdict.in_words(rows)
+    assert not verdict.search_lines(rows[:2]) and not verdict.search_lines([])
 
 
 def test_proxies_are_compared_by_what_they_cost_and_give():

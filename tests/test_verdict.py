@@ -101,7 +101,7 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     short, of_cifar10, *_ = verdict.in_words(rows)
     assert f"against random: {claim}" in of_cifar10
     assert "over 3 whole pipelines on each of 1 datasets, ELFS is better than random at 1" in short
-    assert "3 budgets and worse at 1" in short
+    assert "3 budgets, worse at 1" in short
     rows[0]["runs"] = 5
     assert "over 3 to 5 whole pipelines" in verdict.headlines(rows)[0]
     assert "(pseudo-labels 81% right)" in of_cifar10
@@ -250,7 +250,7 @@ def test_words_follow_the_training_of_the_final_models():
     assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
     assert line not in verdict.headlines(rows)
     assert "(own β) and **+2.3** after 500; on fewer than three pipelines ResNet-18 " in line
-    assert line.endswith(" after 2,000.") and line.count("**+") == 2  # no interval of two pipelines
+    assert line.endswith("-9.0 after 800 to 2,000.") and line.count("**+") == 2
     drawn = claims.training_steps(rows)
     assert drawn["low"].notna().tolist() == [True, True, False, False, False]
     assert drawn["label"].iloc[3] == "ResNet-18, 900 steps in batches of 64"

@@ -36,7 +36,6 @@ from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.published import published_accuracy
 from elfs_lib.results.verdict import (
     OWN_BETA,
-    VERDICT_COLUMNS,
     by_training,
     is_another_search,
     verdict_rows,
@@ -276,29 +275,6 @@ def hindsight_answer(found: pd.DataFrame) -> str:
         f"Of {len(found)} budgets where several β were tried, the search chose the best of them in "
         f"every pipeline at {int((largest <= 0).sum())}. On average over a budget's pipelines it "
         f"lost {lost.max():.2f} points at most, and in a single one {largest.max():.2f}."
-    )
-
-
-def search_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """At how many budgets ELFS was better and worse than random and CCS over the whole pipelines
-    whose search is another, and nothing else, as Markdown lines."""
-    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
-    of_elfs = (frame["method"] == "elfs") & frame["against"].isin(["random", CONTROLS[0]])
-    frame = frame[of_elfs & frame["whole_pipelines"].astype(bool)]
-    frame = frame[frame["setting"].map(is_another_search).astype(bool)]
-    lines = []
-    for (dataset, setting), own in frame.groupby(["dataset", "setting"], sort=False):
-        said = [_counted(*each) for each in own.groupby("against", sort=False)]
-        lines.append(f"- {name_of(dataset, setting)}: ELFS is {'; '.join(said)}.")
-    return lines
-
-
-def _counted(rival: str, own: pd.DataFrame) -> str:
-    better, worse = own["low"].astype(float) > 0, own["high"].astype(float) < 0
-    where = f" ({listed(map(percent, own.loc[better, 'budget']))})" if better.any() else ""
-    return (
-        f"better than {display_name(rival)} at {better.sum() or 'none'} of {len(own)} budgets"
-        f"{where}, worse at {worse.sum() or 'none'}"
     )
 
 

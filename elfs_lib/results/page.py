@@ -22,7 +22,7 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 from elfs_lib.results.verdict import by_pseudo_labels, verdict_rows
-from elfs_lib.results.words import duration, setting_in_words
+from elfs_lib.results.words import duration, setting_in_words, spanned
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import is_current
 
@@ -330,7 +330,8 @@ def reproduce(every: Tables) -> list[str]:
         f"{f', {WHOLE_PIPELINES}' * setting.startswith(WHOLE_PIPELINES)}: "
         f"{_listed(f'`{command}`' for command in table['command'].unique())}, seeds "
         f"{', '.join(map(str, sorted(table['seed'].unique())))}; recipe "
-        f"{_listed(map(_recipe, table['recipe'].unique()))}, {_range(table['steps'])} steps each; "
+        f"{_listed(map(_recipe, table['recipe'].unique()))}, "
+        f"{spanned(table['steps'], '{:,}'.format)} steps each; "
         f"{table['train_flops'].sum() / 1e12:.3g} TFLOP in "
         f"{duration(table['seconds'].sum())} of training on "
         f"{', '.join(sorted(table['device'].unique()))}; "
@@ -374,10 +375,6 @@ def _methods_at(table: pd.DataFrame, budget: float, *, supervised: bool) -> int:
 def _recipe(key: str) -> str:
     note = "" if is_current(key) else " (an earlier revision: the command may give other numbers)"
     return f"`{key}`{note}"
-
-
-def _range(values: pd.Series) -> str:
-    return " to ".join(f"{value:,}" for value in sorted({values.min(), values.max()}))
 
 
 def _listed(texts: Iterator[str]) -> str:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from elfs_lib.results.evaluation import (
 )
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.words import changed_parameters, network_in_words
+from elfs_lib.results.words import changed_parameters, network_in_words, setting_in_words, spanned
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import RECIPES
 
@@ -188,19 +187,19 @@ def headlines(rows: list[dict[str, Any]]) -> list[str]:
 
 def in_words(rows: list[dict[str, Any]]) -> list[str]:
     """What is measured, as Markdown lines: :func:`headlines`; the gain by accuracy of the
-    pseudo-labels and by the training of the final models; and what to take below the labels a
-    class that ELFS needs."""
+    pseudo-labels, by the training of the final models and by the search; and what to take below
+    the labels a class that ELFS needs."""
     lines = headlines(rows)
     lines += curve_lines(by_pseudo_labels(rows))
-    lines += training_lines(by_training(rows))
+    lines += training_lines(by_training(rows)) + search_lines(rows)
     taken = (
         f"{display_name(method)} below {end}" if not start else f"then {display_name(method)}"
         for (start, method), (end, _) in pairwise(ADVICE)
     )
     start, last = ADVICE[-1]
     lines.append(
-        f"- **Few labels per class**: {', '.join(taken)}, {display_name(last)} from {start}: so "
-        f"`elfs select` chooses. Between {AS_RANDOM} and {start} nothing was measured."
+        f"- **Few labels per class**: `elfs select` takes {', '.join(taken)}, {display_name(last)} "
+        f"from {start}; {AS_RANDOM} to {start} was not measured."
     )
     return lines
 
@@ -343,14 +342,24 @@ def _is_of_training(row: Any) -> bool:
 
 
 def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` as Markdown lines, in bold where the interval excludes zero; what fewer
-    than three pipelines gave comes last, without that."""
+    """:func:`by_training` as Markdown lines, in bold where the interval excludes zero; of trainings
+    that fewer than three pipelines had, the range."""
     lines = []
     for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
         several = own["runs"] > 2
-        said = _by_network(own[several], _bold_if_clear)
-        few = "; ".join(_by_network(own[~several], lambda row: points(row.difference)))
-        said += [f"on fewer than three pipelines {few}"] if few else []
+        said = [
+            f"{network} "
+            + listed(
+                f"{_bold_if_clear(row)} after {row.steps:,}{row.aside}"
+                for row in alike.itertuples()
+            )
+            for network, alike in own[several].groupby("network", sort=False)
+        ]
+        said += [
+            f"on fewer than three pipelines {network} {spanned(alike['difference'], points)} after "
+            f"{spanned(alike['steps'], '{:,}'.format)}"
+            for network, alike in own[~several].groupby("network", sort=False)
+        ]
         lines.append(
             f"- **By training of the final models**, {display_name(dataset)} at "
             f"{percent(budget)}, ELFS minus random by steps: {'; '.join(said)}."
@@ -358,12 +367,37 @@ def training_lines(trained: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _by_network(trained: pd.DataFrame, shown: Callable[[Any], str]) -> list[str]:
-    return [
-        f"{network} "
-        + listed(f"{shown(row)} after {row.steps:,}{row.aside}" for row in alike.itertuples())
-        for network, alike in trained.groupby("network", sort=False)
-    ]
+def search_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """At how many budgets ELFS was better than random and CCS, and where worse, over the whole
+    pipelines whose search is another, and nothing else, as a Markdown line. A search that chose
+    the betas of the params file's is left out."""
+    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
+    frame = _against_others(frame[frame["whole_pipelines"].astype(bool)])
+    usual = frame[frame["setting"] == ""]
+    files = {(row.dataset, row.budget): _betas_by_seed(row) for row in usual.itertuples()}
+    frame = frame[frame["setting"].map(is_another_search).astype(bool)]
+    said = []
+    for (dataset, setting), own in frame.groupby(["dataset", "setting"], sort=False):
+        if all(
+            _betas_by_seed(row).items() <= files.get((dataset, row.budget), {}).items()
+            for row in own.itertuples()
+        ):
+            continue
+        searched = setting_in_words(setting).removeprefix("search models: ")
+        counted = (_counted(*each) for each in own.groupby("against", sort=False))
+        said.append(
+            f"{display_name(dataset)}, {searched}, of {own['budget'].nunique()} budgets better "
+            f"than {', than '.join(counted)}"
+        )
+    line = f"- **By another search for β**: {'; '.join(said)}."
+    return [line] if said else []
+
+
+def _counted(rival: str, own: pd.DataFrame) -> str:
+    better, worse = own["low"].astype(float) > 0, own["high"].astype(float) < 0
+    where = f" ({listed(map(percent, own.loc[better, 'budget']))})" if better.any() else ""
+    behind = f" and worse at {worse.sum()}" if worse.any() else ""
+    return f"{_RIVALS[rival]} at {better.sum() or 'none'}{where}{behind}"
 
 
 def _bold_if_clear(row: Any) -> str:
@@ -401,15 +435,14 @@ def _in_short(rows: pd.DataFrame) -> str:
     for rival, own in rows.groupby("against", sort=False):
         better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
         clauses.append(
-            f"{'better' if not clauses else 'and better'} than "
-            f"{_RIVALS[rival]} at {better} of {len(own)} budgets and "
-            f"worse at {worse or 'none'}"
+            f"better than {_RIVALS[rival]} at {better} of {len(own)} budgets, worse at "
+            f"{worse or 'none'}"
         )
     fewest, most = rows["runs"].min(), rows["runs"].max()
     runs = fewest if fewest == most else f"{fewest} to {most}"
     return (
         f"over {runs} whole pipelines on each of {rows['dataset'].nunique()} datasets, ELFS is "
-        f"{', '.join(clauses)}"
+        f"{'; '.join(clauses)}"
     )
 
 

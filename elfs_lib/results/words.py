@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from elfs_lib.params import parse_yaml
@@ -77,6 +77,12 @@ def seen_in_words(facts: Mapping[str, object]) -> str:
     :attr:`elfs_lib.stages.run.Run.encoder_facts`."""
     saw = {True: "yes", False: "no", None: "not known"}[facts["saw_labels"]]
     return f"labels seen in it: {saw}"
+
+
+def spanned(values: Iterable[float], shown: Callable[[float], str]) -> str:
+    """The smallest to the largest of some numbers, or the one that they all are."""
+    found = list(values)
+    return " to ".join(dict.fromkeys(map(shown, (min(found), max(found)))))
 
 
 def duration(seconds: float) -> str:
