@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from elfs_lib.clustering import CLUSTERINGS
 from elfs_lib.params import Params
-from elfs_lib.results import verdict
+from elfs_lib.results import headlines, verdict
 from elfs_lib.results.tables import result_tables
 from elfs_lib.runs.pipeline import NOTEBOOKS
 from elfs_lib.selection import METHODS, SCORES
@@ -118,8 +118,10 @@ def test_the_readme_shows_what_the_tables_hold(monkeypatch):
     rows = verdict.verdict_rows(every)  # the digits are made anew by every run
     committed = json.loads(verdict.verdict_file().read_text())
     assert [row for row in committed if row["dataset"] != "digits"] == rows
-    shown = (ROOT / "README.md").read_text().partition(verdict.BEGIN)[2].partition(verdict.END)[0]
-    assert shown.strip() == "\n".join(verdict.in_words(rows))
+    shown = (
+        (ROOT / "README.md").read_text().partition(headlines.BEGIN)[2].partition(headlines.END)[0]
+    )
+    assert shown.strip() == "\n".join(headlines.in_words(rows))
     assert len((ROOT / "README.md").read_text().split()) <= 900
     whole = [row for row in rows if row["whole_pipelines"] and row["against"] == "random"]
     assert {row["dataset"] for row in whole} == {"cifar10", "cifar100", "fashion_mnist"}

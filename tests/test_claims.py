@@ -12,7 +12,16 @@ import pytest
 
 from elfs_lib.errors import ElfsError
 from elfs_lib.params import Params
-from elfs_lib.results import claims, evaluation, executed, page, plots, sentences, verdict
+from elfs_lib.results import (
+    claims,
+    evaluation,
+    executed,
+    headlines,
+    page,
+    plots,
+    sentences,
+    verdict,
+)
 from elfs_lib.results.provenance import WHOLE_PIPELINES, setting
 from elfs_lib.results.words import setting_in_words
 from elfs_lib.runs.spec import load_sweep
@@ -296,13 +305,13 @@ def test_another_search_is_counted_by_budgets():
         ("cifar10", "search_steps=7"): own,  # one pipeline
     }
     rows = verdict.verdict_rows(every)
-    (line,) = verdict.search_lines(rows)
+    (line,) = headlines.search_lines(rows)
     assert line.endswith(
         "CIFAR-10, 1,000 steps, of 2 budgets better than random at 1 (10%) and worse at 1, than "
         "CCS at none."
     )
-    assert line in verdict.in_words(rows)
-    assert not verdict.search_lines(rows[:2]) and not verdict.search_lines([])
+    assert line in headlines.in_words(rows)
+    assert not headlines.search_lines(rows[:2]) and not headlines.search_lines([])
 
 
 def test_proxies_are_compared_by_what_they_cost_and_give():

@@ -26,7 +26,8 @@ from elfs_lib.stages import Run
 WORDS = {"citation": "none", "summary": "none"}
 QUICK = {
     "temi": {"heads": 4, "epochs": 40, "warmup_epochs": 2, "batch": 30, "hidden": 16}
-    | {"bottleneck": 8, "learning_rate": 2e-2, "teacher_momentum": 0.9}
+    | {"bottleneck": 8, "learning_rate": 2e-2, "teacher_momentum": 0.9},
+    "turtle": {"steps": 100, "learning_rate": 0.02},
 }
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from elfs_lib.errors import ElfsError
-from elfs_lib.results import claims, plots, verdict
+from elfs_lib.results import claims, headlines, plots, verdict
 from elfs_lib.results.provenance import WHOLE_PIPELINES
 
 
@@ -69,20 +69,20 @@ def test_the_file_is_json(tmp_path, monkeypatch):
 
 def test_readme_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{verdict.BEGIN}\nold\n{verdict.END}\nafter\n")
+    readme.write_text(f"before\n{headlines.BEGIN}\nold\n{headlines.END}\nafter\n")
     rows = verdict.verdict_rows(EVERY)
     for _ in range(2):
-        verdict.update_readme(rows, readme)
+        headlines.update_readme(rows, readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "against random: better at 10% (+2.3)" in text
     assert "-1.0" not in text  # one coreset is no pipeline
-    (cells,) = verdict.answer_table(rows).to_numpy().tolist()
+    (cells,) = headlines.answer_table(rows).to_numpy().tolist()
     assert cells == ["CIFAR-10", "10%", "81.0", "", "83.3", "+2.3 (+0.9 to +3.8)", "3"]
     assert "temi_start" not in text  # ablations stay on the pages
     readme.write_text("no marks")
     with pytest.raises(ElfsError, match="put them in"):
-        verdict.update_readme(rows, readme)
+        headlines.update_readme(rows, readme)
 
 
 def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
@@ -98,14 +98,14 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     every = {("cifar10", WHOLE_PIPELINES): pd.concat(parts)}
     rows = verdict.verdict_rows(every)
     claim = "better at 10% (+2.3), worse at 30% (-2.0), undecided at 50% (+0.2)"
-    short, of_cifar10, *_ = verdict.in_words(rows)
+    short, of_cifar10, *_ = headlines.in_words(rows)
     assert f"against random: {claim}" in of_cifar10
     assert "over 3 whole pipelines on each of 1 datasets, ELFS is better than random at 1" in short
     assert "3 budgets, worse at 1" in short
     rows[0]["runs"] = 5
-    assert "over 3 to 5 whole pipelines" in verdict.headlines(rows)[0]
+    assert "over 3 to 5 whole pipelines" in headlines.headlines(rows)[0]
     assert "(pseudo-labels 81% right)" in of_cifar10
-    _, worse, undecided = verdict.answer_table(rows).to_numpy().tolist()
+    _, worse, undecided = headlines.answer_table(rows).to_numpy().tolist()
     assert worse[:5] == ["CIFAR-10", "30%", "81.0", "81.0", "79.0"] and worse[5].startswith(
         "-2.0 ("
     )
@@ -120,19 +120,19 @@ def test_other_methods_that_beat_elfs_are_named():
         ("cifar10", "eval_steps=9"): own,
         ("cifar10", WHOLE_PIPELINES): pipelines,
     }
-    (line,) = (line for line in verdict.in_words(verdict.verdict_rows(every)) if "BADGE" in line)
+    (line,) = (line for line in headlines.in_words(verdict.verdict_rows(every)) if "BADGE" in line)
     said = (
         "; of other label-free methods (2 at 10%, 1 at 30%; on one pipeline's pseudo-labels), BADGE"
     )
     assert line.endswith(f"{said} at 10% (by 3.1) and 30% (by 3.1) is better.")
     assert "**CIFAR-10**" in line
-    assert verdict.beaten_by(verdict.verdict_rows(every), "digits") == []
+    assert headlines.beaten_by(verdict.verdict_rows(every), "digits") == []
     # whole pipelines come first, though one alone has no interval
     every["cifar10", WHOLE_PIPELINES] = own[own["method"] != "badge"]
-    (said,) = verdict.beaten_by(verdict.verdict_rows(every), "cifar10")
+    (said,) = headlines.beaten_by(verdict.verdict_rows(every), "cifar10")
     assert said == "of other label-free methods (1 at 10%), none is better"
     every["cifar10", WHOLE_PIPELINES] = own[own["seed"] == 0]
-    (said,) = verdict.beaten_by(verdict.verdict_rows(every), "cifar10")
+    (said,) = headlines.beaten_by(verdict.verdict_rows(every), "cifar10")
     assert "on one pipeline's pseudo-labels" in said
 
 
@@ -144,13 +144,13 @@ def test_pictures_come_from_the_rows_and_the_executed_notebook(tmp_path):
     notebook = tmp_path / "05.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[other, grid]), notebook)
     rows = verdict.verdict_rows(EVERY)
-    gain, picture = verdict.write_pictures(rows, tmp_path, notebook)
+    gain, picture = headlines.write_pictures(rows, tmp_path, notebook)
     assert picture.read_bytes() == b"a picture" and "<svg" in gain.read_text()
-    (axes,) = verdict.gain_figure(rows).axes
+    (axes,) = headlines.gain_figure(rows).axes
     assert axes.containers[0].lines[0].get_ydata() == pytest.approx([2.333], abs=1e-3)
     nbformat.write(nbformat.v4.new_notebook(cells=[other]), notebook)
     with pytest.raises(ElfsError, match="no picture"):
-        verdict.write_pictures(rows, tmp_path, notebook)
+        headlines.write_pictures(rows, tmp_path, notebook)
 
 
 def test_the_curve_has_a_panel_a_budget_and_a_line_a_method_in_the_order_of_the_labels():
@@ -188,8 +188,8 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     assert curve["pseudo_label_accuracy"].tolist() == [60, 81, 100]
     control = [{**row, "method": "ccs_pseudo"} for row in rows if row["method"] == "elfs"]
     both = verdict.by_pseudo_labels(rows + control)
-    assert len(both) == 5 and verdict.curve_lines(both) == verdict.curve_lines(curve)
-    (line,) = (line for line in verdict.in_words(rows) if "pseudo-labels right" in line)
+    assert len(both) == 5 and headlines.curve_lines(both) == headlines.curve_lines(curve)
+    (line,) = (line for line in headlines.in_words(rows) if "pseudo-labels right" in line)
     gained = "CIFAR-10 at 10% +0.6 with 60%, **+2.3** with 81% and **+3.3** with true labels"
     assert line.endswith(f": {gained}.")
     both = {name: pd.concat([own, own.assign(budget=0.3)]) for name, own in every.items()}
@@ -197,14 +197,14 @@ def test_words_follow_the_accuracy_of_the_pseudo_labels():
     both["cifar100", WHOLE_PIPELINES] = poor.assign(dataset="cifar100")  # nothing to compare with
     (line,) = (
         line
-        for line in verdict.in_words(verdict.verdict_rows(both))
+        for line in headlines.in_words(verdict.verdict_rows(both))
         if "pseudo-labels right" in line
     )
     assert f"{gained}, at 30% +0.6, **+2.3** and **+3.3**; " in line and "CIFAR-100" not in line
     assert line.endswith("; Fashion-MNIST at 20% **+2.3** with 81% and **+3.3** with true labels.")
     own = {key: EVERY[key] for key in EVERY if "=" not in key[1]}
     assert not any(
-        "By share of pseudo" in line for line in verdict.in_words(verdict.verdict_rows(own))
+        "By share of pseudo" in line for line in headlines.in_words(verdict.verdict_rows(own))
     )
 
 
@@ -246,9 +246,9 @@ def test_words_follow_the_training_of_the_final_models():
         ("ResNet-18", 900, " in batches of 64"),
         ("ResNet-18", 2000, ""),
     ]
-    (line,) = verdict.training_lines(found)
-    assert "CIFAR-10 at 10%" in line and line in verdict.in_words(rows)
-    assert line not in verdict.headlines(rows)
+    (line,) = headlines.training_lines(found)
+    assert "CIFAR-10 at 10%" in line and line in headlines.in_words(rows)
+    assert line not in headlines.headlines(rows)
     assert "(own β) and **+2.3** after 500; on fewer than three pipelines ResNet-18 " in line
     assert line.endswith("-9.0 after 800 to 2,000.") and line.count("**+") == 2
     drawn = claims.training_steps(rows)
@@ -265,5 +265,5 @@ def test_an_end_of_an_interval_near_zero_keeps_its_side():
     # differences 1.0, 1.7, 1.7: mean 1.4667, half 4.3027 x 0.4041 / 1.7321 = 1.0040; less 0.43
     near = table(random=[80, 81, 82], elfs=[80.57, 82.27, 83.27])
     rows = verdict.verdict_rows({("cifar10", WHOLE_PIPELINES): near})
-    (line,) = verdict.answer_table(rows)["ELFS minus random (95% interval)"]
+    (line,) = headlines.answer_table(rows)["ELFS minus random (95% interval)"]
     assert line == "+1.0 (+0.03 to +2.0)"

@@ -67,8 +67,9 @@ def verdict() -> None:
         elfs verdict
     """
     from elfs_lib.project import project_root
+    from elfs_lib.results.headlines import update_readme, write_pictures
     from elfs_lib.results.tables import result_tables
-    from elfs_lib.results.verdict import update_readme, verdict_file, write_pictures, write_verdict
+    from elfs_lib.results.verdict import verdict_file, write_verdict
 
     root = project_root()
     rows, readme = write_verdict(result_tables()), root / "README.md"

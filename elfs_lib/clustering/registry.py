@@ -98,6 +98,18 @@ def spectral(inputs: ClusteringInputs, classes: int, *, seed: int = 0) -> Cluste
     return Clusters(spectral_labels(inputs.neighbors, classes, count=1, seed=seed)[0])
 
 
+def turtle(inputs: ClusteringInputs, classes: int, *, seed: int = 0, **options: Any) -> Clusters:
+    """The labels that a linear classifier learns best.
+
+    Args:
+        options: Of :class:`elfs_lib.clustering.turtle.TurtleConfig`.
+    """
+    from elfs_lib.clustering.turtle import TurtleConfig, fit_turtle
+
+    found = fit_turtle(inputs.embeddings, classes, TurtleConfig(**options), seed=seed)
+    return Clusters(found.labels, found.confidence)
+
+
 CLUSTERINGS: dict[str, Clustering] = {
     entry.name: entry
     for entry in (
@@ -119,6 +131,12 @@ CLUSTERINGS: dict[str, Clustering] = {
             spectral,
             citation="ng2001",
             summary="k-means on eigenvectors of the neighbour graph",
+        ),
+        Clustering(
+            "turtle",
+            turtle,
+            citation="gadetsky2024",
+            summary="the labels that a linear classifier learns best",
         ),
     )
 }

@@ -1,39 +1,26 @@
 """What the results tables show of ELFS against others, as rows that README and pages read.
 
 ``elfs verdict`` writes ``book/data/verdict.json`` from the tables of
-:mod:`elfs_lib.results.tables`, and the README's sentences and pictures from that.
+:mod:`elfs_lib.results.tables`; :mod:`elfs_lib.results.headlines` says it.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from elfs_lib.artifacts import write_text_atomic
-from elfs_lib.errors import ElfsError
 from elfs_lib.project import project_root
-from elfs_lib.results import executed, plots
-from elfs_lib.results.evaluation import (
-    display_name,
-    listed,
-    paired_difference,
-    percent,
-    points,
-)
-from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
+from elfs_lib.results.evaluation import paired_difference
 from elfs_lib.results.provenance import WHOLE_PIPELINES
-from elfs_lib.results.words import changed_parameters, network_in_words, setting_in_words, spanned
+from elfs_lib.results.words import changed_parameters, network_in_words
 from elfs_lib.selection import METHODS
 from elfs_lib.training.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from elfs_lib.results.page import Tables
 
 #: Who is compared with whom, besides ELFS with every method that sees no label.
@@ -80,7 +67,7 @@ def verdict_rows(every: Tables) -> list[dict[str, Any]]:
     rows = []
     for (dataset, setting), table in every.items():
         measured = {*table["method"]}
-        others = [("elfs", name) for name in METHODS if name in measured and _is_another(name)]
+        others = (("elfs", name) for name in METHODS if is_another_method(name))
         for method, rival in (*PAIRS, *others):
             if not {method, rival} <= measured:
                 continue
@@ -89,7 +76,7 @@ def verdict_rows(every: Tables) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_another(name: str) -> bool:
+def is_another_method(name: str) -> bool:
     """Whether a method sees no label and is neither ELFS, a variant of it, random nor a control."""
     known = name.startswith(("elfs", "ccs")) or name == "random"
     return not known and not METHODS[name].supervised
@@ -133,132 +120,14 @@ def write_verdict(every: Tables) -> list[dict[str, Any]]:
     return rows
 
 
-# ------------------------------------------------------------------ what README shows of it
-
-BEGIN, END = "<!-- written by elfs verdict -->", "<!-- end of what elfs verdict writes -->"
-
-
-def answer_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Whole pipelines by the datasets' own parameters as texts, ``n`` of them in a row. The digits,
-    which every run makes anew, are left out."""
-    found = _own_pipelines(rows)
-    lines = []
-    for (dataset, budget), pair in found.groupby(["dataset", "budget"], sort=False):
-        by = pair.set_index(["method", "against"])
-        if ("elfs", "random") not in by.index:
-            continue
-        row = by.loc[("elfs", "random")]
-        control = by["accuracy"].get(("ccs_pseudo", "random"))
-        lines.append(
-            {
-                "dataset": display_name(dataset),
-                "labelled": percent(budget),
-                "random (%)": f"{row['against_accuracy']:.1f}",
-                "CCS pseudo (%)": "" if control is None else f"{control:.1f}",
-                "ELFS (%)": f"{row['accuracy']:.1f}",
-                "ELFS minus random (95% interval)": f"{points(row['difference'])} "
-                f"({points(row['low'])} to {points(row['high'])})",
-                "n": str(row["runs"]),
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def _own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def of_own_pipelines(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows of whole pipelines by the datasets' own parameters, the digits left out."""
     found = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     own = found["whole_pipelines"].astype(bool) & (found["setting"] == "")
     return found[own & (found["dataset"] != "digits")]
 
 
-def headlines(rows: list[dict[str, Any]]) -> list[str]:
-    """The verdict as Markdown lines: over whole pipelines by the datasets' own parameters, how
-    often and where ELFS is ahead of a rival, behind it, or neither, and which other methods beat
-    it."""
-    own = _own_pipelines(rows)
-    return [
-        f"- **In short**: {_in_short(own)}.",
-        *(
-            f"- **{display_name(dataset)}**{_known_right(of_one)}: "
-            f"{'; '.join([*_claims(of_one), *beaten_by(rows, dataset)])}."
-            for dataset, of_one in own.groupby("dataset", sort=False)
-        ),
-    ]
-
-
-def in_words(rows: list[dict[str, Any]]) -> list[str]:
-    """What is measured, as Markdown lines: :func:`headlines`; the gain by accuracy of the
-    pseudo-labels, by the training of the final models and by the search; and what to take below
-    the labels a class that ELFS needs."""
-    lines = headlines(rows)
-    lines += curve_lines(by_pseudo_labels(rows))
-    lines += training_lines(by_training(rows)) + search_lines(rows)
-    taken = (
-        f"{display_name(method)} below {end}" if not start else f"then {display_name(method)}"
-        for (start, method), (end, _) in pairwise(ADVICE)
-    )
-    start, last = ADVICE[-1]
-    lines.append(
-        f"- **Few labels per class**: `elfs select` takes {', '.join(taken)}, {display_name(last)} "
-        f"from {start}; {AS_RANDOM} to {start} was not measured."
-    )
-    return lines
-
-
-def _known_right(rows: pd.DataFrame) -> str:
-    """How many pseudo-labels ELFS's pipelines had right, in brackets, where that is known."""
-    right = rows.loc[rows["method"] == "elfs", "pseudo_label_accuracy"].astype(float).mean()
-    return "" if pd.isna(right) else f" (pseudo-labels {right:.0f}% right)"
-
-
-def beaten_by(rows: list[dict[str, Any]], dataset: str) -> list[str]:
-    """Which other methods that see no label beat ELFS by a dataset's own parameters, in a clause,
-    or none where none was measured: over whole pipelines where two or more were, else on the
-    coresets of one pipeline."""
-    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
-    others = (frame["method"] == "elfs") & frame["against"].map(_is_another).astype(bool)
-    own = (frame["setting"] == "") & (frame["runs"] > 1) & (frame["dataset"] == dataset)
-    measured = frame[others & own]
-    if measured.empty:
-        return []
-    whole = measured["whole_pipelines"].astype(bool)
-    shown = measured[whole] if whole.any() else measured
-    on = "" if whole.any() else "; on one pipeline's pseudo-labels"
-    counts, who = shown.groupby("budget")["against"].nunique(), []
-    for rival, at in shown[shown["high"].astype(float) < 0].groupby("against"):
-        by = (f"{percent(row.budget)} (by {-row.difference:.1f})" for row in at.itertuples())
-        who.append(f"{display_name(rival)} at {listed(by)}")
-    better = f"{listed(who)} {'are' if len(who) > 1 else 'is'}" if who else "none is"
-    tried = (
-        f"{count} at {listed(map(percent, alike.index))}"
-        for count, alike in counts.groupby(counts, sort=False)
-    )
-    return [f"of other label-free methods ({', '.join(tried)}{on}), {better} better"]
-
-
-def curve_lines(curve: pd.DataFrame) -> list[str]:
-    """ELFS's gain by accuracy of the pseudo-labels as a Markdown line: at each dataset's smallest
-    budget, and in the same order at the others; in bold where the interval excludes zero."""
-    said, trained = [], ["dataset", "recipe", "steps"]
-    for (dataset, *_), alike in curve[curve["method"] != "ccs_pseudo"].groupby(trained):
-        (budget, first), *others = alike.groupby("budget")
-        gained = (
-            f"{_bold_if_clear(row)} with {_right(row.pseudo_label_accuracy)}"
-            for row in first.itertuples()
-        )
-        rest = (
-            f", at {percent(at)} {listed(map(_bold_if_clear, own.itertuples()))}"
-            for at, own in others
-        )
-        said.append(f"{display_name(dataset)} at {percent(budget)} {listed(gained)}{''.join(rest)}")
-    line = f"- **By share of pseudo-labels right**, ELFS minus random: {'; '.join(said)}."
-    return [line] if said else []
-
-
 _TRAINING = ["dataset", "budget", "recipe", "steps"]
-
-
-def _right(accuracy: float) -> str:
-    return "true labels" if accuracy == 100 else f"{accuracy:.0f}%"
 
 
 def by_pseudo_labels(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -305,15 +174,15 @@ def _chose_the_same(trained: pd.DataFrame) -> pd.Series:
         return row.dataset, row.budget, row.recipe, row.steps, row.aside.removesuffix(OWN_BETA)
 
     own = trained["aside"].str.endswith(OWN_BETA)
-    files = {training(row): _betas_by_seed(row) for row in trained[~own].itertuples()}
+    files = {training(row): betas_by_seed(row) for row in trained[~own].itertuples()}
     same = (
-        _betas_by_seed(row).items() <= files.get(training(row), {}).items()
+        betas_by_seed(row).items() <= files.get(training(row), {}).items()
         for row in trained.itertuples()
     )
     return own & pd.Series(same, trained.index, dtype=bool)
 
 
-def _betas_by_seed(row: Any) -> dict[int, float]:
+def betas_by_seed(row: Any) -> dict[int, float]:
     """The beta of each run of a row of the verdict."""
     return dict(zip(row.seeds, row.hard_prune_ratios, strict=True))
 
@@ -341,70 +210,6 @@ def _is_of_training(row: Any) -> bool:
     return all(name.startswith("eval_") or name in of_search for name in changed)
 
 
-def training_lines(trained: pd.DataFrame) -> list[str]:
-    """:func:`by_training` as Markdown lines, in bold where the interval excludes zero; of trainings
-    that fewer than three pipelines had, the range."""
-    lines = []
-    for (dataset, budget), own in trained.groupby(["dataset", "budget"]):
-        several = own["runs"] > 2
-        said = [
-            f"{network} "
-            + listed(
-                f"{_bold_if_clear(row)} after {row.steps:,}{row.aside}"
-                for row in alike.itertuples()
-            )
-            for network, alike in own[several].groupby("network", sort=False)
-        ]
-        said += [
-            f"on fewer than three pipelines {network} {spanned(alike['difference'], points)} after "
-            f"{spanned(alike['steps'], '{:,}'.format)}"
-            for network, alike in own[~several].groupby("network", sort=False)
-        ]
-        lines.append(
-            f"- **By training of the final models**, {display_name(dataset)} at "
-            f"{percent(budget)}, ELFS minus random by steps: {'; '.join(said)}."
-        )
-    return lines
-
-
-def search_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """At how many budgets ELFS was better than random and CCS, and where worse, over the whole
-    pipelines whose search is another, and nothing else, as a Markdown line. A search that chose
-    the betas of the params file's is left out."""
-    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
-    frame = _against_others(frame[frame["whole_pipelines"].astype(bool)])
-    usual = frame[frame["setting"] == ""]
-    files = {(row.dataset, row.budget): _betas_by_seed(row) for row in usual.itertuples()}
-    frame = frame[frame["setting"].map(is_another_search).astype(bool)]
-    said = []
-    for (dataset, setting), own in frame.groupby(["dataset", "setting"], sort=False):
-        if all(
-            _betas_by_seed(row).items() <= files.get((dataset, row.budget), {}).items()
-            for row in own.itertuples()
-        ):
-            continue
-        searched = setting_in_words(setting).removeprefix("search models: ")
-        counted = (_counted(*each) for each in own.groupby("against", sort=False))
-        said.append(
-            f"{display_name(dataset)}, {searched}, of {own['budget'].nunique()} budgets better "
-            f"than {', than '.join(counted)}"
-        )
-    line = f"- **By another search for β**: {'; '.join(said)}."
-    return [line] if said else []
-
-
-def _counted(rival: str, own: pd.DataFrame) -> str:
-    better, worse = own["low"].astype(float) > 0, own["high"].astype(float) < 0
-    where = f" ({listed(map(percent, own.loc[better, 'budget']))})" if better.any() else ""
-    behind = f" and worse at {worse.sum()}" if worse.any() else ""
-    return f"{_RIVALS[rival]} at {better.sum() or 'none'}{where}{behind}"
-
-
-def _bold_if_clear(row: Any) -> str:
-    clear = row.low > 0 or row.high < 0
-    return f"**{points(row.difference)}**" if clear else points(row.difference)
-
-
 def is_another_search(setting: str) -> bool:
     """Whether the search for beta, and nothing else, differs from the params file's."""
     changed = changed_parameters(setting)
@@ -416,98 +221,3 @@ def _is_of_pseudo_labels(setting: str) -> bool:
     names = [name for name in changed_parameters(setting) if not name.startswith("eval_")]
     makers = ("encoder", "neighbor", "clustering", "temi_", "pseudo_labels", "relabel_")
     return all(name.startswith(makers) for name in names)
-
-
-_RIVALS = {
-    "random": "random",
-    "ccs_pseudo": "CCS",
-}
-
-
-def _against_others(rows: pd.DataFrame) -> pd.DataFrame:
-    """ELFS against what whole pipelines are compared with on every page."""
-    return rows[(rows["method"] == "elfs") & rows["against"].isin(_RIVALS)]
-
-
-def _in_short(rows: pd.DataFrame) -> str:
-    """ELFS against each rival: at how many budgets of all datasets it is ahead, and behind."""
-    clauses, rows = [], _against_others(rows)
-    for rival, own in rows.groupby("against", sort=False):
-        better, worse = (own["low"].astype(float) > 0).sum(), (own["high"].astype(float) < 0).sum()
-        clauses.append(
-            f"better than {_RIVALS[rival]} at {better} of {len(own)} budgets, worse at "
-            f"{worse or 'none'}"
-        )
-    fewest, most = rows["runs"].min(), rows["runs"].max()
-    runs = fewest if fewest == most else f"{fewest} to {most}"
-    return (
-        f"over {runs} whole pipelines on each of {rows['dataset'].nunique()} datasets, ELFS is "
-        f"{'; '.join(clauses)}"
-    )
-
-
-def _claims(rows: pd.DataFrame) -> list[str]:
-    """ELFS against each rival in one clause: where its interval lies above zero, where below."""
-    clauses = []
-    for rival, own in _against_others(rows).groupby("against", sort=False):
-        low, high = own["low"].astype(float), own["high"].astype(float)
-        parts = {
-            "better at": own[low > 0],
-            "worse at": own[high < 0],
-            "undecided at": own[~((low > 0) | (high < 0))],
-        }
-        said = [
-            f"{words} {listed(map(_with_size, part.sort_values('budget').itertuples()))}"
-            for words, part in parts.items()
-            if len(part)
-        ]
-        clauses.append(f"against {_RIVALS[rival]}: {', '.join(said)}")
-    return clauses
-
-
-def _with_size(row: Any) -> str:
-    """A budget and the difference there, in points."""
-    return f"{percent(row.budget)} ({points(row.difference)})"
-
-
-def gain_figure(rows: list[dict[str, Any]]) -> Figure:
-    """What ELFS, and CCS on the same pseudo-labels, gain over random at each budget of whole
-    pipelines, a panel a dataset.
-
-    Raises:
-        ElfsError: if there are none.
-    """
-    found = _own_pipelines(rows)
-    gains = (found["against"] == "random") & found["method"].isin(["elfs", "ccs_pseudo"])
-    return plots.gain_by_budget(found[gains])
-
-
-def write_pictures(rows: list[dict[str, Any]], folder: Path, notebook: Path) -> list[Path]:
-    """Write the README's pictures: ``gain.svg``, of :func:`gain_figure`, and ``coreset.png``, the
-    images that ELFS keeps and leaves out, as an executed notebook 05 shows them.
-
-    Raises:
-        ElfsError: if the notebook has no such grid of images.
-    """
-    gain, grid = folder / "gain.svg", folder / "coreset.png"
-    grid.write_bytes(executed.picture(notebook, "plots.image_grid"))
-    with plt.rc_context({"svg.hashsalt": gain.name, "svg.fonttype": "none"}):
-        figure = gain_figure(rows)
-        figure.savefig(gain, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return [gain, grid]
-
-
-def update_readme(rows: list[dict[str, Any]], readme: Path) -> None:
-    """Put :func:`in_words` between the two marks of a README.
-
-    Raises:
-        ElfsError: if it has no marks.
-    """
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ElfsError(f"{readme} has no {BEGIN} and {END} to write between: put them in.")
-    said = "\n".join(in_words(rows))
-    write_text_atomic(readme, f"{before}{BEGIN}\n{said}\n{END}{after}")
