@@ -14,8 +14,7 @@ from elfs_lib.compute import describe_device
 def machine_name(device: torch.device) -> str:
     """The processor and the threads that torch uses of it, or the GPU."""
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"{cpu_model()}, {threads} thread{'s' * (threads != 1)}"
+        return f"{cpu_model()}, {torch.get_num_threads()} threads"
     return describe_device(device)
 
 

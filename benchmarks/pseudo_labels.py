@@ -1,6 +1,6 @@
-"""What each step of the way to pseudo-labels gives, by the true labels: k-means, spectral
-clustering, TEMI from random weights and from spectral clusterings, self-labelling by a new network
-and by the encoder.
+"""What each step of the way to pseudo-labels gives, by the true labels: k-means, TURTLE, spectral
+clustering, TEMI from random weights and from spectral clusterings, with more, wider and longer
+trained heads, a classifier on its labels, and self-labelling by a new network and by the encoder.
 
     python -m benchmarks.pseudo_labels params/cifar10.yaml --seeds 0 1 2
     python -m benchmarks.pseudo_labels params/cifar10.yaml -p encoder_views=null --steps k-means
@@ -29,6 +29,7 @@ from elfs_lib.clustering.metrics import clustering_report, kmeans_labels
 from elfs_lib.clustering.spectral import spectral_labels
 from elfs_lib.compute import resolve_device
 from elfs_lib.embedding.neighbors import Neighbors, knn_accuracy, neighbor_information
+from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.params import Params, parse_yaml
 from elfs_lib.project import default_store
 from elfs_lib.results.evaluation import display_name
@@ -44,6 +45,18 @@ def _clustered(run: Run, column: str = "aligned_mean", **changes: object) -> np.
     return own.consensus.table("labels")[column].to_numpy()
 
 
+def _classified(run: Run) -> np.ndarray:
+    """What logistic regression on the embeddings names all images, after it learnt the more
+    confident half of each pseudo-class."""
+    from sklearn.linear_model import LogisticRegression
+
+    table = Run(run.params.model_copy(update=SPECTRAL), run.store).consensus.table("labels")
+    rank = table.groupby("aligned_mean")["confidence"].rank(pct=True, method="first")
+    rows, half = unit_rows(run.embeddings.array("embeddings")), (rank > 0.5).to_numpy()
+    learnt = LogisticRegression(C=10, max_iter=1000).fit(rows[half], table["aligned_mean"][half])
+    return learnt.predict(rows).astype(np.int64)
+
+
 def _relabelled(run: Run, rounds: int, **changes: object) -> np.ndarray:
     changes = {"relabel_rounds": rounds, "relabel_start": "random", **changes}
     return Run(run.params.model_copy(update=changes), run.store).pseudo_labels
@@ -57,6 +70,11 @@ STEPS: dict[str, Callable[[Run], np.ndarray]] = {
     "k-means": lambda run: kmeans_labels(
         np.asarray(run.embeddings.array("embeddings")), run.classes, seed=run.params.seed
     ),
+    "TURTLE": lambda run: (
+        Run(
+            run.params.model_copy(update={"clustering": "turtle", "relabel_rounds": 0}), run.store
+        ).pseudo_labels
+    ),
     "spectral clustering, most informative": lambda run: spectral_labels(
         np.asarray(run.neighbors.array("indices")),
         run.classes,
@@ -66,10 +84,14 @@ STEPS: dict[str, Callable[[Run], np.ndarray]] = {
     "TEMI, random start: lowest loss": lambda run: _clustered(run, "lowest_loss", **RANDOM),
     "TEMI, random start: plain mean": lambda run: _clustered(run, "plain_mean", **RANDOM),
     "TEMI, random start: aligned mean": lambda run: _clustered(run, **RANDOM),
+    "the same with 50 heads": lambda run: _clustered(run, temi_heads=50, **RANDOM),
+    "the same for 200 epochs": lambda run: _clustered(run, temi_epochs=200, **RANDOM),
     "TEMI, spectral start: lowest loss": lambda run: _clustered(run, "lowest_loss", **SPECTRAL),
     "TEMI, spectral start: aligned mean": lambda run: _clustered(run, **SPECTRAL),
-    "then one round of self-labelling": lambda run: _relabelled(run, 1),
-    "then a second round": lambda run: _relabelled(run, 2),
+    "the same with 512 hidden units": lambda run: _clustered(run, temi_hidden=512, **SPECTRAL),
+    "then a linear classifier": _classified,
+    "instead, one round of self-labelling": lambda run: _relabelled(run, 1),
+    "and a second round": lambda run: _relabelled(run, 2),
     "instead, two rounds from the encoder": lambda run: _relabelled(run, 2, **FROM_ENCODER),
 }
 
