@@ -41,6 +41,7 @@ def bench(load) -> ModuleType:
         ("whole_runs", "book/data/whole_runs.json", "performance"),
         ("speedrun", "book/data/speedrun.json", "performance"),
         ("pseudo_labels", "book/data/pseudo_labels.json", "pseudo_labels"),
+        ("compare_encoder_methods", "book/data/encoder_methods.json", "pseudo_labels"),
         ("gpu", "book/data/gpu.json", "performance"),
         ("bench_streaming", "book/data/streaming.json", "performance scaling"),
         ("pool", "book/data/pool.json", "scaling"),
@@ -56,6 +57,30 @@ def test_the_tables_are_those_of_the_measurements(load, tmp_path, module, measur
         pages = shown.split()
         shows = [(ROOT / "book" / f"{page}.md").read_text() for page in pages]
         assert any(f":file: data/{name}" in text for text in shows)
+
+
+def test_rows_of_encoders_stand_beside_those_of_as_many_images_and_crops(
+    load, tmp_path, monkeypatch
+):
+    made = load("compare_encoder_methods")
+    monkeypatch.setattr(made, "FACTS", tmp_path / "facts.json")
+    row = {"network": "convnet_tiny", "target_s": 120.0, "method": "contrastive", "seed": 0}
+    row |= {"epochs": 9, "seconds": 131.0, "whole_knn": 0.5, "crops_knn": 0.4}
+    facts = {"images": 99, "views": 3}
+    made.write(facts, row)
+    made.write(facts, row | {"seed": 1, "seconds": 137.0, "whole_knn": 0.52})
+    made.write(facts, row | {"seed": 1, "seconds": 139.0, "whole_knn": 0.54})  # measured again
+    made.write(facts, row | {"method": "pretrained", "target_s": 0, "seconds": 0.0})
+    own, other = made.method_table(json.loads(made.FACTS.read_text())).to_dict("records")
+    assert (own["Network"], own["Trained on"], own["Seconds"]) == (
+        "tiny network",
+        "two views",
+        "135",
+    )
+    assert own["20-NN, whole images, %"] == "52.0" and own["20-NN, mean of 3 crops, %"] == "40.0"
+    assert other["Trained on"] == "as it came" and other["Seconds"] == other["Epochs"] == ""
+    made.write(facts | {"images": 98}, row)
+    assert len(json.loads(made.FACTS.read_text())["rows"]) == 1  # of other images
 
 
 def test_the_page_on_budgets_shows_what_was_measured(load):
