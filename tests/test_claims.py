@@ -70,23 +70,20 @@ def test_every_executed_page_on_the_shift_is_read(monkeypatch):
         assert executed.picture(claims.page_of_shift(name), "plots.error_by_decile")[1:4] == b"PNG"
 
 
-def test_a_shift_is_the_papers_only_with_its_interval_above_zero():
-    numbers = {"hardest": 50, "easiest": 1, "spearman": 0.7, "pruned": -4.0}
+def test_a_shift_is_said_with_its_direction_and_interval():
+    numbers = {"hardest": 50, "easiest": 1, "spearman": 0.7}
     cases = {"A": (2, 1, 3), "B": (-2, -3, -1), "C": (1, -1, 3), "D": (1, np.nan, np.nan)}
     found = pd.DataFrame(
-        {"dataset": name, "change": change, "low": low, "high": high} | numbers
+        {"dataset": name, "change": change, "low": low, "high": high, "pruned": -4.0 + low}
+        | numbers
         for name, (change, low, high) in cases.items()
-    )
-    said = dict(zip(cases, claims.shift_sentences(found), strict=True))
-    assert [name for name, line in said.items() if "as the paper says" in line] == ["A"]
-    assert "the other way round" in said["B"] and "no evidence" in said["C"]
-    assert "without an interval" in said["D"]
+    ).fillna({"pruned": 0.5})
     answer = claims.shift_answer(found)
-    assert "takes in more easy images on A (clear), C (undecided) and D (one draw), and f" in answer
-    assert answer.endswith("fewer easy images on 4 of 4.")
-    steps = claims.shift_steps(found)
-    assert steps["value"].tolist() == [2, -4, -2, -4, 1, -4, 1, -4]
-    assert steps["low"].isna().tolist() == [False, True] * 3 + [True, True]
+    assert "more easy images on A (+2.0, +1.0 to +3.0), C (+1.0, -1.0 to +3.0) and D (" in answer
+    assert "D (+1.0, one draw), and fewer easy images on B (-2.0, -3.0 to -1.0)." in answer
+    assert answer.endswith("fewer than CCS on 3 of 4 (-3.0, -7.0, -5.0, +0.5).")
+    assert ", and fewer" not in claims.shift_answer(found[:1])
+    assert claims.shift_answer(found[:0]) == "Not measured yet."
 
 
 def test_cuts_are_counted_by_the_side_of_zero():
@@ -231,7 +228,7 @@ def test_the_choice_in_hindsight_is_read_from_the_benchmark(tmp_path, monkeypatc
     (tmp_path / "book" / "data" / "search_quality.csv").write_text(rows)
     found, other = claims.in_hindsight().to_dict("records")
     assert found["Pipelines"] == "1" and other["Lost, points"] == "0.50 ± 0.10"
-    assert found["Accuracy by β, %"] == "0: 91.66, 0.1: 91.88" and "On" not in found
+    assert found["Accuracy by β, %"] == "0: 91.66, 0.1: 91.88" and found["On"] == "a card"
     answer = claims.hindsight_answer(claims.in_hindsight())
     assert answer.startswith("Of 2 budgets") and "pipeline at 1." in answer
     assert answer.endswith("lost 0.50 points at most, and in a single one 0.60.")

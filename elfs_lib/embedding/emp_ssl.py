@@ -4,9 +4,10 @@ Tong, Chen, Ma and LeCun (2023, arXiv:2304.03977): all crops of an image should 
 while the crops of different images spread over as many directions as they can, which their coding
 rate measures (Ma et al., 2007). It needs few epochs, but many crops in each. No label is involved.
 
-With a real network on a GPU it beats the contrastive loss of
-:mod:`elfs_lib.embedding.self_supervised`; a tiny network trained for minutes on a CPU learns more
-from the latter.
+The embedding of an image should be the mean over crops, as in the training. So embedded, small
+networks trained for minutes on a CPU learn more here than from the contrastive loss of
+:mod:`elfs_lib.embedding.self_supervised`, and less where whole images are embedded
+(``benchmarks/compare_encoder_methods.py``).
 """
 
 from __future__ import annotations

@@ -95,58 +95,30 @@ def dynamics_answer(found: pd.DataFrame) -> str:
 # ---------------------------------------------------------- does their shift do what it says?
 
 
-def shift_steps(found: pd.DataFrame) -> pd.DataFrame:
-    """:func:`shifts` as rows of :func:`elfs_lib.results.plots.intervals`."""
-    rows = []
-    for row in found.itertuples():
-        rows += [
-            _step(row.dataset, "from true to pseudo-labels", row.change, row.low, row.high),
-            _step(row.dataset, "then from CCS to ELFS", row.pruned),
-        ]
-    return pd.DataFrame(rows)
-
-
-def _said_of_shift(row: Any) -> str:
-    if pd.isna(row.low):
-        return "measured without an interval"
-    if row.low > 0:
-        return "as the paper says"
-    return "the other way round" if row.high < 0 else "no evidence either way"
-
-
 def shift_answer(found: pd.DataFrame) -> str:
-    """:func:`shift_sentences` in one: which way each dataset goes, and where that is clear."""
+    """:func:`shifts` in a sentence or two, in points, with 95% intervals over draws of CCS."""
     if found.empty:
         return "Not measured yet."
     ways = {"more": found[found["change"] > 0], "fewer": found[found["change"] <= 0]}
     said = [
-        f"{way} easy images on {listed(_with_clearness(row) for row in own.itertuples())}"
+        f"{way} easy images on {listed(map(_with_change, own.itertuples()))}"
         for way, own in ways.items()
         if len(own)
     ]
-    less = int((found["pruned"] < 0).sum())
+    less = found[found["pruned"] < 0]
+    pruned = ", ".join(f"{row.pruned:+.1f}" for row in found.itertuples())
     return (
-        f"With pseudo-labels in place of true ones, CCS takes in {', and '.join(said)}. "
-        f"Double-end pruning then takes in fewer easy images on {less} of {len(found)}."
+        f"With pseudo-labels in place of true ones, CCS takes in {', and '.join(said)}. ELFS then "
+        f"takes in fewer than CCS on {len(less)} of {len(found)} ({pruned})."
     )
 
 
-def _with_clearness(row: Any) -> str:
-    clear = "one draw" if pd.isna(row.low) else "clear" if row.low * row.high > 0 else "undecided"
-    return f"{row.dataset} ({clear})"
+def _with_change(row: Any) -> str:
+    within = "one draw" if pd.isna(row.low) else f"{points(row.low)} to {points(row.high)}"
+    return f"{row.dataset} ({row.change:+.1f}, {within})"
 
 
-def shift_sentences(found: pd.DataFrame) -> list[str]:
-    """What each dataset says of the shift."""
-    lines = []
-    for row in found.itertuples():
-        within = "" if pd.isna(row.low) else f" ({points(row.low)} to {points(row.high)})"
-        said = f"{row.change:+.1f}{within}, {_said_of_shift(row)}"
-        lines.append(f"{row.dataset}: {said}; then {row.pruned:+.1f}.")
-    return lines
-
-
-# -------------------------------------------------------------- does double-end pruning repair it?
+# ------------------------------------------------------------------- what do the two cuts do?
 
 
 def cut_steps(every: Tables) -> pd.DataFrame:
@@ -174,12 +146,12 @@ def _drops_hard(table: pd.DataFrame, pair: Any) -> bool:
 
 
 def cut_lines(steps: pd.DataFrame) -> list[str]:
-    """How often each step of :func:`cut_steps` raised or lowered accuracy, as Markdown lines."""
+    """How often each step of :func:`cut_steps` raised or lowered accuracy, in a sentence each."""
     lines = []
     for kind, own in steps.groupby("kind", sort=False):
         up, down = int((own["low"] > 0).sum()), int((own["high"] < 0).sum())
         lines.append(
-            f"- {kind[0].upper()}{kind[1:]}: better in {up or 'none'} of {len(own)} comparisons, "
+            f"{kind[0].upper()}{kind[1:]}: better in {up or 'none'} of {len(own)} comparisons, "
             f"worse in {down or 'none'}, undecided in {len(own) - up - down or 'none'}."
         )
     return lines
@@ -261,7 +233,7 @@ def measured_by(name: str) -> str:
 def in_hindsight() -> pd.DataFrame:
     """The choices of the search against the best of the betas that were trained, as
     ``benchmarks.search_quality`` wrote them; empty where it has not run."""
-    left_out = ["Accuracy at the choice, %", "At the best, %", "On"]
+    left_out = ["Accuracy at the choice, %", "At the best, %"]
     return measured("search_quality.csv").drop(columns=left_out, errors="ignore")
 
 

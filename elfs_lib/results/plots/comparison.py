@@ -406,7 +406,7 @@ def intervals(rows: pd.DataFrame, *, unit: str, title: str | None = None) -> Fig
     labels, kinds = (list(dict.fromkeys(rows[name])) for name in ("label", "kind"))
     names = [textwrap.fill(label, 40) for label in labels]
     lines = max(name.count("\n") + 1 for name in names)  # rows are as high as the highest name
-    height = 1.0 + (0.08 + 0.14 * lines) * len(labels)
+    height = 1.0 + (0.05 + 0.14 * lines) * len(labels)
     figure = PageFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
