@@ -60,7 +60,7 @@ def run(quick: bool) -> Iterator[Row]:
 
 
 def more(quick: bool) -> dict[str, object]:
-    """Seconds and recall of each kind of search as N grows, and carried on to ImageNet."""
+    """Seconds and recall of each kind of search as N grows, and extrapolated to ImageNet."""
     sizes, dim = ((1000, 2000, 4000), 64) if quick else ((4000, 8000, 16_000), 768)
     found = []
     for n in sizes:

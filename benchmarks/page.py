@@ -93,7 +93,7 @@ def growth_table(facts: dict) -> pd.DataFrame:
                 "Search": method,
                 **{f"s at N = {r['n']:,}": f"{r['seconds']:.3g}" for r in own},
                 f"Recall at {last:,}": f"{largest['recall']:.3f}",
-                f"h at N = {found['extrapolated_n']:,}, carried on": f"{spent / 3600:.2g}",
+                f"h at N = {found['extrapolated_n']:,}, extrapolated": f"{spent / 3600:.2g}",
             }
         )
     return pd.DataFrame(rows)
