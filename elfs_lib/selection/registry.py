@@ -180,7 +180,7 @@ def _methods() -> dict[str, Method]:
                summary="CCS on the AUM of true labels", nested=False, seeded=True, defaults=uncut),
         Method("ccs_beta", ccs, needs=frozenset({"scores"}), score="aum", supervised=True,
                polarity=strata, citation="zheng2023ccs", equation=strata_formula,
-               summary="CCS on the AUM of true labels, beta searched on true labels",
+               summary="CCS on the AUM of true labels with the beta of elfs_true",
                nested=False, seeded=True),
         Method("elfs_true", double_end, needs=frozenset({"scores"}), score="aum", supervised=True,
                polarity=double, citation="zheng2025elfs", equation=double_formula,
