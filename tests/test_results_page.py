@@ -137,6 +137,15 @@ def test_means_are_in_bold_only_where_the_interval_is_above_zero(every):
     assert "**" not in results_page.all_means("digits", close)
 
 
+def test_means_say_of_how_many_runs_they_are_where_that_is_not_usual():
+    own = table(random=[70.0, 70.2], elfs=[80.0, 80.2, 80.4], d2=[75.0], ccs=[80.0, 80.2, 80.4])
+    text = results_page.all_means("digits", own)
+    assert "| Random | 70.1 ± 0.1 (2) |" in text and "| D2 | 75.0 |" in text
+    assert "| CCS (all labels) | 80.2 ± 0.2 |" in text
+    single = table(random=[70.0], elfs=[80.0])
+    assert "(" not in results_page.all_means("digits", single)
+
+
 def test_the_cost_of_pseudo_labels_is_that_of_the_true_ones_minus_elfs(every):
     row = one(results_page.cost_of_pseudo_labels(every))
     assert (row["cost"], row["true labels (%)"], row["ELFS (%)"]) == ("+16.8", "90.0", "73.2")

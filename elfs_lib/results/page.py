@@ -206,16 +206,16 @@ def against_best_baseline(every: Tables) -> pd.DataFrame:
 
 def all_means(dataset: str, table: pd.DataFrame) -> str:
     """Markdown: mean and deviation of every method at every budget, in the registry's order, with
-    the number of runs in brackets where it is not that of most cells."""
+    the number of runs in brackets where there are several, but not as many as in most cells."""
     summary = evaluation.summarise(table)
-    usual = summary["n"].mode().max()
+    usual = summary.loc[summary["n"] > 1, "n"].mode().max()
     best = evaluation.best_label_free(table, SUPERVISED)
     bold = {(row.method, row.budget) for row in best.itertuples() if row.supported}
     cells: dict[str, dict[float, str]] = {}
     for row in summary.itertuples():
         text = f"{row.mean:.1f} ± {row.sd:.1f}" if row.n > 1 else f"{row.mean:.1f}"
         text = f"**{text}**" if (row.method, row.budget) in bold else text
-        text += f" ({row.n})" if row.n != usual else ""
+        text += f" ({row.n})" if row.n not in (1, usual) else ""
         cells.setdefault(row.method, {})[row.budget] = text
     budgets = sorted(summary["budget"].unique())
     lines = [[display_name(dataset), *map(percent, budgets)], ["---"] + ["---:"] * len(budgets)]
