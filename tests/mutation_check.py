@@ -168,6 +168,14 @@ MUTATIONS = [
         ("coding rate: N and D change places", "columns / (rows * eps)", "rows / (columns * eps)"),
     ),
     *_mutations(
+        "clustering/turtle.py",
+        "test_turtle.py",
+        ("TURTLE: the mean label is to have little entropy", "- entropy * spread", "+ entropy * spread"),
+        ("TURTLE: the classifier follows labels at random", "target.detach()))", "target.detach().flip(0)))"),
+        ("TURTLE: lengths of embeddings count", "torch.from_numpy(unit_rows(embeddings))", "torch.from_numpy(embeddings)"),
+        ("TURTLE: the first images alone", "torch.randperm(len(rows), generator=draw)[:count]", "torch.arange(count)"),
+    ),
+    *_mutations(
         "results/verdict.py",
         "test_verdict.py",
         ("verdict: of all rows, not those of the method", 'at["method"] == pair.method', 'at["method"] == pair.rival'),

@@ -180,8 +180,9 @@ def search_lines(rows: list[dict[str, Any]]) -> list[str]:
     the betas of the params file's is left out."""
     frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
     frame = _against_others(frame[frame["whole_pipelines"].astype(bool)])
-    usual = frame[frame["setting"] == ""]
-    files = {(row.dataset, row.budget): betas_by_seed(row) for row in usual.itertuples()}
+    files: dict[tuple[str, float], dict[int, float]] = {}
+    for row in frame[frame["setting"] == ""].itertuples():
+        files.setdefault((row.dataset, row.budget), {}).update(betas_by_seed(row))
     frame = frame[frame["setting"].map(is_another_search).astype(bool)]
     said = []
     for (dataset, setting), own in frame.groupby(["dataset", "setting"], sort=False):
