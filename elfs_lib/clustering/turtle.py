@@ -23,9 +23,9 @@ class TurtleConfig:
     """How a labelling is found.
 
     Attributes:
-        steps: Of the labelling.
+        steps: Of the labelling; 6,000 in the released code.
         inner_steps: Of the classifier for each of them; 10 in the paper.
-        batch: Images a step, or all where there are fewer; 10,000 in the paper.
+        batch: Images a step, or all where there are fewer; 10,000 in the released code.
         learning_rate: Of Adam, for the labelling and for the classifier; 0.001 in the paper.
         entropy: Weight of the entropy of the mean label; 10 in the paper.
         length: Of the embeddings. The longer, the sooner are labels sharp and stay as they are.
@@ -87,8 +87,8 @@ def fit_turtle(
 
 
 def objective(target: torch.Tensor, logits: torch.Tensor, entropy: float) -> torch.Tensor:
-    """What the labelling minimises (equation 9 without its penalty): the cross-entropy of the
-    classifier's logits [B, C] under the labels [B, C], less the weighted entropy of their mean."""
+    """What the labelling minimises (equation 12): the cross-entropy of the classifier's logits
+    [B, C] under the labels [B, C], less the weighted entropy of their mean."""
     mean = target.mean(0)
     spread = -(mean * mean.clamp_min(1e-12).log()).sum()
     return F.cross_entropy(logits, target) - entropy * spread
