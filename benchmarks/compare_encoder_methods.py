@@ -39,7 +39,7 @@ from elfs_lib.embedding.self_supervised import SelfSupervisedConfig, TrainedEnco
 from elfs_lib.results.words import network_in_words
 
 TRAINERS = {"contrastive": SelfSupervisedConfig, "emp_ssl": EmpSslConfig}
-WORDS = {"contrastive": "two views", "emp_ssl": "many crops", "pretrained": "as it came"}
+WORDS = {"contrastive": "two views", "emp_ssl": "many crops", "pretrained": "pretrained"}
 KEY = ("network", "target_s", "method", "seed")
 FACTS = DATA / "encoder_methods.json"
 PROBE = 10  # an epoch's time is measured on one image in this many
@@ -77,7 +77,8 @@ def train_for(
 
     some = images[:: PROBE if len(images) >= PROBE * TRAINERS[method]().batch else 1]
     train(some, 1)  # the first one warms up
-    epoch = timed(lambda: train(some, 1))[1] * len(images) / len(some)
+    batch = min(TRAINERS[method]().batch, len(some))  # a last, partial batch is left out
+    epoch = timed(lambda: train(some, 1))[1] * (len(images) // batch) / (len(some) // batch)
     epochs = max(1, round(target / epoch))
     encoder, spent = timed(lambda: train(images, epochs))
     return encoder, epochs, spent
@@ -91,10 +92,15 @@ def timed(work: Callable[[], TrainedEncoder]) -> tuple[TrainedEncoder, float]:
 
 
 def write(facts: dict, row: dict) -> None:
-    """Put a row beside those of as many images and crops, in place of an older one of its kind."""
+    """Put a row beside those of as many images and crops, in place of an older one of its kind.
+
+    Raises:
+        SystemExit: if the file is of other images or crops.
+    """
     old = json.loads(FACTS.read_text()) if FACTS.exists() else {}
-    alike = all(old.get(name) == facts[name] for name in ("images", "views"))
-    kept = [r for r in old.get("rows", []) if alike and any(r[name] != row[name] for name in KEY)]
+    if old and any(old[name] != value for name, value in facts.items()):
+        raise SystemExit(f"{FACTS} is of {old['images']} images and {old['views']} crops: move it.")
+    kept = [r for r in old.get("rows", []) if any(r[name] != row[name] for name in KEY)]
     write_text_atomic(FACTS, json.dumps(facts | {"rows": [*kept, row]}, indent=1) + "\n")
 
 

@@ -70,11 +70,7 @@ STEPS: dict[str, Callable[[Run], np.ndarray]] = {
     "k-means": lambda run: kmeans_labels(
         np.asarray(run.embeddings.array("embeddings")), run.classes, seed=run.params.seed
     ),
-    "TURTLE": lambda run: (
-        Run(
-            run.params.model_copy(update={"clustering": "turtle", "relabel_rounds": 0}), run.store
-        ).pseudo_labels
-    ),
+    "TURTLE": lambda run: _relabelled(run, 0, clustering="turtle"),
     "spectral clustering, most informative": lambda run: spectral_labels(
         np.asarray(run.neighbors.array("indices")),
         run.classes,

@@ -102,6 +102,7 @@ def test_claims_follow_the_side_of_zero_that_an_interval_lies_on():
     assert f"against random: {claim}" in of_cifar10
     assert "over 3 whole pipelines on each of 1 datasets, ELFS is better than random at 1" in short
     assert "3 budgets, worse at 1" in short
+    assert headlines.headlines([]) == []
     rows[0]["runs"] = 5
     assert "over 3 to 5 whole pipelines" in headlines.headlines(rows)[0]
     assert "(pseudo-labels 81% right)" in of_cifar10

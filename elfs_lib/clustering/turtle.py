@@ -28,7 +28,7 @@ class TurtleConfig:
         batch: Images a step, or all where there are fewer; 10,000 in the released code.
         learning_rate: Of Adam, for the labelling and for the classifier; 0.001 in the paper.
         entropy: Weight of the entropy of the mean label; 10 in the paper.
-        length: Of the embeddings. The longer, the sooner are labels sharp and stay as they are.
+        length: Of the embeddings. Longer ones sharpen the labels sooner.
     """
 
     steps: int = 2000
@@ -47,8 +47,9 @@ class Turtle:
         labels: int64 [N] in 0..C-1.
         confidence: float32 [N] in [0, 1], the largest probability of each image.
         loss: Mean cross-entropy in nats of the classifier under the labelling, over all images: the
-            lower, the better do linear models learn it. It needs no true label, so it can compare
-            settings and seeds.
+            lower, the better does a linear model learn it. It needs no true label, and compares
+            seeds of one setting; longer embeddings, or classes that are lost, lower it by
+            themselves.
     """
 
     labels: np.ndarray

@@ -244,9 +244,9 @@ def hindsight_answer(found: pd.DataFrame) -> str:
     lost = found["Lost, points"].str.split(" ").str[0].astype(float)
     largest = found["Most lost"].astype(float)
     return (
-        f"Of {len(found)} budgets where several β were tried, the search chose the best of them in "
-        f"every pipeline at {int((largest <= 0).sum())}. On average over a budget's pipelines it "
-        f"lost {lost.max():.2f} points at most, and in a single one {largest.max():.2f}."
+        f"Of {len(found)} budgets where several β were tried, the search lost nothing against the "
+        f"one with the best mean at {int((lost <= 0).sum())}, and {lost.max():.2f} points at most. "
+        f"Against the best of its own, a single pipeline lost up to {largest.max():.2f}."
     )
 
 
@@ -283,12 +283,12 @@ def training_answer(drawn: pd.DataFrame) -> str:
     if drawn.empty:
         return "Not measured yet."
     above, below = int((drawn["low"] > 0).sum()), int((drawn["high"] < 0).sum())
-    few, behind = int(drawn["low"].isna().sum()), drawn[drawn["value"] <= 0]
+    few, behind = int((drawn["runs"] < 3).sum()), drawn[drawn["value"] <= 0]
     said = (
         f"Of {len(drawn)} ways of training, ELFS is better than random in {above or 'none'}, worse "
         f"in {below or 'none'} and undecided in {len(drawn) - above - below - few or 'none'}"
     )
-    said += f"; {few} have fewer than three pipelines" if few else ""
+    said += f"; {few} {'have' if few > 1 else 'has'} fewer than three pipelines" if few else ""
     if behind.empty:
         return f"{said}."
     worst = behind.loc[behind["value"].idxmin()]
@@ -338,7 +338,8 @@ def own_beta_lines(every: Tables) -> list[str]:
     alike = ["dataset", "budget", "recipe", "steps", "aside", "pipelines"]
     pairs = trained[~own].merge(trained[own], on=alike, suffixes=("", "_own"))
     return [
-        f"- {row.network}, {row.steps:,} steps{row.aside}: {points(row.difference)} "
+        f"- {display_name(row.dataset)} at {percent(row.budget)}, {row.network}, {row.steps:,} "
+        f"steps{row.aside}: {points(row.difference)} "
         f"({points(row.low)} to {points(row.high)}) with the β of the default search "
         f"({_betas(row.hard_prune_ratios)}), {points(row.difference_own)} "
         f"({points(row.low_own)} to {points(row.high_own)}) with its own "

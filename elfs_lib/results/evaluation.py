@@ -302,13 +302,15 @@ def count_verdicts(paired: pd.DataFrame) -> str:
         raise ElfsError("paired must hold the rows of exactly one method and one rival.")
     method, rival = display_name(pairs["method"].iloc[0]), display_name(pairs["rival"].iloc[0])
     above, below = int((paired["low"] > 0).sum()), int((paired["high"] < 0).sum())
-    single = int((paired["n"] < 2).sum())
-    total = len(paired)
+    single, total = int((paired["n"] < 2).sum()), len(paired)
+    alike = int((paired["low"].isna() & (paired["n"] > 1)).sum())
+    told = single + alike
     said = {
         f"above at {above} of {total} budgets": True,
         f"below at {below}": True,
-        f"no evidence of a difference at {total - above - below - single}": single < total,
+        f"no evidence of a difference at {total - above - below - told}": told < total,
         f"one seed, which cannot tell, at {single}": single,
+        f"the same difference in each seed at {alike}": alike,
     }
     return (
         f"{method} against {rival}: {', '.join(part for part, told in said.items() if told)} "

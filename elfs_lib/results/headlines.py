@@ -65,6 +65,8 @@ def headlines(rows: list[dict[str, Any]]) -> list[str]:
     often and where ELFS is ahead of a rival, behind it, or neither, and which other methods beat
     it."""
     own = of_own_pipelines(rows)
+    if _against_others(own).empty:
+        return []
     return [
         f"- **In short**: {_in_short(own)}.",
         *(
