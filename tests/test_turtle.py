@@ -10,7 +10,7 @@ import torch
 from test_spectral import blobs
 
 from elfs_lib.clustering.metrics import clustering_accuracy
-from elfs_lib.clustering.turtle import TurtleConfig, _Labelling, fit_turtle, objective
+from elfs_lib.clustering.turtle import TurtleConfig, Labelling, fit_turtle, objective
 
 QUICK = TurtleConfig(steps=100, learning_rate=0.02)
 
@@ -56,7 +56,7 @@ def test_labels_confidence_and_loss():
 
 def test_a_labelling_has_directions_and_lengths_of_their_own():
     draw = torch.Generator().manual_seed(0)
-    labelling = _Labelling((3, 5), 0.1, draw)
+    labelling = Labelling((3, 5), 0.1, draw)
     rows = torch.randn(7, 5, generator=draw)
     before = labelling(rows)
     torch.testing.assert_close(before, rows @ torch.nn.functional.normalize(labelling.weight).T)

@@ -72,7 +72,7 @@ def fit_turtle(
     rows = torch.from_numpy(unit_rows(embeddings)) * config.length
     draw = torch.Generator().manual_seed(seed)
     shape, rate = (classes, rows.shape[1]), config.learning_rate
-    labelling, classifier = _Labelling(shape, rate, draw), _Linear(shape, rate, draw)
+    labelling, classifier = Labelling(shape, rate, draw), _Linear(shape, rate, draw)
     count = min(config.batch, len(rows))
     for _ in track(range(config.steps), "TURTLE"):
         batch = rows[torch.randperm(len(rows), generator=draw)[:count]]
@@ -115,9 +115,9 @@ class _Linear:
         self.adam.step()
 
 
-class _Labelling(_Linear):
-    """The same with a length of its own for the weights of each class: it grows slowly, so that
-    labels stay soft while their directions are found."""
+class Labelling(_Linear):
+    """Logits linear in the rows, with a length of its own for the weights of each class: it grows
+    slowly, so that labels stay soft while the directions are found (weight normalisation)."""
 
     def __init__(self, shape: tuple[int, int], rate: float, draw: torch.Generator):
         self.length = torch.ones(shape[0], 1, requires_grad=True)
