@@ -10,7 +10,7 @@ import torch
 from test_spectral import blobs
 
 from elfs_lib.clustering.metrics import clustering_accuracy
-from elfs_lib.clustering.turtle import TurtleConfig, Labelling, fit_turtle, objective
+from elfs_lib.clustering.turtle import Labelling, TurtleConfig, fit_turtle, objective
 
 QUICK = TurtleConfig(steps=100, learning_rate=0.02)
 
