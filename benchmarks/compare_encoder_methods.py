@@ -91,16 +91,21 @@ def timed(work: Callable[[], TrainedEncoder]) -> tuple[TrainedEncoder, float]:
     return made[0], spent
 
 
-def write(facts: dict, row: dict) -> None:
-    """Put a row beside those of as many images and crops, in place of an older one of its kind.
+def stored(facts: dict) -> list[dict]:
+    """The rows in the file.
 
     Raises:
-        SystemExit: if the file is of other images or crops.
+        SystemExit: if they are of other images or crops.
     """
-    old = json.loads(FACTS.read_text()) if FACTS.exists() else {}
-    if old and any(old[name] != value for name, value in facts.items()):
+    old = json.loads(FACTS.read_text()) if FACTS.exists() else facts | {"rows": []}
+    if any(old[name] != value for name, value in facts.items()):
         raise SystemExit(f"{FACTS} is of {old['images']} images and {old['views']} crops: move it.")
-    kept = [r for r in old.get("rows", []) if any(r[name] != row[name] for name in KEY)]
+    return old["rows"]
+
+
+def write(facts: dict, row: dict) -> None:
+    """Put a row beside the others, in place of an older one of its kind."""
+    kept = [old for old in stored(facts) if any(old[name] != row[name] for name in KEY)]
     write_text_atomic(FACTS, json.dumps(facts | {"rows": [*kept, row]}, indent=1) + "\n")
 
 
@@ -133,6 +138,7 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(data.train))[: arguments.images]
     images, labels = data.train[chosen], data.train_labels[chosen]
     facts = {"images": len(images), "views": arguments.views}
+    stored(facts)  # rows of other images are refused before hours of work
     made_by = {
         "machine": machine_name(resolve_device(arguments.device)),
         "clock": clock_name(),

@@ -29,10 +29,10 @@ from elfs_lib.clustering.metrics import clustering_report, kmeans_labels
 from elfs_lib.clustering.spectral import spectral_labels
 from elfs_lib.compute import resolve_device
 from elfs_lib.embedding.neighbors import Neighbors, knn_accuracy, neighbor_information
-from elfs_lib.embedding.rows import unit_rows
 from elfs_lib.params import Params, parse_yaml
 from elfs_lib.project import default_store
 from elfs_lib.results.evaluation import display_name
+from elfs_lib.results.low_budget import linear_probe
 from elfs_lib.results.provenance import as_setting
 from elfs_lib.stages import Run
 
@@ -46,15 +46,13 @@ def _clustered(run: Run, column: str = "aligned_mean", **changes: object) -> np.
 
 
 def _classified(run: Run) -> np.ndarray:
-    """What logistic regression on the embeddings names all images, after it learnt the more
-    confident half of each pseudo-class."""
-    from sklearn.linear_model import LogisticRegression
-
+    """What a linear probe names all images, after it learnt the more confident half of each
+    pseudo-class."""
     table = Run(run.params.model_copy(update=SPECTRAL), run.store).consensus.table("labels")
     rank = table.groupby("aligned_mean")["confidence"].rank(pct=True, method="first")
-    rows, half = unit_rows(run.embeddings.array("embeddings")), (rank > 0.5).to_numpy()
-    learnt = LogisticRegression(C=10, max_iter=1000).fit(rows[half], table["aligned_mean"][half])
-    return learnt.predict(rows).astype(np.int64)
+    rows, half = run.embeddings.array("embeddings"), (rank > 0.5).to_numpy()
+    labels = table["aligned_mean"].to_numpy()[half]
+    return linear_probe(rows[half], labels, rows, strength=10)
 
 
 def _relabelled(run: Run, rounds: int, **changes: object) -> np.ndarray:

@@ -304,13 +304,14 @@ def test_another_search_is_counted_by_budgets():
         ("cifar10", "search_steps=7"): own,  # one pipeline
     }
     rows = verdict.verdict_rows(every)
-    (line,) = headlines.search_lines(rows)
+    (line,) = headlines.search_lines(verdict.by_search(rows))
     assert line.endswith(
         "CIFAR-10, 1,000 steps, of 2 budgets better than random at 1 (10%) and worse at 1, than "
         "CCS at none."
     )
     assert line in headlines.in_words(rows)
-    assert not headlines.search_lines(rows[:2]) and not headlines.search_lines([])
+    assert verdict.by_search(rows[:2]).empty and verdict.by_search([]).empty
+    assert not headlines.search_lines(verdict.by_search([]))
 
 
 def test_proxies_are_compared_by_what_they_cost_and_give():

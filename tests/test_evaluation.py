@@ -150,6 +150,9 @@ def test_one_seed_is_no_evidence():
     said = count_verdicts(paired)
     assert "above at 0 of 2" in said and "one seed, which cannot tell, at 2 (" in said
     assert "no evidence" not in said
+    alike = [r | {"accuracy": 80.0} for r in rows()]
+    said = count_verdicts(paired_difference(alike, "elfs", "random"))
+    assert "the same difference in each seed at 2 (" in said and "no evidence" not in said
 
 
 def test_verdicts_are_counted():

@@ -80,7 +80,7 @@ def test_rows_of_encoders_stand_beside_those_of_as_many_images_and_crops(
     assert own["20-NN, whole images, %"] == "52.0" and own["20-NN, mean of 3 crops, %"] == "40.0"
     assert other["Trained on"] == "pretrained" and other["Seconds"] == other["Epochs"] == ""
     with pytest.raises(SystemExit, match="is of 99 images and 3 crops"):
-        made.write(facts | {"images": 98}, row)
+        made.stored(facts | {"images": 98})
 
 
 def test_the_page_on_budgets_shows_what_was_measured(load):

@@ -20,15 +20,15 @@ from elfs_lib.progress import track
 
 @dataclass(frozen=True)
 class TurtleConfig:
-    """How a labelling is found.
+    """How a labelling is found; what is not as in the released code says so.
 
     Attributes:
-        steps: Of the labelling; 6,000 in the released code.
-        inner_steps: Of the classifier for each of them; 10 in the paper.
-        batch: Images a step, or all where there are fewer; 10,000 in the released code.
-        learning_rate: Of Adam, for the labelling and for the classifier; 0.001 in the paper.
-        entropy: Weight of the entropy of the mean label; 10 in the paper.
-        length: Of the embeddings. Longer ones sharpen the labels sooner.
+        steps: Of the labelling; 6,000 there.
+        inner_steps: Of the classifier for each of them.
+        batch: Images a step, or all where there are fewer; 10,000 there.
+        learning_rate: Of Adam, for the labelling and for the classifier.
+        entropy: Weight of the entropy of the mean label.
+        length: Of the embeddings. Longer ones sharpen the labels sooner; there as they are.
     """
 
     steps: int = 2000

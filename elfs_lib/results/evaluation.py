@@ -304,18 +304,13 @@ def count_verdicts(paired: pd.DataFrame) -> str:
     above, below = int((paired["low"] > 0).sum()), int((paired["high"] < 0).sum())
     single, total = int((paired["n"] < 2).sum()), len(paired)
     alike = int((paired["low"].isna() & (paired["n"] > 1)).sum())
-    told = single + alike
-    said = {
-        f"above at {above} of {total} budgets": True,
-        f"below at {below}": True,
-        f"no evidence of a difference at {total - above - below - told}": told < total,
-        f"one seed, which cannot tell, at {single}": single,
-        f"the same difference in each seed at {alike}": alike,
-    }
-    return (
-        f"{method} against {rival}: {', '.join(part for part, told in said.items() if told)} "
-        "(95% paired intervals)."
-    )
+    said = [f"above at {above} of {total} budgets", f"below at {below}"]
+    if single + alike < total:
+        rest = total - above - below - single - alike
+        said.append(f"no evidence of a difference at {rest}")
+    said += [f"one seed, which cannot tell, at {single}"] if single else []
+    said += [f"the same difference in each seed at {alike}"] if alike else []
+    return f"{method} against {rival}: {', '.join(said)} (95% paired intervals)."
 
 
 _PAIRED = (

@@ -19,11 +19,10 @@ from elfs_lib.results.evaluation import display_name, listed, percent, points
 from elfs_lib.results.low_budget import ADVICE, AS_RANDOM
 from elfs_lib.results.verdict import (
     VERDICT_COLUMNS,
-    betas_by_seed,
     by_pseudo_labels,
+    by_search,
     by_training,
     is_another_method,
-    is_another_search,
     of_own_pipelines,
 )
 from elfs_lib.results.words import setting_in_words, spanned
@@ -83,7 +82,7 @@ def in_words(rows: list[dict[str, Any]]) -> list[str]:
     the labels a class that ELFS needs."""
     lines = headlines(rows)
     lines += curve_lines(by_pseudo_labels(rows))
-    lines += training_lines(by_training(rows)) + search_lines(rows)
+    lines += training_lines(by_training(rows)) + search_lines(by_search(rows))
     taken = (
         f"{display_name(method)} below {end}" if not start else f"then {display_name(method)}"
         for (start, method), (end, _) in pairwise(ADVICE)
@@ -176,27 +175,15 @@ def training_lines(trained: pd.DataFrame) -> list[str]:
     return lines
 
 
-def search_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """At how many budgets ELFS was better than random and CCS, and where worse, over the whole
-    pipelines whose search is another, and nothing else, as a Markdown line. A search that chose
-    the betas of the params file's is left out."""
-    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
-    frame = _against_others(frame[frame["whole_pipelines"].astype(bool)])
-    files: dict[tuple[str, float], dict[int, float]] = {}
-    for row in frame[frame["setting"] == ""].itertuples():
-        files.setdefault((row.dataset, row.budget), {}).update(betas_by_seed(row))
-    frame = frame[frame["setting"].map(is_another_search).astype(bool)]
+def search_lines(searched: pd.DataFrame) -> list[str]:
+    """:func:`elfs_lib.results.verdict.by_search` as a Markdown line: at how many budgets ELFS was
+    better than random and CCS, and where worse."""
     said = []
-    for (dataset, setting), own in frame.groupby(["dataset", "setting"], sort=False):
-        if all(
-            betas_by_seed(row).items() <= files.get((dataset, row.budget), {}).items()
-            for row in own.itertuples()
-        ):
-            continue
-        searched = setting_in_words(setting).removeprefix("search models: ")
+    for (dataset, setting), own in searched.groupby(["dataset", "setting"], sort=False):
+        models = setting_in_words(setting).removeprefix("search models: ")
         counted = (_counted(*each) for each in own.groupby("against", sort=False))
         said.append(
-            f"{display_name(dataset)}, {searched}, of {own['budget'].nunique()} budgets better "
+            f"{display_name(dataset)}, {models}, of {own['budget'].nunique()} budgets better "
             f"than {', than '.join(counted)}"
         )
     line = f"- **By another search for β**: {'; '.join(said)}."

@@ -174,17 +174,33 @@ def _chose_the_same(trained: pd.DataFrame) -> pd.Series:
         return row.dataset, row.budget, row.recipe, row.steps, row.aside.removesuffix(OWN_BETA)
 
     own = trained["aside"].str.endswith(OWN_BETA)
-    files = {training(row): betas_by_seed(row) for row in trained[~own].itertuples()}
-    same = (
-        betas_by_seed(row).items() <= files.get(training(row), {}).items()
-        for row in trained.itertuples()
-    )
+    files = {training(row): _betas_by_seed(row) for row in trained[~own].itertuples()}
+    same = (_chose(row, files.get(training(row), {})) for row in trained.itertuples())
     return own & pd.Series(same, trained.index, dtype=bool)
 
 
-def betas_by_seed(row: Any) -> dict[int, float]:
-    """The beta of each run of a row of the verdict."""
+def _betas_by_seed(row: Any) -> dict[int, float]:
     return dict(zip(row.seeds, row.hard_prune_ratios, strict=True))
+
+
+def _chose(row: Any, betas: dict[int, float]) -> bool:
+    """Whether each run of a row has the beta that its seed has there."""
+    return _betas_by_seed(row).items() <= betas.items()
+
+
+def by_search(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """ELFS against random and CCS over whole pipelines whose search for beta is another, all else
+    as in the dataset's file: rows of :func:`verdict_rows`. A search that chose the betas of the
+    file's at every budget is left out."""
+    frame = pd.DataFrame(rows, columns=[*VERDICT_COLUMNS])
+    kept = (frame["method"] == "elfs") & frame["against"].isin(["random", "ccs_pseudo"])
+    frame = frame[kept & frame["whole_pipelines"].astype(bool)]
+    usual = frame[(frame["setting"] == "") & (frame["against"] == "random")]
+    files = {(row.dataset, row.budget): _betas_by_seed(row) for row in usual.itertuples()}
+    frame = frame[frame["setting"].map(is_another_search).astype(bool)]
+    chose = [_chose(row, files.get((row.dataset, row.budget), {})) for row in frame.itertuples()]
+    alike = [frame["dataset"], frame["setting"]]
+    return frame[~pd.Series(chose, frame.index, dtype=bool).groupby(alike).transform("all")]
 
 
 #: Ends the words of a training whose search for beta trained its models alike.
